@@ -1,0 +1,2 @@
+//! Shared map types.
+#![no_std]

@@ -1,0 +1,1 @@
+//! The two-link lab.

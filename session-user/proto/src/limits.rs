@@ -1,0 +1,90 @@
+//! Every fixed limit of the protocol and the core, in one place, with units at the end of the name.
+
+use std::time::Duration;
+
+/// The only wire version so far.
+pub const VERSION: u8 = 1;
+
+/// Longest routing token in a preamble, in bytes: enough for a 256-bit identifier and a checksum.
+pub const ROUTING_TOKEN_BYTES_MAX: usize = 64;
+
+/// Bytes of a record's clear header.
+pub const RECORD_HEADER_BYTES: usize = 16;
+
+/// Bytes of an AEAD tag; all three AEADs of the protocol have the same.
+pub const TAG_BYTES: usize = 16;
+
+/// Largest sealed payload (ciphertext and tag) that this implementation accepts, in bytes. The
+/// length field has 24 bits; 256 KiB leaves room for larger records than the 64 KiB sent today.
+pub const RECORD_PAYLOAD_BYTES_MAX: usize = 256 * 1024;
+
+/// Most application bytes put into one record. 64 KiB is where the cost per byte stops falling.
+pub const STREAM_DATA_BYTES_MAX: usize = 64 * 1024;
+
+/// Most ranges in one ACK, beyond the cumulative number.
+pub const ACK_RANGES_MAX: usize = 32;
+
+/// Longest reason text in a CLOSE, in bytes.
+pub const REASON_BYTES_MAX: usize = 256;
+
+/// Longest host name in an OPEN, in bytes (RFC 1035 section 2.3.4).
+pub const HOST_NAME_BYTES_MAX: usize = 253;
+
+/// Most bytes of one REAUTH frame.
+pub const REAUTH_CHUNK_BYTES_MAX: usize = 8 * 1024;
+
+/// Most bytes of one direction of one in-band TLS handshake.
+pub const REAUTH_BYTES_MAX: u64 = 64 * 1024;
+
+/// Most bytes of HELLO and ACCEPT parameters.
+pub const PARAMS_BYTES_MAX: usize = 1024;
+
+/// Span of record numbers in space R (highest sent minus lowest unacknowledged) that a receiver
+/// grants. Bounds its bitmap of received numbers and the sender's list of retained records.
+pub const RECORD_WINDOW: u64 = 1 << 16;
+
+/// Part of the peer's record window that application data never uses, so that MAX_*, RESET,
+/// REKEY and CLOSE can always be sealed.
+pub const RECORD_WINDOW_RESERVE: u64 = 1 << 12;
+
+/// Part of the retained-bytes budget kept for the same frames, in bytes.
+pub const RETAIN_RESERVE_BYTES: usize = 256 * 1024;
+
+/// Book-keeping charged to the budget for each retained record, in bytes.
+pub const RETAINED_OVERHEAD_BYTES: usize = 96;
+
+/// Bytes of payload in one record of control frames, at most.
+pub const CONTROL_RECORD_BYTES_MAX: usize = 4 * 1024;
+
+/// Records in space R after which the sender takes the next epoch's key: far below the 2^24.5
+/// full-size records of RFC 8446 section 5.5 for AES-GCM.
+pub const REKEY_RECORDS: u64 = 1 << 22;
+
+/// Age after which the sender takes the next epoch's key.
+pub const REKEY_AFTER: Duration = Duration::from_secs(3600);
+
+/// Most key epochs alive at once in one direction; a sender stops sealing data rather than exceed it.
+pub const EPOCHS_LIVE_MAX: usize = 4;
+
+/// Resume tokens that an acceptor recognises ahead of the highest counter accepted. A dialler that
+/// burnt more than this many counters unheard falls back to a full handshake.
+pub const RESUME_TOKENS_AHEAD: u64 = 32;
+
+/// Longest time an acknowledgement waits for company.
+pub const ACK_DELAY: Duration = Duration::from_millis(5);
+
+/// Received bytes in space R after which an acknowledgement goes at once.
+pub const ACK_BYTES: usize = 256 * 1024;
+
+/// Received records in space R after which an acknowledgement goes at once.
+pub const ACK_RECORDS: u32 = 32;
+
+/// Bytes queued on a transport above which no new data is sealed for it: later data, of any
+/// stream, must not wait behind more than this in user space.
+pub const TRANSPORT_QUEUE_BYTES: usize = 512 * 1024;
+
+/// How long a closing session lingers to have its CLOSE acknowledged.
+pub const CLOSE_LINGER: Duration = Duration::from_secs(3);
+
+/// Most transports of one session at once.
+pub const TRANSPORTS_MAX: usize = 16;

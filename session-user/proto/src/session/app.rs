@@ -1,0 +1,179 @@
+//! The application side: opening, writing, reading and ending streams.
+
+use bytes::Bytes;
+
+use super::Session;
+use super::buf::SendBuf;
+use super::event::{StreamError, StreamId};
+use super::stream::Stream;
+use crate::Time;
+use crate::wire::{Frame, StreamHeader, Target};
+
+impl Session {
+    /// Opens a stream to `target`, which the peer dials. Data may be written at once; the result
+    /// comes as [`super::Event::StreamConnected`] or [`super::Event::StreamRefused`].
+    pub fn open(&mut self, target: Target) -> Result<StreamId, StreamError> {
+        if !self.is_open() {
+            return Err(StreamError::NotOpen);
+        }
+        if self.flow.local_opened >= self.flow.local_max {
+            return Err(StreamError::TooMany);
+        }
+        let id = self.flow.local_opened * 2 + self.role.bit();
+        self.flow.local_opened += 1;
+        self.stats.streams_opened += 1;
+        let stream = Stream::new(
+            self.peer.initial_max_stream_data,
+            self.flow.initial_window,
+            false,
+        );
+        self.streams.insert(id, stream);
+        self.push_control(&Frame::Open { id, target });
+        Ok(id)
+    }
+
+    /// The target of a stream that the peer opened is connected.
+    pub fn connected(&mut self, id: StreamId) {
+        if self.streams.contains_key(&id) {
+            self.push_control(&Frame::OpenOk { id });
+        }
+    }
+
+    /// The target of a stream that the peer opened could not be connected: `errno` says why, in
+    /// Linux's generic numbering. The stream is gone.
+    pub fn refuse(&mut self, id: StreamId, errno: u64) {
+        if self.streams.contains_key(&id) {
+            self.push_control(&Frame::OpenFailed { id, errno });
+            self.abort(id, errno);
+        }
+    }
+
+    /// Seals and schedules `data` as the next bytes of stream `id`.
+    pub fn write(&mut self, now: Time, id: StreamId, data: SendBuf) -> Result<(), StreamError> {
+        let capacity = self.capacity(id);
+        let stream = self.streams.get_mut(&id).ok_or(StreamError::Gone)?;
+        if stream.send.closed {
+            return Err(StreamError::Finished);
+        }
+        let len = data.len();
+        if len > capacity {
+            return Err(StreamError::NoCapacity);
+        }
+        if len == 0 {
+            return Ok(());
+        }
+        let header = StreamHeader {
+            id,
+            offset: stream.send.offset,
+            fin: false,
+        };
+        stream.send.offset += len as u64;
+        self.flow.sent += len as u64;
+        self.stats.bytes_sent += len as u64;
+        self.flush_frames(now);
+        self.seal_data(now, &header, data);
+        Ok(())
+    }
+
+    /// The application sends no more on `id`: FIN goes behind the last byte.
+    pub fn finish(&mut self, id: StreamId) -> Result<(), StreamError> {
+        let stream = self.streams.get_mut(&id).ok_or(StreamError::Gone)?;
+        if stream.send.closed {
+            return Err(StreamError::Finished);
+        }
+        stream.send.closed = true;
+        let header = StreamHeader {
+            id,
+            offset: stream.send.offset,
+            fin: true,
+        };
+        self.push_control(&Frame::Stream { header, data: &[] });
+        self.reap(id);
+        Ok(())
+    }
+
+    /// Aborts both directions of `id`, as a TCP reset does; `code` is an errno in Linux's generic
+    /// numbering. What was received and not read is dropped.
+    pub fn abort(&mut self, id: StreamId, code: u64) {
+        let Some(stream) = self.streams.get_mut(&id) else {
+            return;
+        };
+        let mut frames = Vec::with_capacity(2);
+        if !stream.send.closed {
+            stream.send.closed = true;
+            frames.push(Frame::ResetStream {
+                id,
+                code,
+                final_size: stream.send.offset,
+            });
+        }
+        if !stream.recv.closed && !stream.recv.discard {
+            let freed = stream.recv.drop_all();
+            if stream.recv.at_end() {
+                stream.recv.closed = true;
+            } else {
+                frames.push(Frame::StopSending { id, code });
+            }
+            self.flow.consume(freed);
+        }
+        for frame in &frames {
+            self.push_control(frame);
+        }
+        self.reap(id);
+    }
+
+    /// The next bytes of `id` in order, or `None` if there are none yet.
+    pub fn peek(&self, id: StreamId) -> Option<&Bytes> {
+        self.streams.get(&id)?.recv.peek()
+    }
+
+    /// All bytes of `id` in order that can be read, for a vectored write.
+    pub fn readable(&self, id: StreamId) -> impl Iterator<Item = &Bytes> {
+        self.streams
+            .get(&id)
+            .into_iter()
+            .flat_map(|s| s.recv.ready())
+    }
+
+    /// The application took `taken` bytes of what [`Self::readable`] showed.
+    pub fn consume(&mut self, id: StreamId, taken: usize) {
+        let Some(stream) = self.streams.get_mut(&id) else {
+            return;
+        };
+        stream.recv.consume(taken);
+        self.flow.consume(taken as u64);
+        self.flow
+            .replenish(id, stream, self.config.stream_window_max);
+    }
+
+    /// Whether the application has taken every byte of `id` and the peer ended it. Telling ends
+    /// the receiving half: call it once the application has been told.
+    pub fn take_end(&mut self, id: StreamId) -> bool {
+        let Some(stream) = self.streams.get_mut(&id) else {
+            return false;
+        };
+        stream.told_readable = false;
+        if stream.recv.closed || !stream.recv.at_end() {
+            return false;
+        }
+        stream.recv.closed = true;
+        self.reap(id);
+        true
+    }
+
+    /// The driver could not hand over all that was readable: what stays is moved into buffers of
+    /// its own size, and [`super::Event::Readable`] comes again with further bytes.
+    pub fn leave_rest(&mut self, id: StreamId) {
+        if let Some(stream) = self.streams.get_mut(&id) {
+            stream.told_readable = false;
+            stream.recv.compact();
+        }
+    }
+
+    /// Queues a frame of space R.
+    pub(super) fn push_control(&mut self, frame: &Frame<'_>) {
+        let mut bytes = Vec::with_capacity(16);
+        frame.encode(&mut bytes);
+        self.control.push_back(bytes);
+    }
+}

@@ -1,0 +1,93 @@
+//! A buffer that becomes a record without its bytes being moved.
+
+use bytes::buf::Limit;
+use bytes::{Buf, BufMut, Bytes, BytesMut};
+
+use crate::limits::{RECORD_HEADER_BYTES, TAG_BYTES};
+use crate::seal::RecordKey;
+use crate::wire::{RecordHeader, Space, StreamHeader};
+
+/// Room in front of the data for the record header and the frame header.
+const HEADROOM: usize = RECORD_HEADER_BYTES + StreamHeader::BYTES_MAX;
+
+/// Application bytes on their way into a record: read them from a socket straight into
+/// [`Self::unfilled`]; the headers are written before them and the tag behind them.
+#[derive(Debug)]
+pub struct SendBuf {
+    buf: BytesMut,
+    room: usize,
+}
+
+impl SendBuf {
+    /// A buffer for at most `room` bytes of data.
+    pub fn with_capacity(room: usize) -> Self {
+        let mut buf = BytesMut::with_capacity(HEADROOM + room + TAG_BYTES);
+        buf.resize(HEADROOM, 0);
+        Self { buf, room }
+    }
+
+    /// A buffer that holds a copy of `data`.
+    pub fn copy_of(data: &[u8]) -> Self {
+        let mut out = Self::with_capacity(data.len());
+        out.buf.extend_from_slice(data);
+        out
+    }
+
+    /// Bytes of data so far.
+    pub fn len(&self) -> usize {
+        self.buf.len() - HEADROOM
+    }
+
+    /// Whether there is no data yet.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Room for further data, at most `max` bytes of it.
+    pub fn unfilled(&mut self, max: usize) -> Limit<&mut BytesMut> {
+        let left = (self.room - self.len()).min(max);
+        (&mut self.buf).limit(left)
+    }
+
+    /// The data.
+    pub fn data(&self) -> &[u8] {
+        &self.buf[HEADROOM..]
+    }
+
+    /// Frames and seals the data as a record of space R.
+    pub(super) fn seal(
+        mut self,
+        stream: &StreamHeader,
+        epoch: u32,
+        number: u64,
+        key: &RecordKey,
+    ) -> Bytes {
+        let data_bytes = self.len();
+        let frame_bytes = stream.write_before(&mut self.buf[..HEADROOM], data_bytes);
+        self.buf
+            .advance(HEADROOM - frame_bytes - RECORD_HEADER_BYTES);
+        seal_record(self.buf, Space::Retained, epoch, number, key)
+    }
+}
+
+/// Seals what stands behind the [`RECORD_HEADER_BYTES`] of room at the front of `record`.
+pub(super) fn seal_record(
+    mut record: BytesMut,
+    space: Space,
+    epoch: u32,
+    number: u64,
+    key: &RecordKey,
+) -> Bytes {
+    let payload_bytes = record.len() - RECORD_HEADER_BYTES + TAG_BYTES;
+    let header = RecordHeader {
+        space,
+        payload_bytes,
+        epoch,
+        number,
+    }
+    .encode();
+    record[..RECORD_HEADER_BYTES].copy_from_slice(&header);
+    let tag = key.seal(&header, number, &mut record[RECORD_HEADER_BYTES..]);
+    record.extend_from_slice(&tag);
+    record.freeze()
+}

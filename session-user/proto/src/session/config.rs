@@ -1,0 +1,99 @@
+//! What a session is told when it is made, and what it counts.
+
+use std::time::Duration;
+
+use crate::limits;
+use crate::seal::Direction;
+
+/// Which end of the session this unit is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Role {
+    /// The unit that dialled the full handshake.
+    Initiator,
+    /// The unit that accepted it.
+    Responder,
+}
+
+impl Role {
+    /// The direction that this end seals.
+    pub const fn sends(self) -> Direction {
+        match self {
+            Self::Initiator => Direction::FromInitiator,
+            Self::Responder => Direction::FromResponder,
+        }
+    }
+
+    /// The direction that this end opens.
+    pub const fn receives(self) -> Direction {
+        match self {
+            Self::Initiator => Direction::FromResponder,
+            Self::Responder => Direction::FromInitiator,
+        }
+    }
+
+    /// Bit 0 of the ids of streams that this end opens, and of transports that it dials.
+    pub const fn bit(self) -> u64 {
+        match self {
+            Self::Initiator => 0,
+            Self::Responder => 1,
+        }
+    }
+}
+
+/// Limits and identity of one session.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// Random at each start of the agent.
+    pub instance: [u8; 16],
+    /// Name and version, for the peer's operator.
+    pub software: String,
+    /// Budget for retained and for received bytes together; half of it for each.
+    pub memory_bytes: usize,
+    /// Streams that the peer may have open at once.
+    pub max_streams: u64,
+    /// Largest credit granted to one stream, in bytes.
+    pub stream_window_max: u64,
+    /// Records of space R sealed in one key epoch, at most.
+    pub rekey_records: u64,
+    /// Age of a key epoch, at most (checked when something is sealed: an idle session does not wake).
+    pub rekey_after: Duration,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            instance: [0; 16],
+            software: String::new(),
+            memory_bytes: 64 << 20,
+            max_streams: 4096,
+            stream_window_max: 8 << 20,
+            rekey_records: limits::REKEY_RECORDS,
+            rekey_after: limits::REKEY_AFTER,
+        }
+    }
+}
+
+/// What a session has counted since it was made.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Stats {
+    /// Application bytes sealed.
+    pub bytes_sent: u64,
+    /// Application bytes taken in, each once.
+    pub bytes_received: u64,
+    /// Records of space R sealed.
+    pub records_sent: u64,
+    /// Records of space R opened, each once.
+    pub records_received: u64,
+    /// Records of space R scheduled again on another transport.
+    pub records_resent: u64,
+    /// Their sealed bytes.
+    pub bytes_resent: u64,
+    /// Records of space R that came more than once.
+    pub duplicates: u64,
+    /// Streams opened by either end.
+    pub streams_opened: u64,
+    /// Transports authenticated after the first.
+    pub resumes: u64,
+    /// Key epochs begun by this end.
+    pub rekeys: u64,
+}

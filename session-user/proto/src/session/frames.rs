@@ -1,0 +1,298 @@
+//! What each frame does.
+
+use bytes::Bytes;
+
+use super::event::{Event, Handle, StreamId, TransportFault, Violation};
+use super::receive::Stop;
+use super::stream::Stream;
+use super::transport::Phase;
+use super::{Session, State};
+use crate::Time;
+use crate::wire::{Ack, Frame, Params, StreamHeader, Target};
+
+impl Session {
+    pub(super) fn handle_frame(
+        &mut self,
+        now: Time,
+        handle: Handle,
+        plain: &Bytes,
+        frame: Frame<'_>,
+    ) -> Result<(), Stop> {
+        let phase = self
+            .transports
+            .get(&handle)
+            .ok_or(TransportFault::Unknown)?
+            .phase;
+        match (&frame, phase) {
+            (Frame::Resume { .. }, Phase::AwaitResume)
+            | (Frame::Resumed { .. }, Phase::AwaitResumed) => {}
+            (_, Phase::Up) => {}
+            _ => return Err(TransportFault::Unauthenticated.into()),
+        }
+        match frame {
+            Frame::Ping { token } => self.send_unretained(handle, &Frame::Pong { token }),
+            Frame::Pong { token } => self.events.push_back(Event::Pong { handle, token }),
+            Frame::Ack { ack, .. } => self.handle_ack(&ack)?,
+            Frame::Hello { params } => self.handle_hello(params)?,
+            Frame::Accept { params } => self.handle_accept(params)?,
+            Frame::Resume {
+                counter,
+                hard,
+                standby,
+                ack,
+            } => self.handle_resume(handle, counter, hard, standby, &ack)?,
+            Frame::Resumed { ack } => self.handle_resumed(handle, &ack)?,
+            Frame::TransportStatus { seq, hard, standby } => {
+                self.handle_status(handle, seq, hard, standby)
+            }
+            Frame::TransportClose { .. } => self.handle_transport_close(handle),
+            Frame::Close { code, reason } => self.handle_close(now, code, reason),
+            Frame::Rekey { epoch, first } => self.handle_rekey(epoch, first),
+            Frame::Reauth {
+                generation,
+                offset,
+                data,
+            } => {
+                self.handle_reauth(generation, offset, plain.slice_ref(data))?;
+            }
+            Frame::ReauthDone { generation } => self.handle_reauth_done(now, generation)?,
+            _ if self.state == State::AwaitHello || self.state == State::AwaitAccept => {
+                return Err(
+                    Violation::protocol("a stream frame before the session is open").into(),
+                );
+            }
+            // The peer may not have heard yet that the session is over.
+            _ if self.is_ending() => {}
+            stream_frame => self.handle_stream_frame(plain, stream_frame)?,
+        }
+        Ok(())
+    }
+
+    fn handle_stream_frame(&mut self, plain: &Bytes, frame: Frame<'_>) -> Result<(), Violation> {
+        match frame {
+            Frame::Stream { header, data } => self.handle_stream(&header, plain.slice_ref(data)),
+            Frame::MaxData { max } => {
+                self.flow.send_max = self.flow.send_max.max(max);
+                self.credit_arrived();
+                Ok(())
+            }
+            Frame::MaxStreamData { id, max } => self.handle_max_stream_data(id, max),
+            Frame::MaxStreams { max } => {
+                if max > self.flow.local_max {
+                    self.flow.local_max = max;
+                    self.events.push_back(Event::StreamsAvailable);
+                }
+                Ok(())
+            }
+            Frame::ResetStream {
+                id,
+                code,
+                final_size,
+            } => self.handle_reset(id, code, final_size),
+            Frame::StopSending { id, code } => self.handle_stop(id, code),
+            Frame::Open { id, target } => self.handle_open(id, target),
+            Frame::OpenOk { id } => {
+                self.check_local(id)?;
+                if self.streams.contains_key(&id) {
+                    self.events.push_back(Event::StreamConnected(id));
+                }
+                Ok(())
+            }
+            Frame::OpenFailed { id, errno } => {
+                self.check_local(id)?;
+                if self.streams.contains_key(&id) {
+                    self.events.push_back(Event::StreamRefused { id, errno });
+                    self.abort(id, errno);
+                }
+                Ok(())
+            }
+            _ => Ok(()),
+        }
+    }
+
+    fn check_local(&self, id: StreamId) -> Result<(), Violation> {
+        let ours = id & 1 == self.role.bit();
+        if !ours || id >> 1 >= self.flow.local_opened {
+            return Err(Violation::protocol(
+                "an answer to a stream that was never opened",
+            ));
+        }
+        Ok(())
+    }
+
+    pub(super) fn handle_ack(&mut self, ack: &Ack) -> Result<(), Violation> {
+        if self.retained.acknowledge(ack)? {
+            let lowest = self.retained.lowest();
+            self.epochs.acknowledged(lowest);
+            if matches!(self.state, State::Closing { number: Some(n), .. } if lowest > n) {
+                self.state = State::Closed;
+            }
+            self.unblock();
+        }
+        Ok(())
+    }
+
+    fn handle_hello(&mut self, params: &[u8]) -> Result<(), Violation> {
+        if self.state != State::AwaitHello {
+            return Err(Violation::protocol("HELLO at the wrong time"));
+        }
+        let params = Params::parse(params)
+            .map_err(|_| Violation::protocol("HELLO that cannot be parsed"))?;
+        self.adopt_peer(params.clone());
+        self.state = State::AwaitDecision;
+        self.events.push_back(Event::Hello(params));
+        Ok(())
+    }
+
+    fn handle_accept(&mut self, params: &[u8]) -> Result<(), Violation> {
+        if self.state != State::AwaitAccept {
+            return Err(Violation::protocol("ACCEPT at the wrong time"));
+        }
+        let params = Params::parse(params)
+            .map_err(|_| Violation::protocol("ACCEPT that cannot be parsed"))?;
+        self.adopt_peer(params.clone());
+        self.state = State::Open;
+        self.events.push_back(Event::Accepted(params));
+        self.events.push_back(Event::TokensChanged);
+        Ok(())
+    }
+
+    fn handle_close(&mut self, now: Time, code: u64, reason: &[u8]) {
+        // The sender of CLOSE waits for its acknowledgement, also when both close at once.
+        self.ack.at_once(now);
+        if self.is_ending() {
+            return;
+        }
+        self.drop_streams();
+        let reason = String::from_utf8_lossy(reason)
+            .chars()
+            .filter(|c| !c.is_control())
+            .collect();
+        self.state = State::Closing {
+            until: now + crate::limits::ACK_DELAY,
+            number: None,
+        };
+        self.events.push_back(Event::Closed {
+            code,
+            reason,
+            by_peer: true,
+        });
+    }
+
+    /// The stream that the peer's frame speaks of: made now if it is new, `None` if it is over.
+    fn peer_stream(&mut self, id: StreamId) -> Result<Option<&mut Stream>, Violation> {
+        if id & 1 == self.role.bit() {
+            self.check_local(id)?;
+            return Ok(self.streams.get_mut(&id));
+        }
+        let index = id >> 1;
+        if index >= self.flow.remote_max {
+            return Err(Violation::flow("more streams than allowed"));
+        }
+        // Data may overtake its OPEN, and OPENs each other, when records travel on two transports.
+        while self.flow.remote_opened <= index {
+            let new = self.flow.remote_opened * 2 + (id & 1);
+            self.flow.remote_opened += 1;
+            self.stats.streams_opened += 1;
+            let stream = Stream::new(
+                self.peer.initial_max_stream_data,
+                self.flow.initial_window,
+                true,
+            );
+            self.streams.insert(new, stream);
+        }
+        Ok(self.streams.get_mut(&id))
+    }
+
+    fn handle_open(&mut self, id: StreamId, target: Target) -> Result<(), Violation> {
+        if id & 1 == self.role.bit() {
+            return Err(Violation::protocol("OPEN with a number of the other end"));
+        }
+        let Some(stream) = self.peer_stream(id)? else {
+            return Ok(());
+        };
+        if !stream.awaiting_open {
+            return Err(Violation::protocol("OPEN of a stream that is open"));
+        }
+        stream.awaiting_open = false;
+        self.events.push_back(Event::StreamOpened { id, target });
+        self.tell_readable(id);
+        Ok(())
+    }
+
+    fn handle_stream(&mut self, header: &StreamHeader, data: Bytes) -> Result<(), Violation> {
+        let id = header.id;
+        let len = data.len() as u64;
+        let Some(stream) = self.peer_stream(id)? else {
+            return Ok(());
+        };
+        let grown = stream.recv.insert(header.offset, header.fin, data)?;
+        let discarded = if stream.recv.discard {
+            stream.recv.drop_all()
+        } else {
+            0
+        };
+        if stream.recv.discard && stream.recv.at_end() {
+            stream.recv.closed = true;
+        }
+        self.stats.bytes_received += grown.min(len);
+        self.flow.receive(grown)?;
+        if discarded > 0 {
+            self.flow.consume(discarded);
+        }
+        self.tell_readable(id);
+        self.reap(id);
+        Ok(())
+    }
+
+    fn tell_readable(&mut self, id: StreamId) {
+        let Some(stream) = self.streams.get_mut(&id) else {
+            return;
+        };
+        let something =
+            stream.recv.peek().is_some() || (stream.recv.at_end() && !stream.recv.closed);
+        if something && !stream.told_readable && !stream.awaiting_open && !stream.recv.discard {
+            stream.told_readable = true;
+            self.events.push_back(Event::Readable(id));
+        }
+    }
+
+    fn handle_max_stream_data(&mut self, id: StreamId, max: u64) -> Result<(), Violation> {
+        if let Some(stream) = self.peer_stream(id)? {
+            stream.send.max = stream.send.max.max(max);
+            self.credit_arrived();
+        }
+        Ok(())
+    }
+
+    fn handle_reset(&mut self, id: StreamId, code: u64, final_size: u64) -> Result<(), Violation> {
+        let Some(stream) = self.peer_stream(id)? else {
+            return Ok(());
+        };
+        stream.recv.set_final(final_size)?;
+        let unseen = final_size - stream.recv.highest;
+        stream.recv.highest = final_size;
+        let told = stream.recv.discard || stream.awaiting_open;
+        stream.recv.closed = true;
+        let freed = stream.recv.drop_all();
+        self.flow.receive(unseen)?;
+        self.flow.consume(freed);
+        if !told {
+            self.events.push_back(Event::StreamReset { id, code });
+        }
+        self.abort(id, code);
+        self.reap(id);
+        Ok(())
+    }
+
+    fn handle_stop(&mut self, id: StreamId, code: u64) -> Result<(), Violation> {
+        let Some(stream) = self.peer_stream(id)? else {
+            return Ok(());
+        };
+        if !stream.recv.discard && !stream.recv.closed {
+            self.events.push_back(Event::StreamReset { id, code });
+        }
+        self.abort(id, code);
+        Ok(())
+    }
+}

@@ -1,0 +1,342 @@
+//! The session: a long-lived secure association of two units that outlives every transport.
+//!
+//! The methods come in families. `handle_*` and the plain verbs say that something happened; the
+//! driver then drains, in this order: [`Session::poll_event`] until `None`, [`Session::prepare`]
+//! and [`Session::slices`] for each transport whose socket can be written, and
+//! [`Session::poll_timeout`] for the next deadline.
+//!
+//! What must never be: a byte leaves the send buffer without the peer's acknowledgement; a record
+//! is sealed twice; a record number is used twice under one key; credit is granted beyond the
+//! memory kept for it.
+
+mod app;
+mod buf;
+mod config;
+mod event;
+mod flow;
+mod frames;
+mod receive;
+mod rekey;
+mod resume;
+mod retained;
+mod stream;
+mod transmit;
+mod transport;
+
+use std::collections::{BTreeMap, VecDeque};
+
+pub use buf::SendBuf;
+pub use config::{Config, Role, Stats};
+pub use event::{Event, Handle, StreamError, StreamId, TransportFault};
+
+use crate::Time;
+use crate::limits::CLOSE_LINGER;
+use crate::ranges::RangeSet;
+use crate::seal::{OpenKeys, SealKeys, SessionSecret};
+use crate::wire::{Frame, Params};
+use event::Violation;
+use flow::Flow;
+use rekey::{Epochs, Reauth};
+use retained::Retained;
+use stream::Stream;
+use transmit::AckState;
+use transport::{Phase, Transport};
+
+/// How far the session has come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum State {
+    /// Initiator: HELLO is queued or sent.
+    AwaitAccept,
+    /// Responder: nothing has come.
+    AwaitHello,
+    /// Responder: the driver has not called [`Session::accept`].
+    AwaitDecision,
+    Open,
+    /// CLOSE is queued or sent; `number` is its record's once it is sealed.
+    Closing {
+        until: Time,
+        number: Option<u64>,
+    },
+    Closed,
+}
+
+/// One session of two units; see the module's text for how to drive it.
+#[derive(Debug)]
+pub struct Session {
+    role: Role,
+    config: Config,
+    secret: SessionSecret,
+    seal: SealKeys,
+    open: OpenKeys,
+    epochs: Epochs,
+    reauth: Option<Reauth>,
+    state: State,
+    peer: Params,
+
+    retained: Retained,
+    received: RangeSet,
+    ack: AckState,
+
+    transports: BTreeMap<Handle, Transport>,
+    next_handle: u64,
+    active: Option<Handle>,
+    status_sent: u64,
+    status_seen: u64,
+    dial_next: u64,
+    accepted_highest: u64,
+
+    streams: BTreeMap<StreamId, Stream>,
+    flow: Flow,
+    /// Encoded frames for space R that wait to be sealed, in order.
+    control: VecDeque<Vec<u8>>,
+    /// The driver found no capacity and wants to be told when there is some.
+    blocked: bool,
+
+    events: VecDeque<Event>,
+    stats: Stats,
+}
+
+impl Session {
+    /// The initiator's end of a session whose full handshake is complete, and the transport that
+    /// the handshake ran on. `continues` names a session that this unit still holds and whose
+    /// resume was refused.
+    pub fn initiate(
+        now: Time,
+        config: Config,
+        secret: SessionSecret,
+        continues: Option<([u8; 16], u64)>,
+    ) -> (Self, Handle) {
+        let mut session = Self::new(now, Role::Initiator, config, secret);
+        let handle = session.first_transport();
+        let params = Params {
+            continues,
+            ..session.our_params()
+        };
+        let mut body = Vec::new();
+        params.encode(&mut body);
+        session.send_unretained(handle, &Frame::Hello { params: &body });
+        (session, handle)
+    }
+
+    /// The responder's end; [`Event::Hello`] follows when the initiator's first record arrives.
+    pub fn respond(now: Time, config: Config, secret: SessionSecret) -> (Self, Handle) {
+        let mut session = Self::new(now, Role::Responder, config, secret);
+        let handle = session.first_transport();
+        (session, handle)
+    }
+
+    fn new(now: Time, role: Role, config: Config, secret: SessionSecret) -> Self {
+        let seal = secret.seal_keys(role.sends());
+        let open = secret.open_keys(role.receives());
+        let state = match role {
+            Role::Initiator => State::AwaitAccept,
+            Role::Responder => State::AwaitHello,
+        };
+        let flow = Flow::new(&config);
+        let epochs = Epochs::new(seal.epoch(), now);
+        Self {
+            role,
+            config,
+            secret,
+            seal,
+            open,
+            epochs,
+            reauth: None,
+            state,
+            peer: Params::default(),
+            retained: Retained::default(),
+            received: RangeSet::new(),
+            ack: AckState::default(),
+            transports: BTreeMap::new(),
+            next_handle: 0,
+            active: None,
+            status_sent: 0,
+            status_seen: 0,
+            dial_next: 1,
+            accepted_highest: 0,
+            streams: BTreeMap::new(),
+            flow,
+            control: VecDeque::new(),
+            blocked: false,
+            events: VecDeque::new(),
+            stats: Stats::default(),
+        }
+    }
+
+    fn first_transport(&mut self) -> Handle {
+        let initiated = self.role == Role::Initiator;
+        let handle = self.add_transport(Transport::new(Phase::Up, 0, initiated));
+        self.active = Some(handle);
+        handle
+    }
+
+    /// Responder: answers [`Event::Hello`]. `continued` says whether the session that the
+    /// initiator named is still held here.
+    pub fn accept(&mut self, continued: Option<bool>) {
+        if self.state != State::AwaitDecision {
+            return;
+        }
+        self.state = State::Open;
+        let params = Params {
+            continued,
+            ..self.our_params()
+        };
+        let mut body = Vec::new();
+        params.encode(&mut body);
+        if let Some(handle) = self.active {
+            self.send_unretained(handle, &Frame::Accept { params: &body });
+        }
+        self.events.push_back(Event::TokensChanged);
+    }
+
+    fn our_params(&self) -> Params {
+        Params {
+            instance: self.config.instance,
+            initial_max_data: self.flow.recv_max,
+            initial_max_stream_data: self.flow.initial_window,
+            initial_max_streams: self.config.max_streams,
+            record_window: crate::limits::RECORD_WINDOW,
+            max_record: crate::limits::RECORD_PAYLOAD_BYTES_MAX as u64,
+            continues: None,
+            continued: None,
+            software: self.config.software.clone(),
+        }
+    }
+
+    fn adopt_peer(&mut self, params: Params) {
+        self.flow.send_max = params.initial_max_data;
+        self.flow.local_max = params.initial_max_streams;
+        self.peer = params;
+    }
+
+    /// The next event, oldest first.
+    #[must_use]
+    pub fn poll_event(&mut self) -> Option<Event> {
+        self.events.pop_front()
+    }
+
+    /// When [`Self::handle_timeout`] must be called next.
+    #[must_use]
+    pub fn poll_timeout(&self) -> Option<Time> {
+        let ack = self.ack.deadline.filter(|_| self.ack_target().is_some());
+        let close = match self.state {
+            State::Closing { until, .. } => Some(until),
+            _ => None,
+        };
+        [ack, close].into_iter().flatten().min()
+    }
+
+    /// A deadline of [`Self::poll_timeout`] has passed: call [`Self::prepare`] for every transport
+    /// afterwards.
+    pub fn handle_timeout(&mut self, now: Time) {
+        if let State::Closing { until, .. } = self.state {
+            if now >= until {
+                self.state = State::Closed;
+            }
+        }
+    }
+
+    /// Ends the session: every stream is gone at once, and CLOSE is sent on the active transport.
+    pub fn close(&mut self, now: Time, code: u64, reason: &str) {
+        if self.is_ending() {
+            return;
+        }
+        self.drop_streams();
+        let mut frame = Vec::new();
+        Frame::Close {
+            code,
+            reason: reason.as_bytes(),
+        }
+        .encode(&mut frame);
+        self.control.push_back(frame);
+        self.state = State::Closing {
+            until: now + CLOSE_LINGER,
+            number: None,
+        };
+        self.events.push_back(Event::Closed {
+            code,
+            reason: reason.to_owned(),
+            by_peer: false,
+        });
+    }
+
+    fn violated(&mut self, now: Time, violation: Violation) {
+        self.close(now, violation.code, violation.what);
+    }
+
+    fn drop_streams(&mut self) {
+        self.streams.clear();
+        self.control.clear();
+        self.flow.credit_due.clear();
+    }
+
+    /// Whether the session is closing or closed.
+    pub fn is_ending(&self) -> bool {
+        matches!(self.state, State::Closing { .. } | State::Closed)
+    }
+
+    /// Whether nothing more is to be sent or awaited.
+    pub fn is_closed(&self) -> bool {
+        self.state == State::Closed
+    }
+
+    /// Whether streams can be opened.
+    pub fn is_open(&self) -> bool {
+        self.state == State::Open
+    }
+
+    /// Which end this is.
+    pub fn role(&self) -> Role {
+        self.role
+    }
+
+    /// The session's name for people; the same at both ends.
+    pub fn id(&self) -> [u8; 16] {
+        self.secret.session_id()
+    }
+
+    /// What the peer said of itself; all zero before HELLO or ACCEPT.
+    pub fn peer(&self) -> &Params {
+        &self.peer
+    }
+
+    /// The transport that new records go to.
+    pub fn active(&self) -> Option<Handle> {
+        self.active
+    }
+
+    /// All transports, oldest first.
+    pub fn transports(&self) -> impl Iterator<Item = Handle> + '_ {
+        self.transports.keys().copied()
+    }
+
+    /// Open streams.
+    pub fn streams(&self) -> impl Iterator<Item = StreamId> + '_ {
+        self.streams.keys().copied()
+    }
+
+    /// Counters.
+    pub fn stats(&self) -> Stats {
+        self.stats
+    }
+
+    /// Bytes held for the peer and for applications: retained records, received data and frames
+    /// that wait. Never above [`Config::memory_bytes`].
+    pub fn memory_bytes(&self) -> usize {
+        let received: usize = self.streams.values().map(|s| s.recv.buffered()).sum();
+        let control: usize = self.control.iter().map(Vec::len).sum();
+        self.retained.bytes() + received + control
+    }
+
+    /// Bytes that are sealed and not acknowledged.
+    pub fn retained_bytes(&self) -> usize {
+        self.retained.bytes()
+    }
+
+    fn add_transport(&mut self, transport: Transport) -> Handle {
+        let handle = Handle(self.next_handle);
+        self.next_handle += 1;
+        self.transports.insert(handle, transport);
+        handle
+    }
+}

@@ -1,0 +1,129 @@
+//! Space R of the sender: sealed records, kept until the peer acknowledges them.
+
+use std::collections::VecDeque;
+
+use bytes::Bytes;
+
+use super::event::{Handle, Violation};
+use crate::limits::RETAINED_OVERHEAD_BYTES;
+use crate::wire::Ack;
+
+#[derive(Debug)]
+struct Record {
+    bytes: Bytes,
+    /// The transport that it is scheduled on; `None` while it waits for one.
+    on: Option<Handle>,
+    /// Whether it was ever scheduled.
+    tried: bool,
+}
+
+/// A byte leaves here only on the peer's acknowledgement.
+#[derive(Debug, Default)]
+pub(super) struct Retained {
+    /// Number of the first entry of `records`.
+    base: u64,
+    /// `None` where a record has been acknowledged out of order.
+    records: VecDeque<Option<Record>>,
+    bytes: usize,
+}
+
+impl Retained {
+    /// The number that the next record gets.
+    pub fn next_number(&self) -> u64 {
+        self.base + self.records.len() as u64
+    }
+
+    /// The lowest number that is not acknowledged.
+    pub fn lowest(&self) -> u64 {
+        self.base
+    }
+
+    /// Highest sent minus lowest unacknowledged.
+    pub fn span(&self) -> u64 {
+        self.records.len() as u64
+    }
+
+    /// Bytes held, with book-keeping.
+    pub fn bytes(&self) -> usize {
+        self.bytes
+    }
+
+    pub fn push(&mut self, bytes: Bytes, on: Option<Handle>) {
+        self.bytes += bytes.len() + RETAINED_OVERHEAD_BYTES;
+        self.records.push_back(Some(Record {
+            bytes,
+            on,
+            tried: on.is_some(),
+        }));
+    }
+
+    /// The sealed bytes of `number`, unless they have been acknowledged.
+    pub fn get(&self, number: u64) -> Option<&Bytes> {
+        let index = usize::try_from(number.checked_sub(self.base)?).ok()?;
+        self.records.get(index)?.as_ref().map(|r| &r.bytes)
+    }
+
+    /// Frees what `ack` covers. True if anything was freed.
+    pub fn acknowledge(&mut self, ack: &Ack) -> Result<bool, Violation> {
+        let end = self.next_number();
+        let highest = ack.ranges.last().map_or(ack.cumulative, |r| r.end);
+        if highest > end {
+            return Err(Violation::protocol(
+                "acknowledgement of a record that was never sent",
+            ));
+        }
+        let mut freed = false;
+        while self.base < ack.cumulative {
+            if let Some(record) = self.records.pop_front().flatten() {
+                self.bytes -= record.bytes.len() + RETAINED_OVERHEAD_BYTES;
+                freed = true;
+            }
+            self.base += 1;
+        }
+        for range in &ack.ranges {
+            for number in range.start.max(self.base)..range.end {
+                freed |= self.free(number);
+            }
+        }
+        while matches!(self.records.front(), Some(None)) {
+            self.records.pop_front();
+            self.base += 1;
+        }
+        Ok(freed)
+    }
+
+    fn free(&mut self, number: u64) -> bool {
+        let slot = &mut self.records[(number - self.base) as usize];
+        let Some(record) = slot.take() else {
+            return false;
+        };
+        self.bytes -= record.bytes.len() + RETAINED_OVERHEAD_BYTES;
+        true
+    }
+
+    /// What was scheduled on `lost` waits for another transport.
+    pub fn unschedule(&mut self, lost: Handle) {
+        for record in self.records.iter_mut().flatten() {
+            if record.on == Some(lost) {
+                record.on = None;
+            }
+        }
+    }
+
+    /// Schedules everything that waits on `handle`; calls `each` with number, length and
+    /// whether it had been scheduled before, in order.
+    pub fn schedule_waiting(&mut self, handle: Handle, mut each: impl FnMut(u64, usize, bool)) {
+        for (index, slot) in self.records.iter_mut().enumerate() {
+            if let Some(record) = slot.as_mut().filter(|r| r.on.is_none()) {
+                record.on = Some(handle);
+                each(self.base + index as u64, record.bytes.len(), record.tried);
+                record.tried = true;
+            }
+        }
+    }
+
+    /// Whether any record is still scheduled on `handle`.
+    pub fn any_on(&self, handle: Handle) -> bool {
+        self.records.iter().flatten().any(|r| r.on == Some(handle))
+    }
+}

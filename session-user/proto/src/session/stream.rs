@@ -1,0 +1,303 @@
+//! The two halves of a stream.
+
+use std::collections::{BTreeMap, VecDeque};
+
+use bytes::{Buf, Bytes};
+
+use super::event::Violation;
+
+/// The sending half.
+#[derive(Debug)]
+pub(super) struct SendHalf {
+    /// Offset of the next byte.
+    pub offset: u64,
+    /// The peer's credit: offsets below may be sent.
+    pub max: u64,
+    /// FIN or RESET has been sealed.
+    pub closed: bool,
+}
+
+/// The receiving half: reassembly by offset.
+#[derive(Debug)]
+pub(super) struct RecvHalf {
+    /// Bytes in order that the application has not taken.
+    ready: VecDeque<Bytes>,
+    ready_bytes: usize,
+    /// Bytes beyond a gap, by offset, not overlapping.
+    ahead: BTreeMap<u64, Bytes>,
+    ahead_bytes: usize,
+    /// Offset behind the last byte of `ready`.
+    next: u64,
+    /// Offset behind the highest byte received: what the peer's use of credit is measured by.
+    pub highest: u64,
+    /// Offset behind the last byte that the application took.
+    pub consumed: u64,
+    /// Credit granted.
+    pub max: u64,
+    /// How much credit is granted beyond `consumed`.
+    pub window: u64,
+    pub final_size: Option<u64>,
+    /// The application took the end, or never will.
+    pub closed: bool,
+    /// The application wants no more: count bytes, keep none.
+    pub discard: bool,
+}
+
+impl RecvHalf {
+    pub fn new(window: u64) -> Self {
+        Self {
+            ready: VecDeque::new(),
+            ready_bytes: 0,
+            ahead: BTreeMap::new(),
+            ahead_bytes: 0,
+            next: 0,
+            highest: 0,
+            consumed: 0,
+            max: window,
+            window,
+            final_size: None,
+            closed: false,
+            discard: false,
+        }
+    }
+
+    /// Bytes held in memory.
+    pub fn buffered(&self) -> usize {
+        self.ready_bytes + self.ahead_bytes
+    }
+
+    /// Takes in `data` at `offset`. Returns by how much `highest` grew.
+    pub fn insert(&mut self, offset: u64, fin: bool, data: Bytes) -> Result<u64, Violation> {
+        let end = offset
+            .checked_add(data.len() as u64)
+            .ok_or(Violation::protocol("stream offset out of range"))?;
+        if end > self.max {
+            return Err(Violation::flow("more stream data than credit"));
+        }
+        if fin {
+            self.set_final(end)?;
+        }
+        if self.final_size.is_some_and(|size| end > size) {
+            return Err(Violation::protocol("stream data behind its end"));
+        }
+        let grown = end.saturating_sub(self.highest);
+        self.highest = self.highest.max(end);
+        if !self.discard {
+            self.keep(offset, data);
+        }
+        Ok(grown)
+    }
+
+    /// The size is known: from FIN or from RESET_STREAM.
+    pub fn set_final(&mut self, size: u64) -> Result<(), Violation> {
+        if self.final_size.is_some_and(|known| known != size) || size < self.highest {
+            return Err(Violation::protocol("the final size of a stream changed"));
+        }
+        if size > self.max {
+            return Err(Violation::flow("final size of a stream above its credit"));
+        }
+        self.final_size = Some(size);
+        Ok(())
+    }
+
+    fn keep(&mut self, mut offset: u64, mut data: Bytes) {
+        if offset < self.next {
+            let known = (self.next - offset).min(data.len() as u64);
+            data.advance(known as usize);
+            offset += known;
+        }
+        if data.is_empty() {
+            return;
+        }
+        if offset == self.next {
+            self.append(data);
+            self.join();
+        } else {
+            self.keep_ahead(offset, data);
+        }
+    }
+
+    fn append(&mut self, data: Bytes) {
+        self.next += data.len() as u64;
+        self.ready_bytes += data.len();
+        self.ready.push_back(data);
+    }
+
+    /// Keeps the parts of `data` that are not held yet.
+    fn keep_ahead(&mut self, mut offset: u64, mut data: Bytes) {
+        if let Some((&start, held)) = self.ahead.range(..=offset).next_back() {
+            let covered = (start + held.len() as u64)
+                .saturating_sub(offset)
+                .min(data.len() as u64);
+            data.advance(covered as usize);
+            offset += covered;
+        }
+        while !data.is_empty() {
+            let following = self
+                .ahead
+                .range(offset..)
+                .next()
+                .map(|(&start, held)| (start, held.len()));
+            let (start, held) = following.unwrap_or((u64::MAX, 0));
+            let free = (start - offset).min(data.len() as u64) as usize;
+            let piece = data.split_to(free);
+            if !piece.is_empty() {
+                self.ahead_bytes += piece.len();
+                self.ahead.insert(offset, piece);
+            }
+            let skip = held.min(data.len());
+            data.advance(skip);
+            offset = start.saturating_add(skip as u64);
+        }
+    }
+
+    fn join(&mut self) {
+        while let Some(entry) = self.ahead.first_entry() {
+            let start = *entry.key();
+            if start > self.next {
+                break;
+            }
+            let mut data = entry.remove();
+            self.ahead_bytes -= data.len();
+            let known = (self.next - start).min(data.len() as u64);
+            data.advance(known as usize);
+            if !data.is_empty() {
+                self.append(data);
+            }
+        }
+    }
+
+    /// The next bytes in order.
+    pub fn peek(&self) -> Option<&Bytes> {
+        self.ready.front()
+    }
+
+    /// All bytes in order, for a vectored write.
+    pub fn ready(&self) -> impl Iterator<Item = &Bytes> {
+        self.ready.iter()
+    }
+
+    /// The application took `taken` bytes, at most what is ready.
+    pub fn consume(&mut self, taken: usize) {
+        debug_assert!(taken <= self.ready_bytes);
+        let mut left = taken;
+        while left > 0 {
+            let Some(front) = self.ready.front_mut() else {
+                break;
+            };
+            let now = left.min(front.len());
+            front.advance(now);
+            left -= now;
+            if front.is_empty() {
+                self.ready.pop_front();
+            }
+        }
+        self.ready_bytes -= taken;
+        self.consumed += taken as u64;
+    }
+
+    /// Whether the application has taken every byte and the end is known.
+    pub fn at_end(&self) -> bool {
+        self.final_size == Some(self.consumed)
+    }
+
+    /// Drops what is held; returns how many bytes between `consumed` and `highest` count as taken.
+    pub fn drop_all(&mut self) -> u64 {
+        self.discard = true;
+        self.ready.clear();
+        self.ahead.clear();
+        self.ready_bytes = 0;
+        self.ahead_bytes = 0;
+        let taken = self.highest - self.consumed;
+        self.consumed = self.highest;
+        taken
+    }
+
+    /// Copies what is ready into buffers of its own size, so that a slow reader does not pin the
+    /// large read buffers that its few bytes came in.
+    pub fn compact(&mut self) {
+        if self.ready.len() <= 1 && self.ready_bytes >= 16 * 1024 {
+            return;
+        }
+        let mut all = Vec::with_capacity(self.ready_bytes);
+        for piece in self.ready.drain(..) {
+            all.extend_from_slice(&piece);
+        }
+        if !all.is_empty() {
+            self.ready.push_back(Bytes::from(all));
+        }
+    }
+}
+
+/// One stream.
+#[derive(Debug)]
+pub(super) struct Stream {
+    pub send: SendHalf,
+    pub recv: RecvHalf,
+    /// Opened by the peer and its OPEN has not arrived: data may have overtaken it.
+    pub awaiting_open: bool,
+    /// The driver has been told [`super::Event::Readable`] and has not read since.
+    pub told_readable: bool,
+    /// Credit for it is due to be sent.
+    pub credit_due: bool,
+}
+
+impl Stream {
+    pub fn new(send_max: u64, recv_window: u64, awaiting_open: bool) -> Self {
+        Self {
+            send: SendHalf {
+                offset: 0,
+                max: send_max,
+                closed: false,
+            },
+            recv: RecvHalf::new(recv_window),
+            awaiting_open,
+            told_readable: false,
+            credit_due: false,
+        }
+    }
+
+    pub fn finished(&self) -> bool {
+        self.send.closed && self.recv.closed
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    proptest! {
+        #[test]
+        fn any_order_with_overlaps_gives_the_bytes(
+            pieces in proptest::collection::vec((0usize..400, 1usize..120), 1..60),
+            take in proptest::collection::vec(0usize..200, 60),
+        ) {
+            let source: Vec<u8> = (0..600u32).map(|i| (i * 7 % 251) as u8).collect();
+            let mut half = RecvHalf::new(10_000);
+            let mut out = Vec::new();
+            let mut all = pieces;
+            all.push((0, 600));
+            for (i, (start, len)) in all.into_iter().enumerate() {
+                let end = (start + len).min(600);
+                half.insert(start as u64, false, Bytes::copy_from_slice(&source[start..end])).unwrap();
+                let mut want = take.get(i).copied().unwrap_or(0);
+                while want > 0 {
+                    let Some(front) = half.peek() else { break };
+                    let n = want.min(front.len());
+                    out.extend_from_slice(&front[..n]);
+                    half.consume(n);
+                    want -= n;
+                }
+                if i % 3 == 0 { half.compact(); }
+                prop_assert!(half.buffered() <= 600);
+            }
+            while let Some(front) = half.peek().cloned() {
+                out.extend_from_slice(&front);
+                half.consume(front.len());
+            }
+            prop_assert_eq!(out, source);
+            prop_assert_eq!(half.buffered(), 0);
+        }
+    }
+}

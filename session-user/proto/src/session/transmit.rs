@@ -1,0 +1,271 @@
+//! Sealing, scheduling and staging: what goes out, where, and in which order.
+
+use std::io::IoSlice;
+
+use bytes::{Bytes, BytesMut};
+
+use super::buf::{SendBuf, seal_record};
+use super::event::{Event, Handle};
+use super::transport::Phase;
+use super::{Session, State};
+use crate::Time;
+use crate::limits::{
+    ACK_BYTES, ACK_DELAY, ACK_RECORDS, CONTROL_RECORD_BYTES_MAX, RECORD_HEADER_BYTES, TAG_BYTES,
+};
+use crate::wire::{Ack, Frame, Space, StreamHeader};
+
+/// What is to be acknowledged, and when.
+#[derive(Debug, Default)]
+pub(super) struct AckState {
+    records: u32,
+    bytes: usize,
+    first_at: Time,
+    pub deadline: Option<Time>,
+    /// Where the newest records came from: the path that the sender is listening on.
+    on: Option<Handle>,
+}
+
+impl AckState {
+    pub fn note(&mut self, now: Time, on: Handle, bytes: usize) {
+        if self.records == 0 {
+            self.first_at = now;
+            self.deadline = Some(now + ACK_DELAY);
+        }
+        self.records += 1;
+        self.bytes += bytes;
+        self.on = Some(on);
+    }
+
+    /// The peer waits for this one: it closes, or it has sent what we hold already.
+    pub fn at_once(&mut self, now: Time) {
+        self.records = self.records.max(1);
+        self.deadline = Some(now);
+    }
+
+    fn due(&self, now: Time) -> bool {
+        self.records >= ACK_RECORDS
+            || self.bytes >= ACK_BYTES
+            || self.deadline.is_some_and(|d| now >= d)
+    }
+
+    fn pending(&self) -> bool {
+        self.deadline.is_some()
+    }
+}
+
+impl Session {
+    /// Makes ready what `handle`'s socket should be given; true if [`Self::slices`] has any.
+    #[must_use]
+    pub fn prepare(&mut self, now: Time, handle: Handle) -> bool {
+        if self.active == Some(handle) {
+            self.retry_reauth(now);
+            self.flush_frames(now);
+            self.flush_credit(now);
+        }
+        self.finish_draining(handle);
+        let acks_here = self.ack_target() == Some(handle);
+        let Some(transport) = self.transports.get_mut(&handle) else {
+            return false;
+        };
+        if acks_here && self.ack.pending() && (self.ack.due(now) || !transport.is_idle()) {
+            self.send_ack(now, handle);
+        }
+        let Some(transport) = self.transports.get_mut(&handle) else {
+            return false;
+        };
+        transport.stage(&self.retained);
+        transport.has_staged()
+    }
+
+    /// Fills `slices` with the bytes to write to `handle`'s socket; returns how many were filled.
+    pub fn slices<'a>(&'a self, handle: Handle, slices: &mut [IoSlice<'a>]) -> usize {
+        self.transports.get(&handle).map_or(0, |t| t.slices(slices))
+    }
+
+    /// `handle`'s socket took `written` bytes of what [`Self::slices`] showed.
+    pub fn transmitted(&mut self, handle: Handle, written: usize) {
+        if let Some(transport) = self.transports.get_mut(&handle) {
+            transport.advance(written);
+            self.unblock();
+        }
+    }
+
+    /// Bytes queued for `handle` that its socket has not taken.
+    pub fn queued_bytes(&self, handle: Handle) -> usize {
+        self.transports.get(&handle).map_or(0, |t| t.queued_bytes())
+    }
+
+    /// Asks the peer for a PONG on `handle`.
+    pub fn ping(&mut self, handle: Handle, token: u64) {
+        self.send_unretained(handle, &Frame::Ping { token });
+    }
+
+    /// Where an acknowledgement goes: back where the records came from while that stands.
+    pub(super) fn ack_target(&self) -> Option<Handle> {
+        let usable = |h: &Handle| {
+            self.transports
+                .get(h)
+                .is_some_and(|t| t.phase == Phase::Up && !t.close_sent)
+        };
+        self.ack.on.filter(usable).or(self.active.filter(usable))
+    }
+
+    fn send_ack(&mut self, now: Time, handle: Handle) {
+        let delay = now.since(self.ack.first_at);
+        let delay_us = u64::try_from(delay.as_micros()).unwrap_or(0);
+        self.ack = AckState {
+            on: self.ack.on,
+            ..AckState::default()
+        };
+        self.send_unretained(
+            handle,
+            &Frame::Ack {
+                ack: Ack::of(&self.received),
+                delay_us,
+            },
+        );
+    }
+
+    /// Queues a frame of space U on `handle`.
+    pub(super) fn send_unretained(&mut self, handle: Handle, frame: &Frame<'_>) {
+        if let Some(transport) = self.transports.get_mut(&handle) {
+            let mut body = Vec::with_capacity(64);
+            frame.encode(&mut body);
+            transport.push_unretained(&self.seal, &body);
+            self.epochs.sealed();
+        }
+    }
+
+    /// Seals one record of application data.
+    pub(super) fn seal_data(&mut self, now: Time, header: &StreamHeader, data: SendBuf) {
+        self.rekey_if_due(now);
+        let number = self.retained.next_number();
+        let sealed = data.seal(header, self.seal.epoch().0, number, self.seal.retained());
+        self.schedule(sealed);
+    }
+
+    /// Seals one record of other frames.
+    pub(super) fn seal_frames(&mut self, frames: &[u8]) -> u64 {
+        let mut record = BytesMut::with_capacity(RECORD_HEADER_BYTES + frames.len() + TAG_BYTES);
+        record.resize(RECORD_HEADER_BYTES, 0);
+        record.extend_from_slice(frames);
+        let number = self.retained.next_number();
+        let sealed = seal_record(
+            record,
+            Space::Retained,
+            self.seal.epoch().0,
+            number,
+            self.seal.retained(),
+        );
+        self.schedule(sealed);
+        number
+    }
+
+    /// Retains a sealed record and queues it on the active transport, if there is one.
+    fn schedule(&mut self, sealed: Bytes) {
+        self.epochs.sealed();
+        self.stats.records_sent += 1;
+        let number = self.retained.next_number();
+        let len = sealed.len();
+        let on = self
+            .active
+            .filter(|h| self.transports.get(h).is_some_and(|t| t.can_carry()));
+        self.retained.push(sealed, on);
+        if let Some(transport) = on.and_then(|h| self.transports.get_mut(&h)) {
+            transport.push_retained(number, len);
+        }
+    }
+
+    fn can_seal_frames(&self) -> bool {
+        // Before ACCEPT or HELLO the peer's window is unknown, and there is nothing to seal.
+        self.retained.span() < self.peer.record_window
+            && self.retained.bytes() < self.config.memory_bytes / 2
+    }
+
+    /// Seals the frames that wait, in order.
+    pub(super) fn flush_frames(&mut self, now: Time) {
+        while !self.control.is_empty() && self.can_seal_frames() {
+            self.rekey_if_due(now);
+            let mut payload = self.control.pop_front().unwrap_or_default();
+            while let Some(next) = self.control.front() {
+                if payload.len() + next.len() > CONTROL_RECORD_BYTES_MAX {
+                    break;
+                }
+                payload.extend_from_slice(next);
+                self.control.pop_front();
+            }
+            let number = self.seal_frames(&payload);
+            if let State::Closing { number: slot, .. } = &mut self.state {
+                slot.get_or_insert(number);
+            }
+        }
+    }
+
+    /// Seals the credit that is due. It is cumulative, so it waits while no transport carries it.
+    fn flush_credit(&mut self, now: Time) {
+        while self.can_seal_frames() && self.is_open() {
+            let mut payload = Vec::new();
+            if std::mem::take(&mut self.flow.max_data_due) {
+                Frame::MaxData {
+                    max: self.flow.recv_max,
+                }
+                .encode(&mut payload);
+            }
+            if std::mem::take(&mut self.flow.max_streams_due) {
+                Frame::MaxStreams {
+                    max: self.flow.remote_max,
+                }
+                .encode(&mut payload);
+            }
+            while payload.len() < CONTROL_RECORD_BYTES_MAX {
+                let Some(id) = self.flow.credit_due.pop_front() else {
+                    break;
+                };
+                let Some(stream) = self.streams.get_mut(&id) else {
+                    continue;
+                };
+                stream.credit_due = false;
+                if stream.recv.final_size.is_none() && !stream.recv.discard {
+                    Frame::MaxStreamData {
+                        id,
+                        max: stream.recv.max,
+                    }
+                    .encode(&mut payload);
+                }
+            }
+            if payload.is_empty() {
+                return;
+            }
+            self.rekey_if_due(now);
+            self.seal_frames(&payload);
+        }
+    }
+
+    /// A draining transport whose records are all acknowledged says goodbye; one that both ends
+    /// have said goodbye on is done.
+    fn finish_draining(&mut self, handle: Handle) {
+        let Some(transport) = self.transports.get_mut(&handle) else {
+            return;
+        };
+        if !transport.draining || transport.phase != Phase::Up {
+            return;
+        }
+        if !transport.close_sent {
+            if !transport.is_idle() || self.retained.any_on(handle) {
+                return;
+            }
+            transport.close_sent = true;
+            self.send_unretained(
+                handle,
+                &Frame::TransportClose {
+                    code: crate::wire::close_code::NO_ERROR,
+                },
+            );
+            return;
+        }
+        if transport.close_received && transport.is_idle() && !transport.done_told {
+            transport.done_told = true;
+            self.events.push_back(Event::TransportDone(handle));
+        }
+    }
+}

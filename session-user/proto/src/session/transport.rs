@@ -1,0 +1,181 @@
+//! One transport as the session sees it: a phase, a queue, and keys of space U.
+
+use std::collections::VecDeque;
+use std::io::IoSlice;
+
+use bytes::{Bytes, BytesMut};
+
+use super::buf::seal_record;
+use super::retained::Retained;
+use crate::limits::RECORD_HEADER_BYTES;
+use crate::seal::{Epoch, RecordKey, SealKeys};
+use crate::wire::Space;
+
+/// How far a transport has come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Phase {
+    /// We dialled; the peer's 8-byte reply has not come.
+    AwaitReply,
+    /// We dialled; the peer's RESUMED has not come.
+    AwaitResumed,
+    /// The peer dialled; nothing it sent has been authenticated.
+    AwaitResume,
+    /// Both ends are authenticated on it.
+    Up,
+}
+
+/// Bytes staged for one vectored write, at most.
+const STAGE_BYTES: usize = 512 * 1024;
+/// Buffers staged for one vectored write, at most.
+const STAGE_BUFFERS: usize = 64;
+
+#[derive(Debug)]
+pub(super) struct Transport {
+    pub phase: Phase,
+    /// Counter and dialler's role: what space U's keys hang on. Unique in the session.
+    pub wire_id: u64,
+    /// Whether this unit dialled it.
+    pub dialled: bool,
+    /// We sent TRANSPORT_CLOSE, or will when the queue is empty.
+    pub draining: bool,
+    pub close_sent: bool,
+    pub close_received: bool,
+    pub done_told: bool,
+    /// Sealed records of space U and clear first bytes: they go before `queue`.
+    urgent: VecDeque<Bytes>,
+    /// Numbers of retained records.
+    queue: VecDeque<u64>,
+    /// What the next writes consist of; the front may be partly written.
+    staged: VecDeque<Bytes>,
+    front_written: usize,
+    queued_bytes: usize,
+    next_number: u64,
+    seal_key: Option<(Epoch, RecordKey)>,
+    pub open_key: Option<(Epoch, RecordKey)>,
+    pub next_expected: u64,
+}
+
+impl Transport {
+    pub fn new(phase: Phase, wire_id: u64, dialled: bool) -> Self {
+        Self {
+            phase,
+            wire_id,
+            dialled,
+            draining: false,
+            close_sent: false,
+            close_received: false,
+            done_told: false,
+            urgent: VecDeque::new(),
+            queue: VecDeque::new(),
+            staged: VecDeque::new(),
+            front_written: 0,
+            queued_bytes: 0,
+            next_number: 0,
+            seal_key: None,
+            open_key: None,
+            next_expected: 0,
+        }
+    }
+
+    /// Whether new records may be scheduled on it. A dialler sends behind its RESUME, before any
+    /// answer; an acceptor sends nothing before the dialler is authentic.
+    pub fn can_carry(&self) -> bool {
+        self.phase != Phase::AwaitResume
+            && !self.draining
+            && !self.close_sent
+            && !self.close_received
+    }
+
+    /// Bytes that wait to be written.
+    pub fn queued_bytes(&self) -> usize {
+        self.queued_bytes
+    }
+
+    pub fn push_clear(&mut self, bytes: Bytes) {
+        self.queued_bytes += bytes.len();
+        self.urgent.push_back(bytes);
+    }
+
+    pub fn push_retained(&mut self, number: u64, len: usize) {
+        self.queued_bytes += len;
+        self.queue.push_back(number);
+    }
+
+    /// Seals `frames` as the next record of space U and queues it. The room for the header is
+    /// made here.
+    pub fn push_unretained(&mut self, keys: &SealKeys, frames: &[u8]) {
+        let epoch = keys.epoch();
+        if self.seal_key.as_ref().is_none_or(|(e, _)| *e != epoch) {
+            self.seal_key = Some((epoch, keys.transport_key(self.wire_id)));
+        }
+        let Some((_, key)) = &self.seal_key else {
+            return;
+        };
+        let mut record =
+            BytesMut::with_capacity(RECORD_HEADER_BYTES + frames.len() + crate::limits::TAG_BYTES);
+        record.resize(RECORD_HEADER_BYTES, 0);
+        record.extend_from_slice(frames);
+        let sealed = seal_record(record, Space::Unretained, epoch.0, self.next_number, key);
+        self.next_number += 1;
+        self.push_clear(sealed);
+    }
+
+    /// Moves queued items into the stage. Records acknowledged meanwhile (over another transport)
+    /// are left out.
+    pub fn stage(&mut self, retained: &Retained) {
+        let mut bytes: usize = self.staged.iter().map(Bytes::len).sum();
+        while self.staged.len() < STAGE_BUFFERS && bytes < STAGE_BYTES {
+            let next = if let Some(urgent) = self.urgent.pop_front() {
+                urgent
+            } else if let Some(number) = self.queue.pop_front() {
+                let Some(record) = retained.get(number) else {
+                    continue;
+                };
+                record.clone()
+            } else {
+                break;
+            };
+            bytes += next.len();
+            self.staged.push_back(next);
+        }
+        if self.queue.is_empty() && self.urgent.is_empty() {
+            // Records that were left out were counted when they were queued.
+            self.queued_bytes = bytes - self.front_written;
+        }
+    }
+
+    pub fn has_staged(&self) -> bool {
+        !self.staged.is_empty()
+    }
+
+    pub fn is_idle(&self) -> bool {
+        self.staged.is_empty() && self.urgent.is_empty() && self.queue.is_empty()
+    }
+
+    /// Fills `slices` with what is staged; returns how many were filled.
+    pub fn slices<'a>(&'a self, slices: &mut [IoSlice<'a>]) -> usize {
+        let mut filled = 0;
+        for (slot, bytes) in slices.iter_mut().zip(&self.staged) {
+            let skip = if filled == 0 { self.front_written } else { 0 };
+            *slot = IoSlice::new(&bytes[skip..]);
+            filled += 1;
+        }
+        filled
+    }
+
+    /// The socket took `written` bytes.
+    pub fn advance(&mut self, mut written: usize) {
+        self.queued_bytes = self.queued_bytes.saturating_sub(written);
+        while let Some(front) = self.staged.front() {
+            let left = front.len() - self.front_written;
+            if written < left {
+                self.front_written += written;
+                return;
+            }
+            written -= left;
+            self.front_written = 0;
+            self.staged.pop_front();
+        }
+        debug_assert_eq!(written, 0, "the socket took more than it was given");
+    }
+}

@@ -1,0 +1,544 @@
+//! Frames: what is inside a record. One table holds all numbers.
+
+use super::WireError;
+use super::ack::Ack;
+use super::target::Target;
+use super::varint::{Reader, put_varint, varint_bytes};
+use crate::limits::{REASON_BYTES_MAX, REAUTH_CHUNK_BYTES_MAX, STREAM_DATA_BYTES_MAX};
+
+/// The two record spaces.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Space {
+    /// *R*: retained until acknowledged, numbered across the session.
+    Retained,
+    /// *U*: never retained, numbered on each transport.
+    Unretained,
+}
+
+/// Codes of CLOSE and TRANSPORT_CLOSE.
+pub mod errors {
+    /// Nothing is wrong: orderly end.
+    pub const NO_ERROR: u64 = 0;
+    /// A fault of this unit.
+    pub const INTERNAL: u64 = 1;
+    /// The peer sent what the specification forbids.
+    pub const PROTOCOL_VIOLATION: u64 = 2;
+    /// The peer exceeded its credit.
+    pub const FLOW_CONTROL: u64 = 3;
+    /// A certificate of the session has expired.
+    pub const CERTIFICATE_EXPIRED: u64 = 4;
+    /// A certificate of the session has been revoked.
+    pub const CERTIFICATE_REVOKED: u64 = 5;
+    /// The unit was started anew; sessions of its earlier instance are gone.
+    pub const NEW_INSTANCE: u64 = 6;
+    /// The hold time passed without a transport.
+    pub const HOLD_EXPIRED: u64 = 7;
+    /// The unit is shutting down.
+    pub const SHUTDOWN: u64 = 8;
+    /// A limit of this unit is reached.
+    pub const LIMIT: u64 = 9;
+    /// The peer no longer knows the session.
+    pub const UNKNOWN_SESSION: u64 = 10;
+    /// The in-band renewal of keys and certificates failed.
+    pub const REAUTH_FAILED: u64 = 11;
+}
+
+/// Bit of a frame type that says: a receiver that does not know this frame must not go on.
+const CRITICAL: u8 = 0x80;
+
+macro_rules! frame_table {
+    ($($(#[$doc:meta])* $name:ident = $code:literal in $r:literal $u:literal;)*) => {
+        /// Every frame type of version 1.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+        #[repr(u8)]
+        pub enum FrameType { $($(#[$doc])* $name = $code,)* }
+
+        impl FrameType {
+            const fn from_code(code: u8) -> Option<Self> {
+                match code { $($code => Some(Self::$name),)* _ => None }
+            }
+
+            /// Whether the frame may stand in `space`.
+            pub const fn allowed_in(self, space: Space) -> bool {
+                let (r, u) = match self { $(Self::$name => ($r == 'R', $u == 'U'),)* };
+                match space { Space::Retained => r, Space::Unretained => u }
+            }
+
+            /// All types, in the order of their numbers.
+            pub const ALL: &'static [Self] = &[$(Self::$name,)*];
+        }
+    };
+}
+
+frame_table! {
+    /// Asks for a PONG on the same transport.
+    Ping = 0x10 in '-' 'U';
+    /// Answers a PING.
+    Pong = 0x11 in '-' 'U';
+    /// Application bytes of a stream.
+    Stream = 0x81 in 'R' '-';
+    /// Record numbers held.
+    Ack = 0x82 in '-' 'U';
+    /// Credit for all streams together; cumulative.
+    MaxData = 0x83 in 'R' '-';
+    /// Credit for one stream; cumulative.
+    MaxStreamData = 0x84 in 'R' '-';
+    /// Credit for opening streams; cumulative.
+    MaxStreams = 0x85 in 'R' '-';
+    /// The sender aborts its direction of a stream.
+    ResetStream = 0x86 in 'R' '-';
+    /// The sender will not read more of a stream.
+    StopSending = 0x87 in 'R' '-';
+    /// Opens a stream to a target.
+    Open = 0x88 in 'R' '-';
+    /// The target is connected.
+    OpenOk = 0x89 in 'R' '-';
+    /// The target could not be connected.
+    OpenFailed = 0x8a in 'R' '-';
+    /// First frame of the initiator in a new session.
+    Hello = 0x98 in '-' 'U';
+    /// First frame of the responder in a new session.
+    Accept = 0x99 in '-' 'U';
+    /// First frame of a dialler on a further transport.
+    Resume = 0x9a in '-' 'U';
+    /// First frame of an acceptor on a further transport.
+    Resumed = 0x9b in '-' 'U';
+    /// What the sender wants this transport to be.
+    TransportStatus = 0x9c in '-' 'U';
+    /// The sender sends nothing more on this transport.
+    TransportClose = 0x9d in '-' 'U';
+    /// The session ends.
+    Close = 0x9e in 'R' '-';
+    /// The sender's next record has a new key epoch.
+    Rekey = 0xa0 in 'R' '-';
+    /// Bytes of the in-band TLS handshake.
+    Reauth = 0xa1 in 'R' '-';
+    /// The sender has finished the in-band handshake and accepts its outcome.
+    ReauthDone = 0xa2 in 'R' '-';
+}
+
+/// A frame. `docs/protocol.md` gives the bytes of each body.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[allow(missing_docs)] // The fields are those of the specification, under the same names.
+pub enum Frame<'a> {
+    Ping {
+        token: u64,
+    },
+    Pong {
+        token: u64,
+    },
+    Stream {
+        header: StreamHeader,
+        data: &'a [u8],
+    },
+    Ack {
+        ack: Ack,
+        delay_us: u64,
+    },
+    MaxData {
+        max: u64,
+    },
+    MaxStreamData {
+        id: u64,
+        max: u64,
+    },
+    MaxStreams {
+        max: u64,
+    },
+    ResetStream {
+        id: u64,
+        code: u64,
+        final_size: u64,
+    },
+    StopSending {
+        id: u64,
+        code: u64,
+    },
+    Open {
+        id: u64,
+        target: Target,
+    },
+    OpenOk {
+        id: u64,
+    },
+    OpenFailed {
+        id: u64,
+        errno: u64,
+    },
+    Hello {
+        params: &'a [u8],
+    },
+    Accept {
+        params: &'a [u8],
+    },
+    Resume {
+        counter: u64,
+        hard: bool,
+        standby: bool,
+        ack: Ack,
+    },
+    Resumed {
+        ack: Ack,
+    },
+    TransportStatus {
+        seq: u64,
+        hard: bool,
+        standby: bool,
+    },
+    TransportClose {
+        code: u64,
+    },
+    Close {
+        code: u64,
+        reason: &'a [u8],
+    },
+    Rekey {
+        epoch: u32,
+        first: u64,
+    },
+    Reauth {
+        generation: u64,
+        offset: u64,
+        data: &'a [u8],
+    },
+    ReauthDone {
+        generation: u64,
+    },
+}
+
+/// What precedes the data of a STREAM frame.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct StreamHeader {
+    /// The stream.
+    pub id: u64,
+    /// Offset of the first data byte.
+    pub offset: u64,
+    /// Whether the stream ends behind the data.
+    pub fin: bool,
+}
+
+const FIN: u8 = 0x01;
+
+impl StreamHeader {
+    /// Most bytes of type, length and header: 1 + 4 + 8 + 8 + 1.
+    pub const BYTES_MAX: usize = 22;
+
+    /// Writes frame type, length and header for `data_bytes` of data so that they end at the end
+    /// of `room` (at least [`Self::BYTES_MAX`]), and returns how many bytes they take. Thus data
+    /// that was read from a socket into place is framed without being moved.
+    pub fn write_before(&self, room: &mut [u8], data_bytes: usize) -> usize {
+        let body = varint_bytes(self.id) + varint_bytes(self.offset) + 1 + data_bytes;
+        let mut head = ArrayVec::default();
+        head.push(FrameType::Stream as u8);
+        head.varint(body as u64);
+        head.varint(self.id);
+        head.varint(self.offset);
+        head.push(if self.fin { FIN } else { 0 });
+        let start = room.len() - head.len;
+        room[start..].copy_from_slice(&head.bytes[..head.len]);
+        head.len
+    }
+}
+
+/// A stack buffer for [`StreamHeader::write_before`].
+#[derive(Default)]
+struct ArrayVec {
+    bytes: [u8; 32],
+    len: usize,
+}
+
+impl ArrayVec {
+    fn push(&mut self, byte: u8) {
+        self.bytes[self.len] = byte;
+        self.len += 1;
+    }
+
+    fn varint(&mut self, value: u64) {
+        let len = varint_bytes(value);
+        let tagged = value | (u64::from(len.trailing_zeros()) << (len * 8 - 2));
+        self.bytes[self.len..self.len + len].copy_from_slice(&tagged.to_be_bytes()[8 - len..]);
+        self.len += len;
+    }
+}
+
+impl<'a> Frame<'a> {
+    /// The frame's type.
+    pub const fn frame_type(&self) -> FrameType {
+        match self {
+            Self::Ping { .. } => FrameType::Ping,
+            Self::Pong { .. } => FrameType::Pong,
+            Self::Stream { .. } => FrameType::Stream,
+            Self::Ack { .. } => FrameType::Ack,
+            Self::MaxData { .. } => FrameType::MaxData,
+            Self::MaxStreamData { .. } => FrameType::MaxStreamData,
+            Self::MaxStreams { .. } => FrameType::MaxStreams,
+            Self::ResetStream { .. } => FrameType::ResetStream,
+            Self::StopSending { .. } => FrameType::StopSending,
+            Self::Open { .. } => FrameType::Open,
+            Self::OpenOk { .. } => FrameType::OpenOk,
+            Self::OpenFailed { .. } => FrameType::OpenFailed,
+            Self::Hello { .. } => FrameType::Hello,
+            Self::Accept { .. } => FrameType::Accept,
+            Self::Resume { .. } => FrameType::Resume,
+            Self::Resumed { .. } => FrameType::Resumed,
+            Self::TransportStatus { .. } => FrameType::TransportStatus,
+            Self::TransportClose { .. } => FrameType::TransportClose,
+            Self::Close { .. } => FrameType::Close,
+            Self::Rekey { .. } => FrameType::Rekey,
+            Self::Reauth { .. } => FrameType::Reauth,
+            Self::ReauthDone { .. } => FrameType::ReauthDone,
+        }
+    }
+
+    /// Appends type, length and body. Bodies are below 16 KiB but for STREAM, whose data goes
+    /// through [`StreamHeader::write_before`] when there is much of it.
+    pub fn encode(&self, out: &mut Vec<u8>) {
+        if let Self::Stream { header, data } = self {
+            let mut room = [0; StreamHeader::BYTES_MAX];
+            let len = header.write_before(&mut room, data.len());
+            out.extend_from_slice(&room[room.len() - len..]);
+            out.extend_from_slice(data);
+            return;
+        }
+        out.push(self.frame_type() as u8);
+        let at = out.len();
+        out.extend_from_slice(&[0, 0]);
+        self.encode_body(out);
+        let len = out.len() - at - 2;
+        debug_assert!(len < 0x4000);
+        out[at..at + 2].copy_from_slice(&(0x4000 | len as u16).to_be_bytes());
+    }
+
+    fn encode_body(&self, out: &mut Vec<u8>) {
+        match self {
+            Self::Ping { token } | Self::Pong { token } => {
+                out.extend_from_slice(&token.to_be_bytes())
+            }
+            Self::Stream { .. } => {}
+            Self::Ack { ack, delay_us } => {
+                put_varint(out, *delay_us);
+                ack.encode(out);
+            }
+            Self::MaxData { max } | Self::MaxStreams { max } => put_varint(out, *max),
+            Self::MaxStreamData { id, max } => put_all(out, &[*id, *max]),
+            Self::ResetStream {
+                id,
+                code,
+                final_size,
+            } => put_all(out, &[*id, *code, *final_size]),
+            Self::StopSending { id, code } => put_all(out, &[*id, *code]),
+            Self::Open { id, target } => {
+                put_varint(out, *id);
+                target.encode(out);
+            }
+            Self::OpenOk { id } => put_varint(out, *id),
+            Self::OpenFailed { id, errno } => put_all(out, &[*id, *errno]),
+            Self::Hello { params } | Self::Accept { params } => out.extend_from_slice(params),
+            Self::Resume {
+                counter,
+                hard,
+                standby,
+                ack,
+            } => {
+                put_varint(out, *counter);
+                out.push(u8::from(*hard) | u8::from(*standby) << 1);
+                ack.encode(out);
+            }
+            Self::Resumed { ack } => ack.encode(out),
+            Self::TransportStatus { seq, hard, standby } => {
+                put_varint(out, *seq);
+                out.push(u8::from(*hard) | u8::from(*standby) << 1);
+            }
+            Self::TransportClose { code } => put_varint(out, *code),
+            Self::Close { code, reason } => {
+                put_varint(out, *code);
+                out.extend_from_slice(&reason[..reason.len().min(REASON_BYTES_MAX)]);
+            }
+            Self::Rekey { epoch, first } => {
+                out.extend_from_slice(&epoch.to_be_bytes());
+                put_varint(out, *first);
+            }
+            Self::Reauth {
+                generation,
+                offset,
+                data,
+            } => {
+                put_all(out, &[*generation, *offset]);
+                out.extend_from_slice(data);
+            }
+            Self::ReauthDone { generation } => put_varint(out, *generation),
+        }
+    }
+
+    /// Reads the next frame of a record of `space`; `None` for one that is unknown and may be
+    /// skipped. Bytes behind the known part of a body are ignored: a later version may add fields.
+    pub fn parse(reader: &mut Reader<'a>, space: Space) -> Result<Option<Self>, WireError> {
+        let code = reader.u8("a frame")?;
+        let len = reader.varint("the length of a frame")?;
+        let len = usize::try_from(len).map_err(|_| WireError::Truncated("a frame"))?;
+        let mut body = Reader::new(reader.bytes(len, "a frame")?);
+        let Some(frame_type) = FrameType::from_code(code) else {
+            return if code & CRITICAL == 0 {
+                Ok(None)
+            } else {
+                Err(WireError::UnknownCritical(code))
+            };
+        };
+        if !frame_type.allowed_in(space) {
+            return Err(WireError::WrongSpace(frame_type));
+        }
+        Self::parse_body(frame_type, &mut body).map(Some)
+    }
+
+    fn parse_body(frame_type: FrameType, body: &mut Reader<'a>) -> Result<Self, WireError> {
+        const WHAT: &str = "the body of a frame";
+        Ok(match frame_type {
+            FrameType::Ping => Self::Ping {
+                token: u64::from_be_bytes(body.array(WHAT)?),
+            },
+            FrameType::Pong => Self::Pong {
+                token: u64::from_be_bytes(body.array(WHAT)?),
+            },
+            FrameType::Stream => Self::parse_stream(body)?,
+            FrameType::Ack => Self::Ack {
+                delay_us: body.varint(WHAT)?,
+                ack: Ack::parse(body)?,
+            },
+            FrameType::MaxData => Self::MaxData {
+                max: body.varint(WHAT)?,
+            },
+            FrameType::MaxStreamData => Self::MaxStreamData {
+                id: body.varint(WHAT)?,
+                max: body.varint(WHAT)?,
+            },
+            FrameType::MaxStreams => Self::MaxStreams {
+                max: body.varint(WHAT)?,
+            },
+            FrameType::ResetStream => Self::ResetStream {
+                id: body.varint(WHAT)?,
+                code: body.varint(WHAT)?,
+                final_size: body.varint(WHAT)?,
+            },
+            FrameType::StopSending => Self::StopSending {
+                id: body.varint(WHAT)?,
+                code: body.varint(WHAT)?,
+            },
+            FrameType::Open => Self::Open {
+                id: body.varint(WHAT)?,
+                target: Target::parse(body)?,
+            },
+            FrameType::OpenOk => Self::OpenOk {
+                id: body.varint(WHAT)?,
+            },
+            FrameType::OpenFailed => Self::OpenFailed {
+                id: body.varint(WHAT)?,
+                errno: body.varint(WHAT)?,
+            },
+            FrameType::Hello => Self::Hello {
+                params: body.rest(),
+            },
+            FrameType::Accept => Self::Accept {
+                params: body.rest(),
+            },
+            FrameType::Resume => {
+                let counter = body.varint(WHAT)?;
+                let flags = body.u8(WHAT)?;
+                Self::Resume {
+                    counter,
+                    hard: flags & 1 != 0,
+                    standby: flags & 2 != 0,
+                    ack: Ack::parse(body)?,
+                }
+            }
+            FrameType::Resumed => Self::Resumed {
+                ack: Ack::parse(body)?,
+            },
+            FrameType::TransportStatus => {
+                let seq = body.varint(WHAT)?;
+                let flags = body.u8(WHAT)?;
+                Self::TransportStatus {
+                    seq,
+                    hard: flags & 1 != 0,
+                    standby: flags & 2 != 0,
+                }
+            }
+            FrameType::TransportClose => Self::TransportClose {
+                code: body.varint(WHAT)?,
+            },
+            FrameType::Close => Self::parse_close(body)?,
+            FrameType::Rekey => Self::Rekey {
+                epoch: u32::from_be_bytes(body.array(WHAT)?),
+                first: body.varint(WHAT)?,
+            },
+            FrameType::Reauth => Self::parse_reauth(body)?,
+            FrameType::ReauthDone => Self::ReauthDone {
+                generation: body.varint(WHAT)?,
+            },
+        })
+    }
+
+    fn parse_stream(body: &mut Reader<'a>) -> Result<Self, WireError> {
+        const WHAT: &str = "a STREAM frame";
+        let (id, offset) = (body.varint(WHAT)?, body.varint(WHAT)?);
+        let flags = body.u8(WHAT)?;
+        // The other bits are for a codec: ignoring one would deliver compressed bytes as data.
+        if flags & !FIN != 0 {
+            return Err(WireError::Invalid("the flags of a STREAM frame"));
+        }
+        let data = body.rest();
+        if data.len() > 4 * STREAM_DATA_BYTES_MAX {
+            return Err(WireError::TooLong {
+                what: "stream data",
+                got: data.len(),
+                limit: 4 * STREAM_DATA_BYTES_MAX,
+            });
+        }
+        Ok(Self::Stream {
+            header: StreamHeader {
+                id,
+                offset,
+                fin: flags & FIN != 0,
+            },
+            data,
+        })
+    }
+
+    fn parse_close(body: &mut Reader<'a>) -> Result<Self, WireError> {
+        let code = body.varint("a CLOSE frame")?;
+        let reason = body.rest();
+        if reason.len() > REASON_BYTES_MAX {
+            return Err(WireError::TooLong {
+                what: "the reason of a CLOSE",
+                got: reason.len(),
+                limit: REASON_BYTES_MAX,
+            });
+        }
+        Ok(Self::Close { code, reason })
+    }
+
+    fn parse_reauth(body: &mut Reader<'a>) -> Result<Self, WireError> {
+        let (generation, offset) = (
+            body.varint("a REAUTH frame")?,
+            body.varint("a REAUTH frame")?,
+        );
+        let data = body.rest();
+        if data.len() > REAUTH_CHUNK_BYTES_MAX {
+            return Err(WireError::TooLong {
+                what: "a REAUTH frame",
+                got: data.len(),
+                limit: REAUTH_CHUNK_BYTES_MAX,
+            });
+        }
+        Ok(Self::Reauth {
+            generation,
+            offset,
+            data,
+        })
+    }
+}
+
+fn put_all(out: &mut Vec<u8>, values: &[u64]) {
+    for &value in values {
+        put_varint(out, value);
+    }
+}

@@ -1,0 +1,50 @@
+//! The bytes on the wire: varints, the preamble, record headers, frames and parameters.
+//!
+//! Parsing never panics, never allocates more than the input's length justifies, and tells what
+//! was wrong. `docs/protocol.md` has the layouts.
+
+mod ack;
+mod frame;
+mod params;
+mod preamble;
+mod record;
+mod target;
+mod varint;
+
+pub use ack::Ack;
+pub use frame::{Frame, FrameType, Space, StreamHeader, errors as close_code};
+pub use params::Params;
+pub use preamble::{Kind, Preamble, Reply, ResumeToken, Status};
+pub use record::RecordHeader;
+pub use target::Target;
+pub use varint::{Reader, VARINT_MAX, put_varint, varint_bytes};
+
+/// What was wrong with bytes from a peer (or from whoever sits on the path).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum WireError {
+    /// The input ends before the item does.
+    #[error("the bytes end in the middle of {0}")]
+    Truncated(&'static str),
+    /// A preamble or reply does not begin with the protocol's magic.
+    #[error("these are not the bytes of a Holdfast peer (wrong magic)")]
+    Magic,
+    /// A field has a value that the specification does not allow.
+    #[error("{0} has a value that is not allowed")]
+    Invalid(&'static str),
+    /// A length is above its limit.
+    #[error("{what} is {got} bytes long, the limit is {limit}")]
+    TooLong {
+        /// Which item.
+        what: &'static str,
+        /// Its length as claimed.
+        got: usize,
+        /// The limit.
+        limit: usize,
+    },
+    /// A frame that must be understood is not known.
+    #[error("frame type 0x{0:02x} is critical and unknown: the peer speaks a newer version")]
+    UnknownCritical(u8),
+    /// A frame stands in the wrong record space.
+    #[error("frame {0:?} may not stand in this record space")]
+    WrongSpace(FrameType),
+}

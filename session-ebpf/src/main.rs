@@ -1,5 +1,33 @@
+//! Holdfast's eBPF programs: capture of TCP connections by cgroup.
+//!
+//! How a connection travels:
+//! 1. `connect`: a captured application calls `connect()`; the destination matches a policy, is stored with the
+//!    socket, and is rewritten to the agent's listener on loopback.
+//! 2. `sockops::app_ops`: the SYN is about to be built, the local port is known: the destination is filed under the
+//!    connection's addresses in `HANDSHAKES`.
+//! 3. `sockops::agent_ops`: the agent's side is established: the destination moves into the accepted socket, where
+//!    the agent reads it.
+//! 4. `peername`: the application asks for its peer and is told the original destination.
+//!
+//! Nothing else on the host is touched; UDP passes through.
 #![no_std]
 #![no_main]
+// Inline assembly for BPF; the toolchain is built for unstable features anyway, because aya-ebpf needs them.
+#![feature(asm_experimental_arch)]
+
+mod connect;
+mod ctx;
+mod maps;
+mod peername;
+mod sockops;
+
 #[cfg(not(test))]
 #[panic_handler]
-fn panic(_: &core::panic::PanicInfo) -> ! { loop {} }
+fn panic(_: &core::panic::PanicInfo<'_>) -> ! {
+    // Never reached in a loadable program: the verifier refuses an endless loop.
+    loop {}
+}
+
+#[unsafe(link_section = "license")]
+#[unsafe(no_mangle)]
+static LICENSE: [u8; 13] = *b"Dual MIT/GPL\0";

@@ -1,1 +1,2 @@
 //! The Holdfast agent.
+pub mod capture;

@@ -1,2 +1,166 @@
-//! Shared map types.
+//! Plain-old-data shared by Holdfast's eBPF programs and its agent.
+//!
+//! Everything here crosses the kernel boundary inside BPF maps, so each type has a fixed layout: fixed-width
+//! integers, explicit padding, and its size asserted below. Addresses are four words in network order with IPv4
+//! written as v4-mapped IPv6; ports are in host order unless a name says otherwise.
 #![no_std]
+
+/// Ports on `::1` over which captured IPv6 connections are spread. A power of two.
+///
+/// All captured IPv6 connections share one address, so each port adds one range of ephemeral ports (about 28,000
+/// concurrent connections by default). IPv4 needs no such list: it is spread over addresses in 127.0.0.0/9.
+pub const V6_PORTS: usize = 16;
+/// Port ranges that one capture policy can hold.
+pub const POLICY_RULES_MAX: usize = 16;
+/// Slots for capture policies; the agent uses half of them at a time, so that an update never rewrites a live one.
+pub const POLICY_SLOTS: u32 = 1024;
+/// CIDR prefixes per address family.
+pub const PREFIXES_MAX: u32 = 65_536;
+/// Slots for handshakes between `connect()` and the agent's accept queue.
+pub const HANDSHAKE_SLOTS: u32 = 65_536;
+/// Handshakes in flight above which a new connection is no longer captured.
+///
+/// Lower than [`HANDSHAKE_SLOTS`] because the check (in the connect hook) and the insertion (when the local port is
+/// known) are apart: the difference is room for the connects that pass between them.
+pub const HANDSHAKES_ADMITTED: u64 = HANDSHAKE_SLOTS as u64 - 4096;
+
+/// [`PortRule::flags`]: refuse the connection when it cannot be captured, instead of letting it go direct.
+pub const RULE_FAIL_CLOSED: u32 = 1;
+
+/// Number of counters in the `COUNTERS` map.
+pub const COUNTERS: u32 = 12;
+/// Indices into the `COUNTERS` map.
+pub mod counter {
+    /// Captured connections whose destination is IPv4 (v4-mapped included).
+    pub const CAPTURED4: u32 = 0;
+    /// Captured connections whose destination is IPv6.
+    pub const CAPTURED6: u32 = 1;
+    /// Matching connections that found no living agent in their network namespace.
+    pub const AGENT_GONE: u32 = 2;
+    /// Matching connections not captured because too many handshakes were in flight.
+    pub const HANDSHAKES_FULL: u32 = 3;
+    /// Matching connections for which the kernel had no memory left for per-socket state.
+    pub const NO_STORAGE: u32 = 4;
+    /// Matching connections of a socket bound to a device that the hook was not allowed to unbind.
+    pub const DEVICE_BOUND: u32 = 5;
+    /// Connections refused because their rule is fail-closed.
+    pub const REFUSED: u32 = 6;
+    /// Handshakes handed to an accepted socket of the agent.
+    pub const DELIVERED: u32 = 7;
+    /// Handshakes that ended before the agent's side was established.
+    pub const ABANDONED: u32 = 8;
+    /// Handshakes that the agent accepted without a stored destination.
+    pub const UNKNOWN: u32 = 9;
+    /// Sockets that could not be put on the cubic congestion control.
+    pub const NO_CUBIC: u32 = 10;
+    /// Handshakes in flight now: a gauge, not a count.
+    pub const IN_FLIGHT: u32 = 11;
+}
+
+/// What the agent tells the programs at start.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Settings {
+    /// Process id (thread group) of the agent in the initial pid namespace; its own sockets are never captured.
+    pub agent_tgid: u32,
+    /// Port of the IPv4 listener.
+    pub v4_port: u16,
+    /// Port of the marker listener on 127.0.0.1, whose presence says that the agent lives.
+    pub marker_port: u16,
+    /// Ports of the IPv6 listeners on `::1`.
+    pub v6_ports: [u16; V6_PORTS],
+}
+
+/// One port range of a policy and what to do with it.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub struct PortRule {
+    /// First port of the range.
+    pub first: u16,
+    /// Last port of the range, included.
+    pub last: u16,
+    /// Index of the configured peer that carries the connection.
+    pub peer: u32,
+    /// `RULE_*` bits.
+    pub flags: u32,
+}
+
+/// What a matching prefix means: the first rule whose range holds the port wins; none means "leave alone".
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub struct Policy {
+    /// How many of `rules` are in use.
+    pub count: u32,
+    /// The rules in order of precedence.
+    pub rules: [PortRule; POLICY_RULES_MAX],
+}
+
+/// Where an application wanted to go.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Original {
+    /// Destination address, network order, IPv4 as v4-mapped.
+    pub addr: [u32; 4],
+    /// Destination port.
+    pub port: u16,
+    /// Explicit padding, zero.
+    pub pad: u16,
+    /// Index of the configured peer that carries the connection.
+    pub peer: u32,
+}
+
+/// Names one handshake on the loopback hop from both of its ends.
+///
+/// Both addresses belong to it: connections to different 127.x.y.z may share address and port on their near side.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct FlowKey {
+    /// Cookie of the network namespace.
+    pub netns_cookie: u64,
+    /// Local address of the application's socket.
+    pub app_addr: [u32; 4],
+    /// Loopback address to which the connection was redirected.
+    pub agent_addr: [u32; 4],
+    /// Local port of the application's socket.
+    pub app_port: u32,
+    /// Port of the agent's listener.
+    pub agent_port: u32,
+}
+
+/// State kept with a captured socket of an application.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct AppSocket {
+    /// The handshake, once its local port is known.
+    pub key: FlowKey,
+    /// Where the application wanted to go.
+    pub original: Original,
+    /// Last word of the loopback address to which the connection was redirected, network order.
+    pub agent_word: u32,
+    /// Port to which the connection was redirected.
+    pub agent_port: u32,
+}
+
+const _: () = {
+    assert!(V6_PORTS.is_power_of_two());
+    assert!(size_of::<Settings>() == 40);
+    assert!(size_of::<PortRule>() == 12);
+    assert!(size_of::<Policy>() == 4 + 12 * POLICY_RULES_MAX);
+    assert!(size_of::<Original>() == 24);
+    assert!(size_of::<FlowKey>() == 48);
+    assert!(size_of::<AppSocket>() == 80);
+};
+
+#[cfg(feature = "user")]
+mod pod {
+    // SAFETY: `repr(C)` structs of integers without implicit padding (sizes asserted above): any bytes are a value.
+    unsafe impl aya::Pod for super::Settings {}
+    // SAFETY: as above.
+    unsafe impl aya::Pod for super::Policy {}
+    // SAFETY: as above.
+    unsafe impl aya::Pod for super::Original {}
+    // SAFETY: as above.
+    unsafe impl aya::Pod for super::FlowKey {}
+    // SAFETY: as above.
+    unsafe impl aya::Pod for super::AppSocket {}
+}

@@ -1,0 +1,258 @@
+//! The connect hooks: decide whether a connection is captured, and send it to the agent.
+
+use aya_ebpf::{
+    helpers::bpf_get_current_pid_tgid, macros::cgroup_sock_addr, maps::lpm_trie::Key,
+    programs::SockAddrContext,
+};
+use aya_log_ebpf::{debug, warn};
+use session_ebpf_common::{
+    AppSocket, FlowKey, HANDSHAKES_ADMITTED, Original, POLICY_RULES_MAX, PortRule,
+    RULE_FAIL_CLOSED, Settings, V6_PORTS, counter,
+};
+
+use crate::{
+    ctx::{ALLOW, SockAddr as _, Words, is_local, is_mapped, mapped, refuse},
+    maps::{self, POLICIES, PREFIXES4, PREFIXES6, SETTINGS},
+};
+
+const IPPROTO_TCP: u32 = 6;
+
+/// connect() on an IPv4 socket.
+#[cgroup_sock_addr(connect4)]
+pub fn connect4(ctx: SockAddrContext) -> i32 {
+    if ctx.protocol() != IPPROTO_TCP {
+        return ALLOW;
+    }
+    let addr = ctx.addr4();
+    match redirect(&ctx, addr) {
+        Outcome::Redirected(target) => {
+            ctx.set_addr4(&target.addr);
+            ctx.set_port(target.port);
+            ALLOW
+        }
+        Outcome::Direct => ALLOW,
+        Outcome::Refused => refuse(),
+    }
+}
+
+/// connect() on an IPv6 socket, to an IPv6 or a v4-mapped address.
+#[cgroup_sock_addr(connect6)]
+pub fn connect6(ctx: SockAddrContext) -> i32 {
+    if ctx.protocol() != IPPROTO_TCP {
+        return ALLOW;
+    }
+    let addr = ctx.addr6();
+    match redirect(&ctx, addr) {
+        Outcome::Redirected(target) => {
+            ctx.set_addr6(&target.addr);
+            ctx.set_port(target.port);
+            ALLOW
+        }
+        Outcome::Direct => ALLOW,
+        Outcome::Refused => refuse(),
+    }
+}
+
+/// The agent's listener that a connection is sent to.
+struct Target {
+    addr: Words,
+    port: u16,
+}
+
+enum Outcome {
+    /// Leave the destination as it is.
+    Direct,
+    /// Fail the connect.
+    Refused,
+    /// Go to the agent.
+    Redirected(Target),
+}
+
+/// Decides about one connect and, if it is captured, stores its destination with the socket.
+///
+/// Every way out but capture forgets what the socket carried from an earlier connect, so that getpeername never tells
+/// a stale destination.
+#[inline(always)]
+fn redirect(ctx: &SockAddrContext, addr: Words) -> Outcome {
+    let port = ctx.port();
+    if is_local(&addr) {
+        // Programs attached at two levels run twice: the second sees what the first wrote and leaves it.
+        let again = maps::app_socket(ctx.sock())
+            .is_some_and(|app| app.agent_word == addr[3] && app.agent_port == u32::from(port));
+        if !again {
+            maps::forget_app_socket(ctx.sock());
+        }
+        return Outcome::Direct;
+    }
+    let (Some(settings), Some(rule)) = (SETTINGS.get(0), rule_for(&addr, port)) else {
+        maps::forget_app_socket(ctx.sock());
+        return Outcome::Direct;
+    };
+    if (bpf_get_current_pid_tgid() >> 32) as u32 == settings.agent_tgid {
+        maps::forget_app_socket(ctx.sock());
+        return Outcome::Direct;
+    }
+    if let Some(obstacle) = obstacle(ctx, settings) {
+        return give_up(ctx, rule, obstacle);
+    }
+    capture(ctx, settings, rule, addr, port)
+}
+
+/// The rule that claims a destination, if any.
+#[inline(always)]
+fn rule_for(addr: &Words, port: u16) -> Option<&'static PortRule> {
+    let index = if is_mapped(addr) {
+        *PREFIXES4.get(Key::new(32, addr[3].to_ne_bytes()))?
+    } else {
+        let mut bytes = [0_u8; 16];
+        for (chunk, word) in bytes.chunks_exact_mut(4).zip(addr) {
+            chunk.copy_from_slice(&word.to_ne_bytes());
+        }
+        *PREFIXES6.get(Key::new(128, bytes))?
+    };
+    let policy = POLICIES.get(index)?;
+    for position in 0..POLICY_RULES_MAX {
+        if position as u32 >= policy.count {
+            break;
+        }
+        let rule = &policy.rules[position];
+        if rule.first <= port && port <= rule.last {
+            return Some(rule);
+        }
+    }
+    None
+}
+
+/// What keeps a matching connection from being captured now: the index of the counter that says so.
+#[inline(always)]
+fn obstacle(ctx: &SockAddrContext, settings: &Settings) -> Option<u32> {
+    if !ctx.listener_alive(settings.marker_port) {
+        return Some(counter::AGENT_GONE);
+    }
+    if maps::in_flight() >= HANDSHAKES_ADMITTED {
+        return Some(counter::HANDSHAKES_FULL);
+    }
+    if !ctx.unbind_device() {
+        return Some(counter::DEVICE_BOUND);
+    }
+    None
+}
+
+/// A connection that should be captured and cannot be: direct or refused, as its rule says.
+#[inline(always)]
+fn give_up(ctx: &SockAddrContext, rule: &PortRule, why: u32) -> Outcome {
+    maps::count(why);
+    maps::forget_app_socket(ctx.sock());
+    let closed = rule.flags & RULE_FAIL_CLOSED != 0;
+    if why == counter::AGENT_GONE {
+        debug!(
+            ctx,
+            "no agent in this namespace, closed={}",
+            u32::from(closed)
+        );
+    } else {
+        warn!(
+            ctx,
+            "cannot capture a connection, reason {}, closed={}",
+            why,
+            u32::from(closed)
+        );
+    }
+    if closed {
+        maps::count(counter::REFUSED);
+        return Outcome::Refused;
+    }
+    Outcome::Direct
+}
+
+/// Stores the destination with the socket and picks the agent's listener for it.
+#[inline(always)]
+fn capture(
+    ctx: &SockAddrContext,
+    settings: &Settings,
+    rule: &PortRule,
+    addr: Words,
+    port: u16,
+) -> Outcome {
+    let Some(app) = maps::new_app_socket(ctx.sock()) else {
+        return give_up(ctx, rule, counter::NO_STORAGE);
+    };
+    let v4 = is_mapped(&addr);
+    let target = if v4 {
+        target4(settings, addr[3], port)
+    } else {
+        target6(settings, &addr, port)
+    };
+    *app = AppSocket {
+        key: FlowKey {
+            netns_cookie: 0,
+            app_addr: [0; 4],
+            agent_addr: [0; 4],
+            app_port: 0,
+            agent_port: 0,
+        },
+        original: Original {
+            addr,
+            port,
+            pad: 0,
+            peer: rule.peer,
+        },
+        agent_word: target.addr[3],
+        agent_port: u32::from(target.port),
+    };
+    if !ctx.set_cubic() {
+        maps::count(counter::NO_CUBIC);
+    }
+    maps::count(if v4 {
+        counter::CAPTURED4
+    } else {
+        counter::CAPTURED6
+    });
+    if v4 {
+        debug!(
+            ctx,
+            "captured {:i}:{} for peer {}",
+            u32::from_be(addr[3]),
+            port,
+            rule.peer
+        );
+    } else {
+        debug!(
+            ctx,
+            "captured an IPv6 destination, port {}, for peer {}", port, rule.peer
+        );
+    }
+    Outcome::Redirected(target)
+}
+
+/// Fibonacci hashing: the upper bits of the product depend on all bits of the input.
+#[inline(always)]
+fn mix(hash: u32, word: u32) -> u32 {
+    (hash ^ word).wrapping_mul(0x9e37_79b1)
+}
+
+/// An address in 127.0.0.0/9, fixed by the destination, so that each destination has ephemeral ports of its own. The
+/// upper half of 127.0.0.0/8 is left to UDP, and 127.0.0.0 to 127.0.0.1 to others.
+#[inline(always)]
+fn target4(settings: &Settings, addr: u32, port: u16) -> Target {
+    let host = mix(mix(addr, u32::from(port)), 0) >> 9;
+    let host = if host < 2 { host + 2 } else { host };
+    Target {
+        addr: mapped((0x7f00_0000 | host).to_be()),
+        port: settings.v4_port,
+    }
+}
+
+/// A port on `::1`, fixed by the destination.
+#[inline(always)]
+fn target6(settings: &Settings, addr: &Words, port: u16) -> Target {
+    let mut hash = u32::from(port);
+    for word in addr {
+        hash = mix(hash, *word);
+    }
+    let slot = (hash >> 16) as usize & (V6_PORTS - 1);
+    Target {
+        addr: [0, 0, 0, 1_u32.to_be()],
+        port: settings.v6_ports[slot],
+    }
+}

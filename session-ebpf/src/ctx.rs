@@ -1,0 +1,329 @@
+//! All raw access to the hooks' contexts.
+//!
+//! The verifier allows only loads at constant offsets from the context, of the width it expects. LLVM likes to merge
+//! neighbouring loads and stores, or to turn a choice between two fields into one load through a computed pointer;
+//! both are refused ("dereference of modified ctx ptr"). Every access here is therefore volatile and one word wide,
+//! and fields are read before a choice between them is made.
+
+use aya_ebpf::{
+    EbpfContext as _,
+    bindings::{bpf_sock, bpf_sock_addr, bpf_sock_ops},
+    helpers::{
+        bpf_get_netns_cookie, bpf_setsockopt,
+        generated::{bpf_set_retval, bpf_sk_lookup_tcp, bpf_sk_release},
+    },
+    programs::{SockAddrContext, SockOpsContext},
+};
+use session_ebpf_common::FlowKey;
+
+use crate::maps::HAS_SET_RETVAL;
+
+/// Verdict of a connect hook: go on.
+pub const ALLOW: i32 = 1;
+/// Verdict of a connect hook: fail, with EPERM unless a return value was set.
+const DENY: i32 = 0;
+const ECONNREFUSED: i32 = 111;
+
+/// The third word of a v4-mapped address.
+const MAPPED: u32 = 0xffff_u32.to_be();
+
+const SOL_SOCKET: i32 = 1;
+const SO_BINDTODEVICE: i32 = 25;
+const SOL_TCP: i32 = 6;
+const TCP_CONGESTION: i32 = 13;
+/// `BPF_TCP_LISTEN` of the kernel's bpf.h.
+const TCP_LISTEN: u32 = 10;
+/// "The current network namespace", `BPF_F_CURRENT_NETNS`.
+const CURRENT_NETNS: u64 = u64::MAX;
+
+/// Reads one field of a context.
+macro_rules! load {
+    ($field:expr) => {
+        // SAFETY: the context is valid while the program runs; the verifier checks offset and width.
+        unsafe { core::ptr::read_volatile(&raw const $field) }
+    };
+}
+
+/// Writes one field of a context.
+macro_rules! store {
+    ($field:expr, $value:expr) => {
+        // SAFETY: as for loads; the verifier also checks that the field may be written by this hook.
+        unsafe { core::ptr::write_volatile(&raw mut $field, $value) }
+    };
+}
+
+/// Reads four words of a context one by one.
+macro_rules! load4 {
+    ($field:expr) => {
+        [
+            load!($field[0]),
+            load!($field[1]),
+            load!($field[2]),
+            load!($field[3]),
+        ]
+    };
+}
+
+/// An address as four words, network order, IPv4 as v4-mapped.
+pub type Words = [u32; 4];
+
+/// Writes an IPv4 address (network order) as v4-mapped.
+#[inline(always)]
+pub fn mapped(v4: u32) -> Words {
+    [0, 0, MAPPED, v4]
+}
+
+/// Whether `addr` is a v4-mapped address.
+#[inline(always)]
+pub fn is_mapped(addr: &Words) -> bool {
+    addr[0] == 0 && addr[1] == 0 && addr[2] == MAPPED
+}
+
+/// Whether `addr` is a loopback or the unspecified address (which Linux connects to loopback).
+#[inline(always)]
+pub fn is_local(addr: &Words) -> bool {
+    if is_mapped(addr) {
+        return u32::from_be(addr[3]) >> 24 == 127 || addr[3] == 0;
+    }
+    addr[0] == 0 && addr[1] == 0 && addr[2] == 0 && u32::from_be(addr[3]) <= 1
+}
+
+/// What the connect and peer-name hooks need of their context.
+pub trait SockAddr {
+    /// The raw context.
+    fn raw(&self) -> *mut bpf_sock_addr;
+
+    /// The socket that the call is made on.
+    #[inline(always)]
+    fn sock(&self) -> *mut bpf_sock {
+        // SAFETY: as in `load!`; not volatile, for the verifier tracks this field as a socket pointer.
+        unsafe { (*self.raw()).__bindgen_anon_1.sk }
+    }
+
+    /// The socket's protocol, `IPPROTO_*`.
+    #[inline(always)]
+    fn protocol(&self) -> u32 {
+        load!((*self.raw()).protocol)
+    }
+
+    /// The address of an IPv4 hook, as v4-mapped.
+    #[inline(always)]
+    fn addr4(&self) -> Words {
+        mapped(load!((*self.raw()).user_ip4))
+    }
+
+    /// The address of an IPv6 hook.
+    #[inline(always)]
+    fn addr6(&self) -> Words {
+        load4!((*self.raw()).user_ip6)
+    }
+
+    /// The port, host order.
+    #[inline(always)]
+    fn port(&self) -> u16 {
+        u16::from_be(load!((*self.raw()).user_port) as u16)
+    }
+
+    /// Sets the address of an IPv4 hook from the last word of `addr`.
+    #[inline(always)]
+    fn set_addr4(&self, addr: &Words) {
+        store!((*self.raw()).user_ip4, addr[3]);
+    }
+
+    /// Sets the address of an IPv6 hook.
+    #[inline(always)]
+    fn set_addr6(&self, addr: &Words) {
+        store!((*self.raw()).user_ip6[0], addr[0]);
+        store!((*self.raw()).user_ip6[1], addr[1]);
+        store!((*self.raw()).user_ip6[2], addr[2]);
+        store!((*self.raw()).user_ip6[3], addr[3]);
+    }
+
+    /// Sets the port, given in host order.
+    #[inline(always)]
+    fn set_port(&self, port: u16) {
+        store!((*self.raw()).user_port, u32::from(port.to_be()));
+    }
+
+    /// Frees the socket from the device that it is bound to, if any; false when the kernel refuses.
+    ///
+    /// A redirected connection never leaves loopback, so a bound device would only make it time out.
+    #[inline(always)]
+    fn unbind_device(&self) -> bool {
+        let sk = self.sock();
+        if sk.is_null() || load!((*sk).bound_dev_if) == 0 {
+            return true;
+        }
+        let mut none = [0_u8; 4];
+        // SAFETY: the buffer outlives the call and its length is given.
+        unsafe {
+            bpf_setsockopt(
+                self.raw().cast(),
+                SOL_SOCKET,
+                SO_BINDTODEVICE,
+                none.as_mut_ptr().cast(),
+                4,
+            ) == 0
+        }
+    }
+
+    /// Puts the socket on cubic; false when the kernel refuses. bbr would pace the loopback hop to half its speed.
+    #[inline(always)]
+    fn set_cubic(&self) -> bool {
+        let mut name = *b"cubic\0\0\0";
+        // SAFETY: the buffer outlives the call and its length is given.
+        unsafe {
+            bpf_setsockopt(
+                self.raw().cast(),
+                SOL_TCP,
+                TCP_CONGESTION,
+                name.as_mut_ptr().cast(),
+                5,
+            ) == 0
+        }
+    }
+
+    /// Whether something listens on 127.0.0.1:`port` in the socket's network namespace.
+    #[inline(always)]
+    fn listener_alive(&self, port: u16) -> bool {
+        let loopback = 0x7f00_0001_u32.to_be();
+        // struct bpf_sock_tuple, ipv4: saddr, daddr, sport, dport. Source port 0 matches no connection, only a listener.
+        let tuple: [u32; 3] = [
+            loopback,
+            loopback,
+            u32::from_ne_bytes([0, 0, (port >> 8) as u8, port as u8]),
+        ];
+        // SAFETY: the tuple outlives the call and its length is given.
+        let sk = unsafe {
+            bpf_sk_lookup_tcp(
+                self.raw().cast(),
+                tuple.as_ptr().cast_mut().cast(),
+                12,
+                CURRENT_NETNS,
+                0,
+            )
+        };
+        if sk.is_null() {
+            return false;
+        }
+        let state = load!((*sk).state);
+        // SAFETY: the lookup took a reference to this socket; it is given back exactly once.
+        unsafe { bpf_sk_release(sk.cast()) };
+        state == TCP_LISTEN
+    }
+}
+
+impl SockAddr for SockAddrContext {
+    #[inline(always)]
+    fn raw(&self) -> *mut bpf_sock_addr {
+        self.sock_addr
+    }
+}
+
+/// Makes the system call fail with ECONNREFUSED (EPERM on kernels before 5.18).
+#[inline(always)]
+pub fn refuse() -> i32 {
+    if HAS_SET_RETVAL.load() != 0 {
+        // SAFETY: sets the system call's return value; has no other effect.
+        unsafe { bpf_set_retval(-ECONNREFUSED) };
+    }
+    DENY
+}
+
+/// What the socket operations need of their context.
+pub trait SockOps {
+    /// The raw context.
+    fn raw(&self) -> *mut bpf_sock_ops;
+
+    /// The full socket, or null.
+    #[inline(always)]
+    fn sock(&self) -> *mut bpf_sock {
+        // SAFETY: as in `load!`; not volatile, for the verifier tracks this field as a socket pointer.
+        unsafe { (*self.raw()).__bindgen_anon_2.sk }
+    }
+
+    /// Old and new state of a state callback, `BPF_TCP_*`.
+    #[inline(always)]
+    fn states(&self) -> (u32, u32) {
+        (
+            load!((*self.raw()).__bindgen_anon_1.args[0]),
+            load!((*self.raw()).__bindgen_anon_1.args[1]),
+        )
+    }
+
+    /// Local port of the socket, host order.
+    #[inline(always)]
+    fn local_port(&self) -> u32 {
+        load!((*self.raw()).local_port)
+    }
+
+    /// Remote port of the socket, host order.
+    #[inline(always)]
+    fn remote_port(&self) -> u32 {
+        u32::from_be(load!((*self.raw()).remote_port))
+    }
+
+    /// Local address of the socket.
+    #[inline(always)]
+    fn local_addr(&self) -> Words {
+        let (v4, v6) = (
+            load!((*self.raw()).local_ip4),
+            load4!((*self.raw()).local_ip6),
+        );
+        if self.is_v4() { mapped(v4) } else { v6 }
+    }
+
+    /// Remote address of the socket.
+    #[inline(always)]
+    fn remote_addr(&self) -> Words {
+        let (v4, v6) = (
+            load!((*self.raw()).remote_ip4),
+            load4!((*self.raw()).remote_ip6),
+        );
+        if self.is_v4() { mapped(v4) } else { v6 }
+    }
+
+    /// Whether the socket is AF_INET.
+    #[inline(always)]
+    fn is_v4(&self) -> bool {
+        load!((*self.raw()).family) == 2
+    }
+
+    /// The handshake as seen from the application's socket.
+    #[inline(always)]
+    fn key_of_app(&self) -> FlowKey {
+        FlowKey {
+            netns_cookie: self.netns_cookie(),
+            app_addr: self.local_addr(),
+            agent_addr: self.remote_addr(),
+            app_port: self.local_port(),
+            agent_port: self.remote_port(),
+        }
+    }
+
+    /// The handshake as seen from the agent's socket.
+    #[inline(always)]
+    fn key_of_agent(&self) -> FlowKey {
+        FlowKey {
+            netns_cookie: self.netns_cookie(),
+            app_addr: self.remote_addr(),
+            agent_addr: self.local_addr(),
+            app_port: self.remote_port(),
+            agent_port: self.local_port(),
+        }
+    }
+
+    /// Cookie of the socket's network namespace.
+    #[inline(always)]
+    fn netns_cookie(&self) -> u64 {
+        // SAFETY: the context is valid while the program runs.
+        unsafe { bpf_get_netns_cookie(self.raw().cast()) }
+    }
+}
+
+impl SockOps for SockOpsContext {
+    #[inline(always)]
+    fn raw(&self) -> *mut bpf_sock_ops {
+        self.as_ptr().cast()
+    }
+}

@@ -1,0 +1,146 @@
+//! Every map and load-time constant of the programs, and the few operations on them that need raw pointers.
+
+use core::arch::asm;
+
+use aya_ebpf::{
+    Global,
+    bindings::{BPF_ANY, BPF_NOEXIST, BPF_SK_STORAGE_GET_F_CREATE, bpf_sock},
+    btf_maps::SkStorage,
+    helpers::generated::{bpf_sk_storage_delete, bpf_sk_storage_get},
+    macros::{btf_map, map},
+    maps::{Array, HashMap, LpmTrie},
+};
+use session_ebpf_common::{
+    AppSocket, COUNTERS as COUNTER_SLOTS, FlowKey, HANDSHAKE_SLOTS, Original, POLICY_SLOTS,
+    PREFIXES_MAX, Policy, Settings, counter,
+};
+
+/// 1 where the kernel has `bpf_set_retval` (5.18). Below, a refusal shows as EPERM instead of ECONNREFUSED; the
+/// verifier removes the branch that is not taken.
+#[unsafe(no_mangle)]
+pub static HAS_SET_RETVAL: Global<u8> = Global::new(1);
+
+#[map]
+pub static SETTINGS: Array<Settings> = Array::with_max_entries(1, 0);
+#[map]
+pub static PREFIXES4: LpmTrie<[u8; 4], u32> =
+    LpmTrie::with_max_entries(PREFIXES_MAX, 1 /* BPF_F_NO_PREALLOC */);
+#[map]
+pub static PREFIXES6: LpmTrie<[u8; 16], u32> =
+    LpmTrie::with_max_entries(PREFIXES_MAX, 1 /* BPF_F_NO_PREALLOC */);
+#[map]
+pub static POLICIES: Array<Policy> = Array::with_max_entries(POLICY_SLOTS, 0);
+#[map]
+pub static HANDSHAKES: HashMap<FlowKey, Original> = HashMap::with_max_entries(HANDSHAKE_SLOTS, 0);
+#[map]
+static COUNTERS: Array<u64> = Array::with_max_entries(COUNTER_SLOTS, 0);
+/// Captured sockets of applications.
+#[btf_map]
+static APP_SOCKETS: SkStorage<AppSocket> = SkStorage::new();
+/// Accepted sockets of the agent. A map of its own, so that the agent's getpeername stays truthful.
+#[btf_map]
+static ACCEPTED: SkStorage<Original> = SkStorage::new();
+
+/// Adds to a counter, atomically. By hand, because the target offers no atomic type with arithmetic, while the
+/// instruction set has had this one from the start.
+#[inline(always)]
+fn add(index: u32, amount: i64) {
+    if let Some(cell) = COUNTERS.get_ptr_mut(index) {
+        // SAFETY: the cell is an aligned u64 inside a map value, valid for the program's life.
+        unsafe {
+            asm!("lock *(u64 *)({cell} + 0) += {amount}", cell = in(reg) cell, amount = in(reg) amount)
+        };
+    }
+}
+
+/// Adds one to a counter.
+#[inline(always)]
+pub fn count(index: u32) {
+    add(index, 1);
+}
+
+/// Handshakes in flight.
+#[inline(always)]
+pub fn in_flight() -> u64 {
+    // SAFETY: an aligned u64 inside a map value, valid for the program's life; volatile, for others change it.
+    COUNTERS
+        .get_ptr(counter::IN_FLIGHT)
+        .map_or(0, |cell| unsafe { cell.read_volatile() })
+}
+
+/// Files a handshake; false if the map is full.
+#[inline(always)]
+pub fn file_handshake(key: &FlowKey, original: &Original) -> bool {
+    if HANDSHAKES.insert(key, original, BPF_NOEXIST.into()).is_ok() {
+        count(counter::IN_FLIGHT);
+        return true;
+    }
+    // The same addresses again: programs attached at two levels run twice, and a stale entry is overwritten.
+    HANDSHAKES.get_ptr(key).is_some() && HANDSHAKES.insert(key, original, BPF_ANY.into()).is_ok()
+}
+
+/// Removes a handshake; true for the one caller that did.
+#[inline(always)]
+pub fn drop_handshake(key: &FlowKey) -> bool {
+    let removed = HANDSHAKES.remove(key).is_ok();
+    if removed {
+        add(counter::IN_FLIGHT, -1);
+    }
+    removed
+}
+
+#[inline(always)]
+fn storage<'a, T>(map: &SkStorage<T>, sk: *mut bpf_sock, create: bool) -> Option<&'a mut T> {
+    if sk.is_null() {
+        return None;
+    }
+    let flags = if create {
+        u64::from(BPF_SK_STORAGE_GET_F_CREATE)
+    } else {
+        0
+    };
+    // SAFETY: the verifier checks that `map` is a socket storage of T and `sk` a live socket; the value it returns is
+    // null or valid until the program ends. A socket is locked by whoever runs these hooks for it.
+    unsafe {
+        bpf_sk_storage_get(
+            core::ptr::from_ref(map).cast_mut().cast(),
+            sk.cast(),
+            core::ptr::null_mut(),
+            flags,
+        )
+        .cast::<T>()
+        .as_mut()
+    }
+}
+
+/// State of a captured application socket.
+#[inline(always)]
+pub fn app_socket<'a>(sk: *mut bpf_sock) -> Option<&'a mut AppSocket> {
+    storage(&APP_SOCKETS, sk, false)
+}
+
+/// State of an application socket, made if it has none; None when the kernel has no memory for it.
+#[inline(always)]
+pub fn new_app_socket<'a>(sk: *mut bpf_sock) -> Option<&'a mut AppSocket> {
+    storage(&APP_SOCKETS, sk, true)
+}
+
+/// Forgets the state of an application socket.
+#[inline(always)]
+pub fn forget_app_socket(sk: *mut bpf_sock) {
+    if !sk.is_null() {
+        // SAFETY: map and socket are checked by the verifier; a missing value is an error code that means nothing here.
+        let _ = unsafe {
+            bpf_sk_storage_delete(
+                core::ptr::from_ref(&APP_SOCKETS).cast_mut().cast(),
+                sk.cast(),
+            )
+        };
+    }
+}
+
+/// Destination slot of an accepted socket of the agent, made if it has none.
+#[inline(always)]
+pub fn accepted_socket<'a>(sk: *mut bpf_sock) -> Option<&'a mut Original> {
+    storage(&ACCEPTED, sk, true)
+}

@@ -1,0 +1,124 @@
+//! Socket operations: carry the destination from the application's socket to the agent's accepted one.
+//!
+//! Two programs, because they live in different cgroups. `app_ops` is attached to every captured cgroup, `agent_ops` to
+//! the agent's own. Where one cgroup contains the other both run for a socket, and each finds nothing to do in the
+//! other's events.
+//!
+//! A filed handshake ends in exactly one of two ways: the agent's side is established and takes it, or the
+//! application's socket closes first. It is never removed when the application releases its socket: a short-lived
+//! connection is released before the agent has looked.
+
+use aya_ebpf::{
+    bindings::{
+        BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB, BPF_SOCK_OPS_STATE_CB, BPF_SOCK_OPS_STATE_CB_FLAG,
+        BPF_SOCK_OPS_TCP_CONNECT_CB,
+    },
+    macros::sock_ops,
+    programs::SockOpsContext,
+};
+use aya_log_ebpf::{debug, warn};
+use session_ebpf_common::counter;
+
+use crate::{
+    ctx::SockOps as _,
+    maps::{self, HANDSHAKES, SETTINGS},
+};
+
+/// A sock_ops program that returns 0 makes the kernel ignore its reply; there is no reason ever to do so.
+const DONE: u32 = 1;
+/// `BPF_TCP_CLOSE` of the kernel's bpf.h.
+const TCP_CLOSE: u32 = 7;
+
+/// Runs for the sockets of captured cgroups.
+#[sock_ops]
+pub fn app_ops(ctx: SockOpsContext) -> u32 {
+    match ctx.op() {
+        BPF_SOCK_OPS_TCP_CONNECT_CB => file(&ctx),
+        BPF_SOCK_OPS_STATE_CB => abandon(&ctx),
+        _ => {}
+    }
+    DONE
+}
+
+/// Runs for the sockets of the agent's cgroup.
+#[sock_ops]
+pub fn agent_ops(ctx: SockOpsContext) -> u32 {
+    if ctx.op() == BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB {
+        deliver(&ctx);
+    }
+    DONE
+}
+
+/// The SYN is about to be built: file the destination under the connection's addresses.
+#[inline(always)]
+fn file(ctx: &SockOpsContext) {
+    let Some(app) = maps::app_socket(ctx.sock()) else {
+        return;
+    };
+    let key = ctx.key_of_app();
+    // A socket that an application disconnected and connected elsewhere may still carry an older destination.
+    if key.agent_addr[3] != app.agent_word || key.agent_port != app.agent_port {
+        return;
+    }
+    app.key = key;
+    if !maps::file_handshake(&key, &app.original) {
+        maps::count(counter::HANDSHAKES_FULL);
+        warn!(ctx, "no room to file a handshake; the agent will reset it");
+        return;
+    }
+    // Keep the flags that other programs set on this socket.
+    if ctx
+        .set_cb_flags((ctx.cb_flags() | BPF_SOCK_OPS_STATE_CB_FLAG) as i32)
+        .is_err()
+    {
+        warn!(ctx, "no state callback for a captured socket");
+    }
+}
+
+/// The application's socket closed: what the agent has not taken by now it never will.
+#[inline(always)]
+fn abandon(ctx: &SockOpsContext) {
+    let (_, new) = ctx.states();
+    if new != TCP_CLOSE {
+        return;
+    }
+    let Some(app) = maps::app_socket(ctx.sock()) else {
+        return;
+    };
+    if maps::drop_handshake(&app.key) {
+        maps::count(counter::ABANDONED);
+    }
+}
+
+/// The agent's side is established: move the destination into the accepted socket.
+#[inline(always)]
+fn deliver(ctx: &SockOpsContext) {
+    let Some(settings) = SETTINGS.get(0) else {
+        return;
+    };
+    let port = ctx.local_port();
+    let is_ours = port == u32::from(settings.v4_port)
+        || settings.v6_ports.iter().any(|own| u32::from(*own) == port);
+    if !is_ours {
+        return;
+    }
+    let key = ctx.key_of_agent();
+    // SAFETY: the entry is copied at once; its key is this connection's own, so nobody else updates it meanwhile.
+    let Some(original) = (unsafe { HANDSHAKES.get(key) }).copied() else {
+        maps::count(counter::UNKNOWN);
+        debug!(
+            ctx,
+            "a connection to the agent's port {} has no destination", port
+        );
+        return;
+    };
+    let Some(slot) = maps::accepted_socket(ctx.sock()) else {
+        maps::count(counter::NO_STORAGE);
+        warn!(ctx, "no memory for the destination of an accepted socket");
+        return;
+    };
+    *slot = original;
+    if maps::drop_handshake(&key) {
+        maps::count(counter::DELIVERED);
+    }
+}

@@ -1,0 +1,410 @@
+//! The agent's hold on the eBPF object: loading, attaching, and its maps.
+
+use std::{
+    collections::{BTreeMap, HashMap as StdHashMap},
+    fs::File,
+    net::{IpAddr, Ipv6Addr, SocketAddr},
+    os::fd::AsRawFd,
+    path::{Path, PathBuf},
+};
+
+use aya::{
+    Ebpf, EbpfLoader, Pod,
+    maps::{Array, LpmTrie, Map, MapData, MapError, SkStorage, lpm_trie::Key},
+    programs::{
+        CgroupAttachMode, CgroupSockAddr, ProgramError, SockOps,
+        cgroup_sock_addr::CgroupSockAddrLink, sock_ops::SockOpsLink,
+    },
+    util::KernelVersion,
+};
+use aya_log::EbpfLogger;
+use ipnet::{Ipv4Net, Ipv6Net};
+use session_ebpf_common::{Original, POLICY_SLOTS, Policy, Settings, counter};
+use tracing::level_filters::LevelFilter;
+
+use super::{
+    CaptureError, CaptureRule,
+    listeners::Ports,
+    log,
+    policy::{self, Compiled},
+};
+
+/// The programs, built by `cargo xtask build`.
+static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/session-ebpf"));
+
+/// Programs attached to every captured cgroup.
+const SOCK_ADDR_PROGRAMS: [&str; 4] = ["connect4", "connect6", "getpeername4", "getpeername6"];
+const APP_OPS: &str = "app_ops";
+/// Program attached to the agent's own cgroup.
+const AGENT_OPS: &str = "agent_ops";
+
+/// aya passes the mode on as flags of BPF_LINK_CREATE, which knows none; links may always be several.
+const MODE: CgroupAttachMode = CgroupAttachMode::Single;
+
+/// What the programs have counted since they were loaded.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Counters {
+    /// Captured connections to IPv4 destinations.
+    pub captured4: u64,
+    /// Captured connections to IPv6 destinations.
+    pub captured6: u64,
+    /// Matching connections that found no living agent in their network namespace.
+    pub agent_gone: u64,
+    /// Matching connections not captured because too many handshakes were in flight.
+    pub handshakes_full: u64,
+    /// Matching connections for which the kernel had no memory for per-socket state.
+    pub no_storage: u64,
+    /// Matching connections of sockets bound to a device that could not be unbound.
+    pub device_bound: u64,
+    /// Connections refused because their rule is fail-closed.
+    pub refused: u64,
+    /// Connections handed to the agent.
+    pub delivered: u64,
+    /// Handshakes that ended before they reached the agent.
+    pub abandoned: u64,
+    /// Connections that reached the agent's ports without a destination.
+    pub unknown: u64,
+    /// Sockets that could not be put on the cubic congestion control.
+    pub no_cubic: u64,
+    /// Handshakes in flight now.
+    pub in_flight: u64,
+}
+
+/// Links of one captured cgroup; dropping them detaches.
+struct Attachment {
+    _addr: Vec<CgroupSockAddrLink>,
+    _ops: SockOpsLink,
+}
+
+/// The loaded object.
+pub struct Kernel {
+    ebpf: Ebpf,
+    accepted: SkStorage<MapData, Original>,
+    counters: Array<MapData, u64>,
+    tables: Tables,
+    attached: BTreeMap<PathBuf, Attachment>,
+    agent: Option<SockOpsLink>,
+}
+
+impl std::fmt::Debug for Kernel {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Kernel")
+            .field("attached", &self.attached())
+            .finish_non_exhaustive()
+    }
+}
+
+impl Kernel {
+    /// Loads maps and programs and tells them the agent's ports.
+    pub fn load(ports: &Ports, log: LevelFilter) -> Result<Self, CaptureError> {
+        let mut ebpf = load_object(log)?;
+        load_programs(&mut ebpf)?;
+        let settings = Settings {
+            agent_tgid: std::process::id(),
+            v4_port: ports.v4,
+            marker_port: ports.marker,
+            v6_ports: ports.v6,
+        };
+        let mut map: Array<MapData, Settings> = take(&mut ebpf, "SETTINGS")?;
+        map.set(0, settings, 0)
+            .map_err(|error| CaptureError::map("writing the eBPF settings", error))?;
+        Ok(Self {
+            accepted: take(&mut ebpf, "ACCEPTED")?,
+            counters: take(&mut ebpf, "COUNTERS")?,
+            tables: Tables::new(&mut ebpf)?,
+            attached: BTreeMap::new(),
+            agent: None,
+            ebpf,
+        })
+    }
+
+    /// The reader of the programs' log messages. Can be had once.
+    pub fn logger<T: tracing_log::log::Log>(
+        &mut self,
+        to: T,
+    ) -> Result<EbpfLogger<T>, CaptureError> {
+        EbpfLogger::init_with_logger(&mut self.ebpf, to).map_err(|error| CaptureError::Kernel {
+            what: "opening the log buffer of the eBPF programs".into(),
+            detail: error.to_string(),
+        })
+    }
+
+    /// Compiles rules and gives them to the programs. Nothing changes if they do not compile.
+    pub fn set_rules(&mut self, rules: &[CaptureRule]) -> Result<(), CaptureError> {
+        let compiled = policy::compile(rules)?;
+        self.tables
+            .apply(compiled)
+            .map_err(|error| CaptureError::map("writing the capture rules", error))
+    }
+
+    /// Attaches the agent's side, in the cgroup in which the listeners were made. The root is allowed: the program looks
+    /// at nothing but established connections on the agent's own ports.
+    pub fn attach_agent(&mut self, cgroup: &Path) -> Result<(), CaptureError> {
+        let dir = open(cgroup)?;
+        let link = attach_ops(&mut self.ebpf, AGENT_OPS, &dir);
+        self.agent = Some(link.map_err(attach_failed(cgroup))?);
+        Ok(())
+    }
+
+    /// Attaches the applications' side to a cgroup.
+    pub fn attach(&mut self, cgroup: &Path) -> Result<(), CaptureError> {
+        if self.attached.contains_key(cgroup) {
+            return Err(CaptureError::AlreadyAttached {
+                path: cgroup.to_owned(),
+            });
+        }
+        let dir = open(cgroup)?;
+        // In this order: a connection that the connect hooks redirect must find the rest in place.
+        let ops = attach_ops(&mut self.ebpf, APP_OPS, &dir).map_err(attach_failed(cgroup))?;
+        let mut addr = Vec::with_capacity(SOCK_ADDR_PROGRAMS.len());
+        for name in SOCK_ADDR_PROGRAMS.iter().rev() {
+            addr.push(attach_addr(&mut self.ebpf, name, &dir).map_err(attach_failed(cgroup))?);
+        }
+        self.attached.insert(
+            cgroup.to_owned(),
+            Attachment {
+                _addr: addr,
+                _ops: ops,
+            },
+        );
+        Ok(())
+    }
+
+    /// Detaches from a cgroup.
+    pub fn detach(&mut self, cgroup: &Path) -> Result<(), CaptureError> {
+        let removed = self.attached.remove(cgroup);
+        removed.map(drop).ok_or_else(|| CaptureError::NotAttached {
+            path: cgroup.to_owned(),
+        })
+    }
+
+    /// The attached cgroups.
+    pub fn attached(&self) -> Vec<PathBuf> {
+        self.attached.keys().cloned().collect()
+    }
+
+    /// Destination and peer of an accepted socket, if the programs stored one.
+    pub fn destination(&self, socket: &impl AsRawFd) -> Option<(SocketAddr, u32)> {
+        let original = self.accepted.get(socket, 0).ok()?;
+        Some((socket_addr(&original), original.peer))
+    }
+
+    /// All counters.
+    pub fn counters(&self) -> Counters {
+        let get = |index| self.counters.get(&index, 0).unwrap_or_default();
+        Counters {
+            captured4: get(counter::CAPTURED4),
+            captured6: get(counter::CAPTURED6),
+            agent_gone: get(counter::AGENT_GONE),
+            handshakes_full: get(counter::HANDSHAKES_FULL),
+            no_storage: get(counter::NO_STORAGE),
+            device_bound: get(counter::DEVICE_BOUND),
+            refused: get(counter::REFUSED),
+            delivered: get(counter::DELIVERED),
+            abandoned: get(counter::ABANDONED),
+            unknown: get(counter::UNKNOWN),
+            no_cubic: get(counter::NO_CUBIC),
+            in_flight: get(counter::IN_FLIGHT),
+        }
+    }
+
+    /// The loaded object, for tests that look into its maps.
+    #[cfg(test)]
+    pub fn ebpf(&self) -> &Ebpf {
+        &self.ebpf
+    }
+}
+
+/// Creates the maps; loads no program yet.
+fn load_object(log: LevelFilter) -> Result<Ebpf, CaptureError> {
+    let (level, set_retval) = (log::level(log), u8::from(has_set_retval()));
+    EbpfLoader::new()
+        .override_global(aya_log::LEVEL, &level, true)
+        .override_global("HAS_SET_RETVAL", &set_retval, true)
+        .load(OBJECT)
+        .map_err(|error| CaptureError::ebpf("creating the eBPF maps", error))
+}
+
+/// Whether a refusal can have its own errno: `bpf_set_retval`, Linux 5.18.
+pub fn has_set_retval() -> bool {
+    KernelVersion::current().is_ok_and(|version| version >= KernelVersion::new(5, 18, 0))
+}
+
+fn load_programs(ebpf: &mut Ebpf) -> Result<(), CaptureError> {
+    for name in SOCK_ADDR_PROGRAMS {
+        let loaded = program::<CgroupSockAddr>(ebpf, name).and_then(CgroupSockAddr::load);
+        loaded.map_err(|error| {
+            CaptureError::program(format!("loading the eBPF program {name}"), error)
+        })?;
+    }
+    for name in [APP_OPS, AGENT_OPS] {
+        let loaded = program::<SockOps>(ebpf, name).and_then(SockOps::load);
+        loaded.map_err(|error| {
+            CaptureError::program(format!("loading the eBPF program {name}"), error)
+        })?;
+    }
+    Ok(())
+}
+
+/// Loads everything and lets go of it again: what `doctor` asks.
+pub fn try_load() -> Result<(), CaptureError> {
+    load_programs(&mut load_object(LevelFilter::OFF)?)
+}
+
+fn program<'a, P>(ebpf: &'a mut Ebpf, name: &str) -> Result<&'a mut P, ProgramError>
+where
+    &'a mut P: TryFrom<&'a mut aya::programs::Program, Error = ProgramError>,
+{
+    ebpf.program_mut(name)
+        .ok_or_else(|| ProgramError::InvalidName {
+            name: name.to_owned(),
+        })?
+        .try_into()
+}
+
+fn attach_addr(
+    ebpf: &mut Ebpf,
+    name: &str,
+    dir: &File,
+) -> Result<CgroupSockAddrLink, ProgramError> {
+    let program: &mut CgroupSockAddr = program(ebpf, name)?;
+    let id = program.attach(dir, MODE)?;
+    program.take_link(id)
+}
+
+fn attach_ops(ebpf: &mut Ebpf, name: &str, dir: &File) -> Result<SockOpsLink, ProgramError> {
+    let program: &mut SockOps = program(ebpf, name)?;
+    let id = program.attach(dir, MODE)?;
+    program.take_link(id)
+}
+
+fn attach_failed(cgroup: &Path) -> impl Fn(ProgramError) -> CaptureError + '_ {
+    move |error| {
+        CaptureError::program(
+            format!("attaching to the cgroup {}", cgroup.display()),
+            error,
+        )
+    }
+}
+
+fn open(cgroup: &Path) -> Result<File, CaptureError> {
+    File::open(cgroup).map_err(|source| CaptureError::Cgroup {
+        what: "open",
+        path: cgroup.to_owned(),
+        source,
+    })
+}
+
+fn take<M: TryFrom<Map, Error = MapError>>(ebpf: &mut Ebpf, name: &str) -> Result<M, CaptureError> {
+    let missing = || MapError::InvalidName {
+        name: name.to_owned(),
+    };
+    let map = ebpf
+        .take_map(name)
+        .ok_or_else(missing)
+        .and_then(M::try_from);
+    map.map_err(|error| CaptureError::map(format!("opening the eBPF map {name}"), error))
+}
+
+fn socket_addr(original: &Original) -> SocketAddr {
+    let mut bytes = [0_u8; 16];
+    for (chunk, word) in bytes.chunks_exact_mut(4).zip(original.addr) {
+        chunk.copy_from_slice(&word.to_ne_bytes());
+    }
+    let addr = Ipv6Addr::from(bytes);
+    let addr = addr.to_ipv4_mapped().map_or(IpAddr::V6(addr), IpAddr::V4);
+    SocketAddr::new(addr, original.port)
+}
+
+/// The rules as the kernel has them now.
+struct Tables {
+    prefixes4: LpmTrie<MapData, [u8; 4], u32>,
+    prefixes6: LpmTrie<MapData, [u8; 16], u32>,
+    policies: Array<MapData, Policy>,
+    live: Compiled,
+    /// Slot of each policy in `live`.
+    slots: StdHashMap<Policy, u32>,
+}
+
+impl Tables {
+    fn new(ebpf: &mut Ebpf) -> Result<Self, CaptureError> {
+        Ok(Self {
+            prefixes4: take(ebpf, "PREFIXES4")?,
+            prefixes6: take(ebpf, "PREFIXES6")?,
+            policies: take(ebpf, "POLICIES")?,
+            live: Compiled::default(),
+            slots: StdHashMap::new(),
+        })
+    }
+
+    /// New policies go to free slots, then prefixes are pointed at them, then stale prefixes go: a connect in between
+    /// sees either the old or the new policy of its prefix, never a mixture.
+    fn apply(&mut self, new: Compiled) -> Result<(), MapError> {
+        let slots = self.place(&new)?;
+        for (net, policy) in &new.v4 {
+            self.prefixes4.insert(&key4(net), slots[policy], 0)?;
+        }
+        for (net, policy) in &new.v6 {
+            self.prefixes6.insert(&key6(net), slots[policy], 0)?;
+        }
+        for net in self.live.v4.keys().filter(|net| !new.v4.contains_key(net)) {
+            ignore_absent(self.prefixes4.remove(&key4(net)))?;
+        }
+        for net in self.live.v6.keys().filter(|net| !new.v6.contains_key(net)) {
+            ignore_absent(self.prefixes6.remove(&key6(net)))?;
+        }
+        self.slots = slots;
+        self.live = new;
+        Ok(())
+    }
+
+    /// Slots for the policies of `new`; those that live already keep theirs.
+    fn place(&mut self, new: &Compiled) -> Result<StdHashMap<Policy, u32>, MapError> {
+        let taken: std::collections::HashSet<u32> = self.slots.values().copied().collect();
+        let mut free = (0..POLICY_SLOTS).filter(|slot| !taken.contains(slot));
+        let mut slots = StdHashMap::new();
+        for policy in new.v4.values().chain(new.v6.values()) {
+            if slots.contains_key(policy) {
+                continue;
+            }
+            let slot = match self.slots.get(policy) {
+                Some(slot) => *slot,
+                None => {
+                    let slot = free.next().ok_or(MapError::OutOfBounds {
+                        index: POLICY_SLOTS,
+                        max_entries: POLICY_SLOTS,
+                    })?;
+                    self.policies.set(slot, *policy, 0)?;
+                    slot
+                }
+            };
+            slots.insert(*policy, slot);
+        }
+        Ok(slots)
+    }
+}
+
+fn key4(net: &Ipv4Net) -> Key<[u8; 4]> {
+    key(net.prefix_len(), net.addr().octets())
+}
+
+fn key6(net: &Ipv6Net) -> Key<[u8; 16]> {
+    key(net.prefix_len(), net.addr().octets())
+}
+
+fn key<K: Pod>(len: u8, octets: K) -> Key<K> {
+    Key::new(u32::from(len), octets)
+}
+
+/// An earlier update that failed half-way may have removed it already.
+fn ignore_absent(result: Result<(), MapError>) -> Result<(), MapError> {
+    match result {
+        Err(MapError::SyscallError(error))
+            if error.io_error.raw_os_error() == Some(libc::ENOENT) =>
+        {
+            Ok(())
+        }
+        Err(MapError::KeyNotFound | MapError::ElementNotFound) => Ok(()),
+        other => other,
+    }
+}

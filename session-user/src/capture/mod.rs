@@ -1,0 +1,150 @@
+//! Capture: takes the TCP connections of chosen cgroups and hands them to the agent.
+//!
+//! 1. [`Capture::load`] opens listeners on loopback, loads the eBPF programs and fills their maps.
+//! 2. [`Capture::attach`] attaches the programs to a cgroup: from now on a `connect()` in it that matches a rule ends at
+//!    one of the listeners.
+//! 3. [`Capture::accept`] returns such a connection with the destination that the application wanted.
+//!
+//! Nothing outside of the attached cgroups changes, and nothing remains: the programs live as long as the [`Capture`].
+//! When the agent dies, new connections go direct, or are refused where their rule says so.
+
+pub mod cgroup;
+mod error;
+mod kernel;
+mod listeners;
+mod log;
+mod policy;
+mod privileges;
+mod probe;
+mod scope;
+#[cfg(test)]
+mod tests;
+
+use std::{
+    future::poll_fn,
+    io,
+    net::SocketAddr,
+    path::{Path, PathBuf},
+};
+
+use tokio::net::TcpStream;
+use tracing::level_filters::LevelFilter;
+
+pub use error::CaptureError;
+pub use kernel::Counters;
+pub use policy::{CaptureRule, RuleError};
+pub use probe::{Check, probe};
+pub use scope::Scope;
+
+use kernel::Kernel;
+use listeners::Listeners;
+
+/// What to capture.
+#[derive(Clone, Debug)]
+pub struct CaptureConfig {
+    /// Which destinations, and for which peer.
+    pub rules: Vec<CaptureRule>,
+    /// Least level of the messages that the eBPF programs write to the log. Levels that are off cost nothing.
+    pub log: LevelFilter,
+}
+
+impl Default for CaptureConfig {
+    fn default() -> Self {
+        Self {
+            rules: Vec::new(),
+            log: LevelFilter::WARN,
+        }
+    }
+}
+
+/// A captured connection.
+#[derive(Debug)]
+pub struct Captured {
+    /// The agent's end of the loopback hop to the application: no delay, and a reset unless it is closed in order.
+    pub socket: TcpStream,
+    /// The application's end of the loopback hop, for logs.
+    pub app: SocketAddr,
+    /// Where the application wanted to go; v4-mapped destinations are shown as IPv4.
+    pub original: SocketAddr,
+    /// The peer index of the rule that claimed the connection.
+    pub peer: u32,
+}
+
+/// Loaded programs, their listeners, and the cgroups they are attached to. Dropping it ends the capture of new
+/// connections; connections already captured live on.
+#[derive(Debug)]
+pub struct Capture {
+    kernel: Kernel,
+    listeners: Listeners,
+    _log: log::LogTask,
+}
+
+impl Capture {
+    /// Opens the listeners in the current network namespace and loads the programs.
+    ///
+    /// Needs a tokio runtime, CAP_BPF, CAP_NET_ADMIN and CAP_PERFMON (or root), and Linux 5.15 or later. Nothing is
+    /// captured before [`Capture::attach`].
+    pub fn load(config: &CaptureConfig) -> Result<Self, CaptureError> {
+        let listeners = Listeners::open()?;
+        let mut kernel = Kernel::load(&listeners.ports(), config.log)?;
+        kernel.set_rules(&config.rules)?;
+        let log = log::LogTask::start(&mut kernel)?;
+        kernel.attach_agent(&cgroup::own()?)?;
+        Ok(Self {
+            kernel,
+            listeners,
+            _log: log,
+        })
+    }
+
+    /// Captures the sockets that are made in `cgroup` and below it from now on. Sockets that exist already are not
+    /// taken over, but their next `connect()` is.
+    ///
+    /// `cgroup` as for [`cgroup::resolve`]. Nested cgroups may both be attached.
+    pub fn attach(&mut self, cgroup: &Path) -> Result<(), CaptureError> {
+        self.kernel.attach(&cgroup::resolve(cgroup)?)
+    }
+
+    /// Ends the capture of `cgroup`; connections already captured live on. Works for a cgroup that no longer exists.
+    pub fn detach(&mut self, cgroup: &Path) -> Result<(), CaptureError> {
+        let path = cgroup::resolve(cgroup).unwrap_or_else(|_| cgroup.to_owned());
+        self.kernel.detach(&path)
+    }
+
+    /// The attached cgroups, in order of their paths.
+    pub fn attached(&self) -> Vec<PathBuf> {
+        self.kernel.attached()
+    }
+
+    /// What the programs have counted since they were loaded.
+    pub fn counters(&self) -> Counters {
+        self.kernel.counters()
+    }
+
+    /// Replaces the rules. Each destination changes from its old policy to its new one at once; on an error of the rules
+    /// the old ones stay.
+    pub fn update_rules(&mut self, rules: &[CaptureRule]) -> Result<(), CaptureError> {
+        self.kernel.set_rules(rules)
+    }
+
+    /// The next captured connection. Cancel-safe.
+    ///
+    /// Connections that somebody makes to the listeners by hand are reset and not returned. An error is the system's,
+    /// such as EMFILE: the caller decides how long to wait before it asks again.
+    pub async fn accept(&self) -> io::Result<Captured> {
+        loop {
+            let (socket, app) = poll_fn(|cx| self.listeners.poll_accept(cx)).await?;
+            listeners::prepare(&socket)?;
+            // Without a destination the socket is dropped here, and its zero linger makes that a reset.
+            if let Some((original, peer)) = self.kernel.destination(&socket) {
+                return Ok(Captured {
+                    socket,
+                    app,
+                    original,
+                    peer,
+                });
+            }
+            tracing::debug!(%app, "reset a connection to a capture port that was not captured");
+        }
+    }
+}

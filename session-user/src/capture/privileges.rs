@@ -1,0 +1,52 @@
+//! Which of the needed capabilities this process holds.
+
+use std::fs;
+
+/// A capability by name and bit, from the kernel's capability.h.
+const NEEDED: [(&str, u32); 3] = [("CAP_BPF", 39), ("CAP_NET_ADMIN", 12), ("CAP_PERFMON", 38)];
+const CAP_SYS_ADMIN: u32 = 21;
+
+/// Capabilities that loading and attaching need and this process lacks. CAP_SYS_ADMIN stands in for CAP_BPF and
+/// CAP_PERFMON, as it does in the kernel.
+pub fn missing() -> Vec<&'static str> {
+    let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
+    missing_in(effective(&status))
+}
+
+fn effective(status: &str) -> u64 {
+    let hex = status.lines().find_map(|line| line.strip_prefix("CapEff:"));
+    hex.and_then(|hex| u64::from_str_radix(hex.trim(), 16).ok())
+        .unwrap_or(0)
+}
+
+fn missing_in(held: u64) -> Vec<&'static str> {
+    let has = |bit: u32| held & (1 << bit) != 0;
+    let implied = |name: &str| name != "CAP_NET_ADMIN" && has(CAP_SYS_ADMIN);
+    NEEDED
+        .iter()
+        .filter(|(name, bit)| !has(*bit) && !implied(name))
+        .map(|(name, _)| *name)
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn bits_and_implications() {
+        assert_eq!(missing_in(0), ["CAP_BPF", "CAP_NET_ADMIN", "CAP_PERFMON"]);
+        assert_eq!(missing_in(1 << CAP_SYS_ADMIN), ["CAP_NET_ADMIN"]);
+        assert_eq!(missing_in(1 << 39 | 1 << 12), ["CAP_PERFMON"]);
+        assert!(missing_in(1 << 39 | 1 << 12 | 1 << 38).is_empty());
+    }
+
+    #[test]
+    fn the_status_file_is_understood() {
+        assert_eq!(
+            effective("Name:\tx\nCapPrm:\t0\nCapEff:\t000001ffffffffff\n"),
+            0x1ff_ffff_ffff
+        );
+        assert_eq!(effective("nothing"), 0);
+    }
+}

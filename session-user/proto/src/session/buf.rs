@@ -38,6 +38,17 @@ impl SendBuf {
         self.buf.len() - HEADROOM
     }
 
+    /// Bytes of data that it can hold.
+    pub fn room(&self) -> usize {
+        self.room
+    }
+
+    /// The same buffer without data.
+    pub fn cleared(mut self) -> Self {
+        self.buf.truncate(HEADROOM);
+        self
+    }
+
     /// Whether there is no data yet.
     pub fn is_empty(&self) -> bool {
         self.len() == 0

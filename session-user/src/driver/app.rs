@@ -1,0 +1,242 @@
+//! Application sockets: between them and the session nothing is queued but the session's own
+//! buffers, so back-pressure is the kernel's.
+
+use std::io::{self, IoSlice};
+use std::net::{Shutdown, SocketAddr};
+use std::task::Poll;
+
+use session_proto::session::{SendBuf, StreamId};
+use socket2::SockRef;
+use tokio::net::TcpStream;
+
+use super::ready::Source;
+use super::{Driver, Name};
+
+/// Reads of one socket in one turn, before the others get theirs.
+const READS_PER_TURN: usize = 4;
+/// Smallest and largest read, in bytes.
+const CHUNK_MIN: usize = 4 * 1024;
+const CHUNK_MAX: usize = session_proto::limits::STREAM_DATA_BYTES_MAX;
+/// Buffers of one vectored write.
+const WRITE_SLICES: usize = 16;
+
+/// One application socket, or one to a target.
+pub(super) struct App {
+    pub socket: TcpStream,
+    pub source: Source<Name>,
+    /// What the stream leads to, for reports.
+    pub target: String,
+    /// The application's (or our own) end, for reports.
+    pub local: Option<SocketAddr>,
+    /// Whether the target is known to be connected.
+    pub connected: bool,
+    /// How much the next read asks for: it follows the flow.
+    chunk: usize,
+    read_closed: bool,
+    write_closed: bool,
+    /// In [`Driver::blocked`].
+    blocked: bool,
+    pub bytes_read: u64,
+    pub bytes_written: u64,
+}
+
+impl App {
+    pub fn new(socket: TcpStream, source: Source<Name>, target: String, connected: bool) -> Self {
+        let local = socket.peer_addr().ok();
+        Self {
+            socket,
+            source,
+            target,
+            local,
+            connected,
+            chunk: CHUNK_MIN,
+            read_closed: false,
+            write_closed: false,
+            blocked: false,
+            bytes_read: 0,
+            bytes_written: 0,
+        }
+    }
+
+    /// Both directions ended in order: from here a close is a close, not a reset.
+    fn finish(self) {
+        if let Err(error) = SockRef::from(&self.socket).set_linger(None) {
+            tracing::debug!(%error, "an application socket could not be closed in order");
+        }
+    }
+}
+
+/// What to do after one attempt to read.
+enum Step {
+    Again,
+    Wait,
+    Gone,
+}
+
+impl Driver {
+    pub(super) fn add_app(&mut self, id: StreamId, socket: TcpStream, target: String, connected: bool) {
+        let source = self.ready.add(Name::App(id));
+        self.apps.insert(id, App::new(socket, source, target, connected));
+    }
+
+    pub(super) fn app_ready(&mut self, id: StreamId) {
+        self.app_write(id);
+        self.app_read(id);
+    }
+
+    fn app_read(&mut self, id: StreamId) {
+        for _ in 0..READS_PER_TURN {
+            match self.app_read_once(id) {
+                Step::Again => {}
+                Step::Wait | Step::Gone => return,
+            }
+        }
+        if let Some(app) = self.apps.get(&id) {
+            app.source.requeue();
+        }
+    }
+
+    fn app_read_once(&mut self, id: StreamId) -> Step {
+        let Some(app) = self.apps.get_mut(&id).filter(|a| !a.read_closed && !a.blocked) else { return Step::Gone };
+        let capacity = self.session.capacity(id);
+        if capacity == 0 {
+            app.blocked = true;
+            self.blocked.push_back(id);
+            return Step::Wait;
+        }
+        let want = app.chunk.min(capacity);
+        let mut buf = self.spare.take().filter(|b| b.room() >= want).unwrap_or_else(|| SendBuf::with_capacity(want));
+        match app.socket.try_read_buf(&mut buf.unfilled(want)) {
+            Ok(0) => {
+                app.read_closed = true;
+                // The stream may be gone already; then there is nothing to end.
+                let _ = self.session.finish(id);
+                self.app_finish_if_done(id);
+                Step::Gone
+            }
+            Ok(n) => {
+                app.bytes_read += n as u64;
+                app.chunk = next_chunk(app.chunk, n, want);
+                self.send(id, buf, n)
+            }
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                self.spare = Some(buf);
+                let polled = app.socket.poll_read_ready(&mut app.source.context());
+                if polled.is_pending() { Step::Wait } else { Step::Again }
+            }
+            Err(error) => {
+                self.app_failed(id, &error);
+                Step::Gone
+            }
+        }
+    }
+
+    fn send(&mut self, id: StreamId, buf: SendBuf, n: usize) -> Step {
+        let now = self.clock.now();
+        // A few bytes must not pin a large buffer until the peer acknowledges them.
+        let result = if n * 4 < buf.room() {
+            let result = self.session.write(now, id, SendBuf::copy_of(buf.data()));
+            self.spare = Some(buf.cleared());
+            result
+        } else {
+            self.session.write(now, id, buf)
+        };
+        match result {
+            Ok(()) => Step::Again,
+            Err(error) => {
+                // Capacity was asked for just before: only a stream that ended meanwhile gets here.
+                tracing::debug!(stream = id, %error, "bytes of an ended stream are dropped");
+                self.app_reset(id);
+                Step::Gone
+            }
+        }
+    }
+
+    /// Hands what the session has for `id` to its socket.
+    pub(super) fn app_write(&mut self, id: StreamId) {
+        let Some(app) = self.apps.get_mut(&id).filter(|a| !a.write_closed) else { return };
+        loop {
+            let mut slices = [IoSlice::new(&[]); WRITE_SLICES];
+            let mut filled = 0;
+            for (slot, bytes) in slices.iter_mut().zip(self.session.readable(id)) {
+                *slot = IoSlice::new(bytes);
+                filled += 1;
+            }
+            if filled == 0 {
+                break;
+            }
+            match app.socket.try_write_vectored(&slices[..filled]) {
+                Ok(n) => {
+                    app.bytes_written += n as u64;
+                    self.session.consume(id, n);
+                }
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    if let Poll::Pending = app.socket.poll_write_ready(&mut app.source.context()) {
+                        self.session.leave_rest(id);
+                        return;
+                    }
+                }
+                Err(error) => return self.app_failed(id, &error),
+            }
+        }
+        if self.session.take_end(id) {
+            app.write_closed = true;
+            if let Err(error) = SockRef::from(&app.socket).shutdown(Shutdown::Write) {
+                return self.app_failed(id, &error);
+            }
+            self.app_finish_if_done(id);
+        }
+    }
+
+    fn app_finish_if_done(&mut self, id: StreamId) {
+        if self.apps.get(&id).is_some_and(|a| a.read_closed && a.write_closed) {
+            if let Some(app) = self.apps.remove(&id) {
+                self.report.closed(&app);
+                app.finish();
+            }
+        }
+    }
+
+    /// The application aborted its socket: so does the peer.
+    fn app_failed(&mut self, id: StreamId, error: &io::Error) {
+        let errno = error.raw_os_error().unwrap_or(libc::ECONNRESET);
+        tracing::debug!(stream = id, %error, "an application socket failed");
+        self.session.abort(id, errno.unsigned_abs().into());
+        self.app_reset(id);
+    }
+
+    /// Closes the socket of `id` with a reset: it carries SO_LINGER {1, 0} since it was made.
+    pub(super) fn app_reset(&mut self, id: StreamId) {
+        if let Some(app) = self.apps.remove(&id) {
+            self.report.closed(&app);
+        }
+    }
+
+    pub(super) fn reset_all_apps(&mut self) {
+        for (_, app) in std::mem::take(&mut self.apps) {
+            self.report.closed(&app);
+        }
+        self.blocked.clear();
+    }
+
+    /// Capacity came back: every stream that waited tries again, oldest first.
+    pub(super) fn unblock(&mut self) {
+        for id in std::mem::take(&mut self.blocked) {
+            if let Some(app) = self.apps.get_mut(&id) {
+                app.blocked = false;
+                app.source.requeue();
+            }
+        }
+    }
+}
+
+/// Reads grow while they come back full and shrink when they come back nearly empty.
+fn next_chunk(chunk: usize, got: usize, asked: usize) -> usize {
+    if got == chunk {
+        (chunk * 4).min(CHUNK_MAX)
+    } else if got * 8 < asked {
+        (chunk / 2).max(CHUNK_MIN)
+    } else {
+        chunk
+    }
+}

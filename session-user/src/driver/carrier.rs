@@ -1,0 +1,204 @@
+//! Transport sockets.
+
+use std::io::{self, IoSlice};
+use std::net::{Shutdown, SocketAddr};
+use std::task::Poll;
+use std::time::Instant;
+
+use bytes::BytesMut;
+use session_proto::session::{Handle, TransportFault};
+use socket2::SockRef;
+use tokio::net::TcpStream;
+
+use super::ready::Source;
+use super::{Driver, Name};
+
+/// Room for one read: several records of full size.
+const READ_BYTES: usize = 256 * 1024;
+/// Reads of one socket in one turn, before the others get theirs.
+const READS_PER_TURN: usize = 4;
+/// Buffers of one vectored write.
+const WRITE_SLICES: usize = 64;
+
+/// Where a transport runs.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Path {
+    /// The link that it is bound to; empty for one that the peer dialled.
+    pub link: String,
+    /// Our address.
+    pub local: SocketAddr,
+    /// The peer's address.
+    pub remote: SocketAddr,
+}
+
+/// One transport's socket.
+pub(super) struct Carrier {
+    pub socket: TcpStream,
+    pub source: Source<Name>,
+    pub path: Path,
+    input: BytesMut,
+    pub since: Instant,
+    /// A transport that is not authenticated by then is dropped.
+    pub must_be_up_by: Option<Instant>,
+    pub bytes_in: u64,
+    pub bytes_out: u64,
+}
+
+impl Carrier {
+    /// Ends the connection in order; what is queued in the kernel still goes out.
+    pub fn finish(self) {
+        // The other end may have gone first: there is nobody left to tell.
+        let _ = SockRef::from(&self.socket).shutdown(Shutdown::Both);
+    }
+
+    /// Ends the connection at once: its link is gone, and the kernel need not go on trying.
+    fn discard(self) {
+        let _ = SockRef::from(&self.socket).set_linger(Some(std::time::Duration::ZERO));
+    }
+}
+
+impl Driver {
+    pub(super) fn add_carrier(&mut self, handle: Handle, socket: TcpStream, input: BytesMut, path: Path) {
+        let source = self.ready.add(Name::Carrier(handle));
+        let must_be_up_by = (!self.session.is_up(handle)).then(|| Instant::now() + self.common.resume_timeout);
+        let carrier =
+            Carrier { socket, source, path, input, since: Instant::now(), must_be_up_by, bytes_in: 0, bytes_out: 0 };
+        self.carriers.insert(handle, carrier);
+    }
+
+    /// The peer dialled a further transport.
+    pub(super) fn accept_carrier(&mut self, counter: u64, socket: TcpStream, input: BytesMut) {
+        if let Err(error) = self.check_peer() {
+            tracing::warn!(%error, "a resume is refused");
+            return self.close_for_identity(&error);
+        }
+        let (Ok(local), Ok(remote)) = (socket.local_addr(), socket.peer_addr()) else { return };
+        match self.session.accept_transport(counter) {
+            Ok(handle) => self.add_carrier(handle, socket, input, Path { link: String::new(), local, remote }),
+            Err(fault) => tracing::info!(%remote, %fault, "a transport is refused"),
+        }
+    }
+
+    pub(super) fn carrier_ready(&mut self, handle: Handle) {
+        for _ in 0..READS_PER_TURN {
+            match self.carrier_read(handle) {
+                Ok(true) => {}
+                Ok(false) => return,
+                Err(end) => return self.carrier_failed(handle, &end),
+            }
+        }
+        if let Some(carrier) = self.carriers.get(&handle) {
+            carrier.source.requeue();
+        }
+    }
+
+    /// True: there may be more to read.
+    fn carrier_read(&mut self, handle: Handle) -> Result<bool, CarrierEnd> {
+        let Some(carrier) = self.carriers.get_mut(&handle) else { return Ok(false) };
+        // Bytes that came with the preamble, or with the handshake, are here before the first read.
+        if carrier.bytes_in == 0 && !carrier.input.is_empty() {
+            carrier.bytes_in = carrier.input.len() as u64;
+            self.session.handle_bytes(self.clock.now(), handle, &mut carrier.input)?;
+        }
+        if carrier.input.capacity() - carrier.input.len() < READ_BYTES / 2 {
+            carrier.input.reserve(READ_BYTES);
+        }
+        match carrier.socket.try_read_buf(&mut carrier.input) {
+            Ok(0) => Err(CarrierEnd::Eof),
+            Ok(n) => {
+                carrier.bytes_in += n as u64;
+                self.session.handle_bytes(self.clock.now(), handle, &mut carrier.input)?;
+                // Hand over before more is read, so that buffers come back.
+                while let Some(event) = self.session.poll_event() {
+                    self.handle_event(event);
+                }
+                Ok(true)
+            }
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                Ok(carrier.socket.poll_read_ready(&mut carrier.source.context()).is_ready())
+            }
+            Err(error) => Err(CarrierEnd::Io(error)),
+        }
+    }
+
+    /// Writes what the session has for every transport.
+    pub(super) fn flush(&mut self) {
+        let handles: Vec<Handle> = self.carriers.keys().copied().collect();
+        for handle in handles {
+            if let Err(error) = self.flush_one(handle) {
+                self.carrier_failed(handle, &CarrierEnd::Io(error));
+            }
+        }
+    }
+
+    fn flush_one(&mut self, handle: Handle) -> io::Result<()> {
+        let now = self.clock.now();
+        while self.session.prepare(now, handle) {
+            let Some(carrier) = self.carriers.get_mut(&handle) else { return Ok(()) };
+            let mut slices = [IoSlice::new(&[]); WRITE_SLICES];
+            let filled = self.session.slices(handle, &mut slices);
+            match carrier.socket.try_write_vectored(&slices[..filled]) {
+                Ok(n) => {
+                    carrier.bytes_out += n as u64;
+                    self.session.transmitted(handle, n);
+                }
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    if let Poll::Pending = carrier.socket.poll_write_ready(&mut carrier.source.context()) {
+                        return Ok(());
+                    }
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(())
+    }
+
+    fn carrier_failed(&mut self, handle: Handle, end: &CarrierEnd) {
+        let Some(carrier) = self.carriers.remove(&handle) else { return };
+        tracing::info!(link = %carrier.path.link, remote = %carrier.path.remote, %end, "a transport ended");
+        let path = carrier.path.clone();
+        let was_active = self.session.active() == Some(handle);
+        let was_up = self.session.is_up(handle);
+        carrier.discard();
+        self.session.transport_lost(handle);
+        self.after_loss(&path, was_active, was_up, end);
+    }
+
+    /// A link is gone: so is every transport on it.
+    pub(super) fn drop_carrier(&mut self, handle: Handle) {
+        if let Some(carrier) = self.carriers.remove(&handle) {
+            carrier.discard();
+        }
+        self.session.transport_lost(handle);
+    }
+
+    pub(super) fn transport_done(&mut self, handle: Handle) {
+        if let Some(carrier) = self.carriers.remove(&handle) {
+            tracing::debug!(link = %carrier.path.link, remote = %carrier.path.remote, "a transport was closed in order");
+            carrier.finish();
+        }
+        self.session.transport_lost(handle);
+    }
+
+    /// A transport whose other end does not authenticate in time is of no use.
+    pub(super) fn drop_unauthenticated(&mut self, now: Instant) {
+        let late: Vec<Handle> =
+            self.carriers.iter().filter(|(_, c)| c.must_be_up_by.is_some_and(|t| now >= t)).map(|(&h, _)| h).collect();
+        for handle in late {
+            self.carrier_failed(handle, &CarrierEnd::Late);
+        }
+    }
+}
+
+/// Why a transport ended.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum CarrierEnd {
+    #[error("the peer closed the connection")]
+    Eof,
+    #[error("{0}")]
+    Io(#[from] io::Error),
+    #[error("{0}")]
+    Fault(#[from] TransportFault),
+    #[error("it was not authenticated in time")]
+    Late,
+}

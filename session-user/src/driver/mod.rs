@@ -1,0 +1,382 @@
+//! One task that owns a session and all its sockets.
+//!
+//! The flow of every turn: (1) wait until something happened: a socket is ready, a command came,
+//! a link changed, a deadline passed; (2) apply it to the session, synchronously; (3) act on the
+//! session's events; (4) write what the session has for each transport; (5) set the next deadline.
+//! Nothing else calls the session, so its order of events is the order of turns.
+
+mod app;
+mod carrier;
+pub mod establish;
+mod moves;
+pub mod ready;
+mod reauth;
+mod report;
+mod streams;
+
+use std::collections::{BTreeMap, VecDeque};
+use std::future::poll_fn;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use bytes::BytesMut;
+use session_proto::Time;
+use session_proto::session::{Event, Handle, Session, StreamId};
+use session_proto::wire::{ResumeToken, close_code};
+use tokio::net::TcpStream;
+use tokio::sync::{mpsc, oneshot};
+
+use app::App;
+use carrier::Carrier;
+pub use establish::Established;
+pub use moves::Initiator;
+use ready::ReadySet;
+use reauth::Reauthentication;
+pub use report::{CarrierReport, HandoverReport, SessionSnapshot, StreamReport};
+use session_proto::session::SendBuf;
+pub use streams::Responder;
+
+use crate::handshake::{Identity, PeerIdentity};
+
+/// Turns the session's monotonic time into the driver's and back.
+#[derive(Clone, Copy, Debug)]
+pub struct Clock(Instant);
+
+impl Clock {
+    /// A clock whose origin is now.
+    pub fn start() -> Self {
+        Self(Instant::now())
+    }
+
+    /// The session's time.
+    pub fn now(&self) -> Time {
+        Time::from_nanos(u64::try_from(self.0.elapsed().as_nanos()).unwrap_or(u64::MAX))
+    }
+
+    fn instant(&self, time: Time) -> Instant {
+        self.0 + Duration::from_nanos(time.as_nanos())
+    }
+}
+
+/// What the rest of the agent tells a driver.
+#[derive(Debug)]
+pub enum Command {
+    /// A socket whose preamble named one of this session's tokens.
+    Accept {
+        /// The token's counter.
+        counter: u64,
+        /// The socket.
+        stream: TcpStream,
+        /// What was read behind the preamble.
+        input: BytesMut,
+    },
+    /// The peer proved in a full handshake that it holds this session and dials with this counter.
+    Expect(u64),
+    /// Move to a link by name; empty: back to what the policy says.
+    Handover {
+        /// The link.
+        link: String,
+        /// The outcome in words.
+        reply: oneshot::Sender<Result<String, String>>,
+    },
+    /// What this session is doing.
+    Report(oneshot::Sender<SessionSnapshot>),
+    /// Certificates are to be judged again: the CRL was read anew, or an hour has passed.
+    CheckIdentity,
+    /// End the session.
+    Close {
+        /// One of [`close_code`].
+        code: u64,
+        /// For people, at both ends.
+        reason: String,
+    },
+}
+
+/// Who must know under which names a session can be resumed.
+pub trait TokenBook: Send + Sync {
+    /// The session's tokens are now these.
+    fn set(&self, session: [u8; 16], tokens: Vec<(ResumeToken, u64)>);
+}
+
+/// What is the same for every session of a unit.
+#[derive(Clone)]
+pub struct Common {
+    /// This unit's keys and certificates.
+    pub identity: Arc<Identity>,
+    /// Where resumes are announced.
+    pub tokens: Arc<dyn TokenBook>,
+    /// How long a session lives without a transport.
+    pub hold: Duration,
+    /// Time for a dialled transport to authenticate.
+    pub resume_timeout: Duration,
+    /// When keys and certificates are renewed in band at the latest.
+    pub reauth_after: Duration,
+    /// How long after its certificate's expiry a session may go on without renewal.
+    pub expiry_grace: Duration,
+}
+
+/// What only one of the two roles does.
+pub enum Side {
+    /// Dials transports, opens streams for captured sockets.
+    Initiator(Box<Initiator>),
+    /// Accepts transports, dials targets.
+    Responder(Box<Responder>),
+}
+
+/// How a session ended.
+#[derive(Debug)]
+pub enum Ended {
+    /// By CLOSE of either end.
+    Closed {
+        /// One of [`close_code`].
+        code: u64,
+        /// For people.
+        reason: String,
+        /// Whether the peer closed it.
+        by_peer: bool,
+    },
+    /// The peer proved by a full handshake that it no longer knows the session; the handshake has
+    /// made a new one.
+    Replaced(Box<Established>),
+    /// Every path refused transports for the configured time.
+    PeerGone,
+}
+
+/// What a source of the ready set is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Name {
+    App(StreamId),
+    Carrier(Handle),
+}
+
+/// What the driver's own tasks bring back.
+enum Internal {
+    Dialled(moves::Dialled),
+    Rejoined(Result<Box<Established>, establish::EstablishError>),
+    Target { id: StreamId, result: Result<TcpStream, crate::dial::DialError> },
+}
+
+/// The driver of one session.
+pub struct Driver {
+    session: Session,
+    clock: Clock,
+    common: Common,
+    peer: PeerIdentity,
+    side: Side,
+    ready: ReadySet<Name>,
+    apps: BTreeMap<StreamId, App>,
+    carriers: BTreeMap<Handle, Carrier>,
+    /// Streams that had something to send and no capacity.
+    blocked: VecDeque<StreamId>,
+    /// A read buffer that was not used up.
+    spare: Option<SendBuf>,
+    reauth: Option<Reauthentication>,
+    keys_since: Instant,
+    internal_tx: mpsc::UnboundedSender<Internal>,
+    internal_rx: mpsc::UnboundedReceiver<Internal>,
+    /// Since when no transport stands.
+    adrift_since: Option<Instant>,
+    started: Instant,
+    started_wall: std::time::SystemTime,
+    report: report::Counters,
+    ended: Option<Ended>,
+}
+
+/// Ready sources handled in one turn before the others get theirs.
+const SOURCES_PER_TURN: usize = 64;
+
+impl Driver {
+    /// A driver for a session that has just been established.
+    pub fn new(established: Established, common: Common, side: Side) -> Self {
+        let Established { session, handle, stream, input, peer, clock, path } = established;
+        let (internal_tx, internal_rx) = mpsc::unbounded_channel();
+        let mut driver = Self {
+            session,
+            clock,
+            common,
+            peer,
+            side,
+            ready: ReadySet::new(),
+            apps: BTreeMap::new(),
+            carriers: BTreeMap::new(),
+            blocked: VecDeque::new(),
+            spare: None,
+            reauth: None,
+            keys_since: Instant::now(),
+            internal_tx,
+            internal_rx,
+            adrift_since: None,
+            started: Instant::now(),
+            started_wall: std::time::SystemTime::now(),
+            report: report::Counters::default(),
+            ended: None,
+        };
+        driver.add_carrier(handle, stream, input, path);
+        driver
+    }
+
+    /// Drives the session to its end.
+    pub async fn run(mut self, commands: &mut mpsc::Receiver<Command>) -> Ended {
+        self.settle();
+        loop {
+            if let Some(ended) = self.finished() {
+                self.part().await;
+                return ended;
+            }
+            let deadline = self.next_deadline();
+            tokio::select! {
+                biased;
+                command = commands.recv() => match command {
+                    Some(command) => self.handle_command(command),
+                    None => self.session.close(self.clock.now(), close_code::SHUTDOWN, "the unit is shutting down"),
+                },
+                Some(internal) = self.internal_rx.recv() => self.handle_internal(internal),
+                () = self.side.changed() => self.side_changed(),
+                name = poll_fn(|cx| self.ready.poll_next(cx)) => self.handle_ready(name),
+                () = sleep_until(deadline) => self.handle_deadline(),
+            }
+            self.settle();
+        }
+    }
+
+    /// Handles sources that became ready, `first` among them.
+    fn handle_ready(&mut self, first: Name) {
+        let mut next = Some(first);
+        for _ in 0..SOURCES_PER_TURN {
+            let Some(name) = next else { break };
+            match name {
+                Name::App(id) => self.app_ready(id),
+                Name::Carrier(handle) => self.carrier_ready(handle),
+            }
+            next = self.ready.try_next();
+        }
+        if let Some(name) = next {
+            self.requeue(name);
+        }
+    }
+
+    fn requeue(&self, name: Name) {
+        let source = match name {
+            Name::App(id) => self.apps.get(&id).map(|a| &a.source),
+            Name::Carrier(handle) => self.carriers.get(&handle).map(|c| &c.source),
+        };
+        if let Some(source) = source {
+            source.requeue();
+        }
+    }
+
+    fn handle_command(&mut self, command: Command) {
+        match command {
+            Command::Accept { counter, stream, input } => self.accept_carrier(counter, stream, input),
+            Command::Expect(counter) => self.session.expect_counter(counter),
+            Command::Handover { link, reply } => self.manual_handover(link, reply),
+            Command::Report(reply) => {
+                // Whoever asked may have gone; there is nobody else to tell.
+                let _ = reply.send(self.snapshot());
+            }
+            Command::CheckIdentity => self.check_identity(),
+            Command::Close { code, reason } => self.session.close(self.clock.now(), code, &reason),
+        }
+    }
+
+    fn handle_internal(&mut self, internal: Internal) {
+        match internal {
+            Internal::Dialled(dialled) => self.dialled(dialled),
+            Internal::Rejoined(result) => self.rejoined(result),
+            Internal::Target { id, result } => self.target_dialled(id, result),
+        }
+    }
+
+    /// Acts on the session's events and writes what it has, until neither brings anything new.
+    fn settle(&mut self) {
+        loop {
+            while let Some(event) = self.session.poll_event() {
+                self.handle_event(event);
+            }
+            self.flush();
+            if self.session.poll_event().map(|event| self.handle_event(event)).is_none() {
+                break;
+            }
+        }
+        self.note_adrift();
+    }
+
+    fn handle_event(&mut self, event: Event) {
+        match event {
+            Event::StreamOpened { id, target } => self.stream_opened(id, target),
+            Event::StreamConnected(id) => self.stream_connected(id),
+            Event::StreamRefused { id, errno } => self.stream_refused(id, errno),
+            Event::StreamReset { id, code } => self.stream_reset(id, code),
+            Event::Readable(id) => self.app_write(id),
+            Event::Writable => self.unblock(),
+            Event::StreamsAvailable => self.side.streams_available(),
+            Event::TransportUp(handle) => self.transport_up(handle),
+            Event::TransportDone(handle) => self.transport_done(handle),
+            Event::Pong { handle, token } => self.pong(handle, token),
+            Event::TokensChanged => self.common.tokens.set(self.session.id(), self.session.expected_tokens()),
+            Event::ReauthData { data, .. } => self.reauth_data(&data),
+            Event::Reauthenticated { generation } => self.reauthenticated(generation),
+            Event::Closed { code, reason, by_peer } => {
+                self.reset_all_apps();
+                self.ended.get_or_insert(Ended::Closed { code, reason, by_peer });
+            }
+            // Both belong to the establishing of a session, which is over.
+            Event::Hello(_) | Event::Accepted(_) => {}
+        }
+    }
+
+    fn finished(&mut self) -> Option<Ended> {
+        match &self.ended {
+            // CLOSE is on its way: wait until the peer has it, or the session gives up.
+            Some(Ended::Closed { .. }) if !self.session.is_closed() && !self.carriers.is_empty() => None,
+            Some(_) => self.ended.take(),
+            None => None,
+        }
+    }
+
+    fn next_deadline(&self) -> Option<Instant> {
+        let session = self.session.poll_timeout().map(|t| self.clock.instant(t));
+        let carriers = self.carriers.values().filter_map(|c| c.must_be_up_by).min();
+        let hold = self.adrift_since.map(|since| since + self.common.hold);
+        [session, carriers, hold, self.side.deadline(), self.reauth_deadline()].into_iter().flatten().min()
+    }
+
+    fn handle_deadline(&mut self) {
+        let now = Instant::now();
+        self.session.handle_timeout(self.clock.now());
+        self.drop_unauthenticated(now);
+        if self.adrift_since.is_some_and(|since| now >= since + self.common.hold) {
+            self.session.close(self.clock.now(), close_code::HOLD_EXPIRED, "no transport within the hold time");
+        }
+        self.side_deadline(now);
+        self.reauth_tick(now);
+    }
+
+    fn note_adrift(&mut self) {
+        let stands = self.session.transports().any(|h| self.session.is_up(h));
+        match (stands, self.adrift_since) {
+            (true, Some(_)) => self.adrift_since = None,
+            (false, None) => self.adrift_since = Some(Instant::now()),
+            _ => {}
+        }
+    }
+
+    /// Leaves nothing behind: names, sockets, tasks.
+    async fn part(&mut self) {
+        self.common.tokens.set(self.session.id(), Vec::new());
+        self.reset_all_apps();
+        self.side.abort_tasks();
+        let carriers = std::mem::take(&mut self.carriers);
+        for (_, carrier) in carriers {
+            carrier.finish();
+        }
+        tokio::task::yield_now().await;
+    }
+}
+
+async fn sleep_until(deadline: Option<Instant>) {
+    match deadline {
+        Some(at) => tokio::time::sleep_until(at.into()).await,
+        None => std::future::pending().await,
+    }
+}

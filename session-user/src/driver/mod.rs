@@ -29,7 +29,7 @@ use tokio::sync::{mpsc, oneshot};
 use app::App;
 use carrier::Carrier;
 pub use establish::Established;
-pub use moves::Initiator;
+pub use moves::{Initiator, InitiatorConfig};
 use ready::ReadySet;
 use reauth::Reauthentication;
 pub use report::{CarrierReport, HandoverReport, SessionSnapshot, StreamReport};
@@ -72,7 +72,7 @@ pub enum Command {
     },
     /// The peer proved in a full handshake that it holds this session and dials with this counter.
     Expect(u64),
-    /// Move to a link by name; empty: back to what the policy says.
+    /// Move to a link by name; `auto`: back to what the policy says.
     Handover {
         /// The link.
         link: String,
@@ -152,7 +152,7 @@ enum Name {
 /// What the driver's own tasks bring back.
 enum Internal {
     Dialled(moves::Dialled),
-    Rejoined(Result<Box<Established>, establish::EstablishError>),
+    Rejoined { path: crate::policy::Path, result: Result<Box<Established>, establish::EstablishError> },
     Target { id: StreamId, result: Result<TcpStream, crate::dial::DialError> },
 }
 
@@ -172,6 +172,7 @@ pub struct Driver {
     spare: Option<SendBuf>,
     reauth: Option<Reauthentication>,
     keys_since: Instant,
+    schedule: reauth::Schedule,
     internal_tx: mpsc::UnboundedSender<Internal>,
     internal_rx: mpsc::UnboundedReceiver<Internal>,
     /// Since when no transport stands.
@@ -203,6 +204,7 @@ impl Driver {
             spare: None,
             reauth: None,
             keys_since: Instant::now(),
+            schedule: reauth::Schedule::new(Instant::now()),
             internal_tx,
             internal_rx,
             adrift_since: None,
@@ -212,6 +214,8 @@ impl Driver {
             ended: None,
         };
         driver.add_carrier(handle, stream, input, path);
+        driver.plan_renewal();
+        driver.check_identity();
         driver
     }
 
@@ -269,7 +273,7 @@ impl Driver {
         match command {
             Command::Accept { counter, stream, input } => self.accept_carrier(counter, stream, input),
             Command::Expect(counter) => self.session.expect_counter(counter),
-            Command::Handover { link, reply } => self.manual_handover(link, reply),
+            Command::Handover { link, reply } => self.manual_handover(&link, reply),
             Command::Report(reply) => {
                 // Whoever asked may have gone; there is nobody else to tell.
                 let _ = reply.send(self.snapshot());
@@ -282,7 +286,7 @@ impl Driver {
     fn handle_internal(&mut self, internal: Internal) {
         match internal {
             Internal::Dialled(dialled) => self.dialled(dialled),
-            Internal::Rejoined(result) => self.rejoined(result),
+            Internal::Rejoined { path, result } => self.rejoined(&path, result),
             Internal::Target { id, result } => self.target_dialled(id, result),
         }
     }
@@ -312,7 +316,7 @@ impl Driver {
             Event::StreamsAvailable => self.side.streams_available(),
             Event::TransportUp(handle) => self.transport_up(handle),
             Event::TransportDone(handle) => self.transport_done(handle),
-            Event::Pong { handle, token } => self.pong(handle, token),
+            Event::Pong { handle, token } => tracing::trace!(?handle, token, "pong"),
             Event::TokensChanged => self.common.tokens.set(self.session.id(), self.session.expected_tokens()),
             Event::ReauthData { data, .. } => self.reauth_data(&data),
             Event::Reauthenticated { generation } => self.reauthenticated(generation),

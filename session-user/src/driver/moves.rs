@@ -1,5 +1,6 @@
 //! The initiator's side: which link carries the session, and the dialling that follows from it.
 
+use std::collections::VecDeque;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -17,7 +18,7 @@ use super::report::Move;
 use super::{Driver, Ended, Internal, Side};
 use crate::capture_queue::CaptureQueue;
 use crate::link::{ChangeKind, LinkSnapshot, LinkState};
-use crate::policy::{Choice, Current, PathHistory, PolicyConfig, choose};
+use crate::policy::{self, Action, PathHistory, PolicyConfig, choose};
 use crate::transport::{DialSpec, TransportError, TransportOptions, dial};
 
 /// First and longest wait between attempts when every path has failed.
@@ -25,7 +26,7 @@ const BACKOFF_FIRST: Duration = Duration::from_millis(100);
 const BACKOFF_MAX: Duration = Duration::from_secs(2);
 
 /// What a unit needs to dial a peer.
-pub struct Initiator {
+pub struct InitiatorConfig {
     /// Captured sockets for this peer.
     pub captures: Arc<CaptureQueue>,
     /// The links.
@@ -46,18 +47,21 @@ pub struct Initiator {
     pub session: session_proto::session::Config,
     /// Time for a full handshake.
     pub handshake_timeout: Duration,
-    pub(super) state: Dialling,
 }
 
-/// What the initiator is about.
-#[derive(Default)]
-pub(super) struct Dialling {
+/// The initiator's side of a driver.
+pub struct Initiator {
+    pub(super) config: InitiatorConfig,
     seen_version: u64,
     attempt: Option<Attempt>,
+    /// Paths still to be tried in this round, best first.
+    pending: VecDeque<policy::Path>,
+    /// Whether every attempt of this round was refused.
+    round_refused: bool,
     history: PathHistory,
     retry_at: Option<Instant>,
     backoff: Duration,
-    /// Since when every attempt was refused.
+    /// Since when every round was refused.
     refused_since: Option<Instant>,
     rejoining: Option<AbortHandle>,
     /// The session could not open more streams.
@@ -65,44 +69,44 @@ pub(super) struct Dialling {
 }
 
 struct Attempt {
-    choice: Choice,
+    path: policy::Path,
     task: AbortHandle,
 }
 
 /// The outcome of one TCP connection attempt.
 pub(super) struct Dialled {
-    choice: Choice,
+    path: policy::Path,
     result: Result<TcpStream, TransportError>,
 }
 
 impl Initiator {
     /// An initiator that has not dialled yet.
-    #[allow(clippy::too_many_arguments)] // Each is a different thing that the agent knows.
-    pub fn new(
-        captures: Arc<CaptureQueue>,
-        links: watch::Receiver<Arc<LinkSnapshot>>,
-        policy: PolicyConfig,
-        remotes: Vec<SocketAddr>,
-        peer_name: String,
-        dial_timeout: Duration,
-        transport: TransportOptions,
-        peer_gone_after: Duration,
-        session: session_proto::session::Config,
-        handshake_timeout: Duration,
-    ) -> Self {
-        let state = Dialling::default();
+    pub fn new(config: InitiatorConfig) -> Self {
         Self {
-            captures,
-            links,
-            policy,
-            remotes,
-            peer_name,
-            dial_timeout,
-            transport,
-            peer_gone_after,
-            session,
-            handshake_timeout,
-            state,
+            config,
+            seen_version: 0,
+            attempt: None,
+            pending: VecDeque::new(),
+            round_refused: true,
+            history: PathHistory::default(),
+            retry_at: None,
+            backoff: Duration::ZERO,
+            refused_since: None,
+            rejoining: None,
+            streams_full: false,
+        }
+    }
+
+    /// Old failures say nothing any more.
+    fn forgive(&mut self) {
+        self.history = PathHistory::default();
+        self.backoff = Duration::ZERO;
+        self.refused_since = None;
+    }
+
+    fn abandon_attempt(&mut self) {
+        if let Some(attempt) = self.attempt.take() {
+            attempt.task.abort();
         }
     }
 }
@@ -111,38 +115,36 @@ impl Side {
     /// Something that the side waits for has happened.
     pub(super) async fn changed(&mut self) {
         let Self::Initiator(initiator) = self else { return std::future::pending().await };
-        let open = !initiator.state.streams_full;
+        let open = !initiator.streams_full;
         tokio::select! {
-            changed = initiator.links.changed() => {
+            changed = initiator.config.links.changed() => {
                 if changed.is_err() {
                     // The monitor has ended with the agent; the commands' end follows.
                     std::future::pending::<()>().await;
                 }
             }
-            () = initiator.captures.available(), if open => {}
+            () = initiator.config.captures.available(), if open => {}
         }
     }
 
     pub(super) fn deadline(&self) -> Option<Instant> {
         match self {
-            Self::Initiator(initiator) => initiator.state.retry_at,
+            Self::Initiator(initiator) => initiator.retry_at,
             Self::Responder(_) => None,
         }
     }
 
     pub(super) fn streams_available(&mut self) {
         if let Self::Initiator(initiator) = self {
-            initiator.state.streams_full = false;
+            initiator.streams_full = false;
         }
     }
 
     pub(super) fn abort_tasks(&mut self) {
         match self {
             Self::Initiator(initiator) => {
-                if let Some(attempt) = initiator.state.attempt.take() {
-                    attempt.task.abort();
-                }
-                if let Some(task) = initiator.state.rejoining.take() {
+                initiator.abandon_attempt();
+                if let Some(task) = initiator.rejoining.take() {
                     task.abort();
                 }
             }
@@ -160,12 +162,12 @@ impl Driver {
     fn take_captures(&mut self) {
         loop {
             let Side::Initiator(initiator) = &self.side else { return };
-            let queue = Arc::clone(&initiator.captures);
+            let queue = Arc::clone(&initiator.config.captures);
             let Some(captured) = queue.pop() else { return };
             if let Err(captured) = self.open_captured(captured) {
                 queue.push_front(captured);
                 if let Side::Initiator(initiator) = &mut self.side {
-                    initiator.state.streams_full = true;
+                    initiator.streams_full = true;
                 }
                 return;
             }
@@ -176,110 +178,147 @@ impl Driver {
     /// in use leads straight to the next dial: no timer is in between.
     fn links_changed(&mut self) {
         let Side::Initiator(initiator) = &mut self.side else { return };
-        let snapshot = Arc::clone(&initiator.links.borrow_and_update());
-        if snapshot.version == initiator.state.seen_version {
+        let snapshot = Arc::clone(&initiator.config.links.borrow_and_update());
+        if snapshot.version == initiator.seen_version {
             return;
         }
-        let since = initiator.state.seen_version;
-        initiator.state.seen_version = snapshot.version;
+        let since = initiator.seen_version;
+        initiator.seen_version = snapshot.version;
         // A link that came back deserves an attempt now, not after a backoff from its bad days.
         if snapshot.changes_since(since).any(|c| c.kind == ChangeKind::Gained) {
-            initiator.state.history.clear();
-            initiator.state.backoff = Duration::ZERO;
+            initiator.forgive();
+            initiator.retry_at = None;
         }
-        let active = self.session.active();
-        let gone: Vec<Handle> =
-            self.carriers.iter().filter(|(_, c)| !stands(&snapshot, &c.path)).map(|(&h, _)| h).collect();
-        for handle in gone {
-            let Some(path) = self.carriers.get(&handle).map(|c| c.path.clone()) else { continue };
-            tracing::info!(link = %path.link, "the link is lost");
-            self.drop_carrier(handle);
-            if active == Some(handle) {
-                let noticed =
-                    snapshot.changes_since(since).find(|c| c.link == path.link && c.kind == ChangeKind::Lost);
-                let noticed = noticed.map_or(snapshot.read_at, |c| c.at);
-                self.report.begin(Move::hard(&path.link, "the link was lost", noticed));
-            }
+        let lost_attempt = initiator.attempt.as_ref().is_some_and(|a| !link_stands(&snapshot, &a.path.link));
+        if lost_attempt {
+            initiator.abandon_attempt();
         }
-        self.abandon_attempt_on_lost_link(&snapshot);
+        self.drop_lost(&snapshot, since);
         self.decide();
     }
 
-    fn abandon_attempt_on_lost_link(&mut self, snapshot: &LinkSnapshot) {
-        let Side::Initiator(initiator) = &mut self.side else { return };
-        let lost = |a: &Attempt| !snapshot.link(&a.choice.link).is_some_and(|l| l.state != LinkState::Unusable);
-        if initiator.state.attempt.as_ref().is_some_and(lost) {
-            if let Some(attempt) = initiator.state.attempt.take() {
-                attempt.task.abort();
+    fn drop_lost(&mut self, snapshot: &LinkSnapshot, since: u64) {
+        let active = self.session.active();
+        let gone: Vec<(Handle, Path)> = self
+            .carriers
+            .iter()
+            .filter(|(_, c)| !stands(snapshot, &c.path))
+            .map(|(&h, c)| (h, c.path.clone()))
+            .collect();
+        for (handle, path) in gone {
+            tracing::info!(link = %path.link, "the link is lost");
+            self.drop_carrier(handle);
+            if active == Some(handle) {
+                let lost = snapshot.changes_since(since).find(|c| c.link == path.link && c.kind == ChangeKind::Lost);
+                let noticed = lost.map_or(snapshot.read_at, |c| c.at);
+                self.report.begin(Move::hard(&path.link, "the link was lost", noticed));
             }
         }
     }
 
-    /// Asks the policy and dials what it says, unless that is under way or stands already.
+    /// Asks the policy and dials what it says, unless a dial is under way or none is needed.
     fn decide(&mut self) {
-        let current = self.session.active().and_then(|h| self.carriers.get(&h)).map(|c| c.path.clone());
+        let current = self.current_path();
         let Side::Initiator(initiator) = &mut self.side else { return };
-        if initiator.state.attempt.is_some() || initiator.state.rejoining.is_some() || self.session.is_ending() {
+        if initiator.attempt.is_some() || initiator.rejoining.is_some() || self.session.is_ending() {
             return;
         }
-        let snapshot = Arc::clone(&initiator.links.borrow());
-        let now = Instant::now();
-        let current = current.map(|p| Current { link: p.link, remote: p.remote, source: p.local.ip() });
-        let history = &initiator.state.history;
-        let decision = choose(&snapshot, &initiator.policy, current.as_ref(), &initiator.remotes, history, now);
-        initiator.state.retry_at = decision.retry_at;
-        let Some(to) = decision.dial else { return };
-        tracing::info!(link = %to.link, remote = %to.remote, reason = %decision.reason, "dialling a transport");
-        if let Some(current) = &current {
-            self.report.begin(Move::soft(&current.link, &decision.reason));
+        // After a round of failures nothing is tried before its time, unless the links change.
+        if initiator.retry_at.is_some() {
+            return;
         }
-        self.start_attempt(to);
+        let snapshot = Arc::clone(&initiator.config.links.borrow());
+        let (policy, remotes) = (&initiator.config.policy, &initiator.config.remotes);
+        let decision = choose(&snapshot, policy, current.as_ref(), remotes, &initiator.history, Instant::now());
+        initiator.pending.clear();
+        initiator.round_refused = true;
+        match decision.action {
+            Action::Stay | Action::Hold => return,
+            Action::HardHandover { to } => {
+                let others = decision.ordered.into_iter().map(|c| c.path).filter(|p| *p != to);
+                initiator.pending.extend(std::iter::once(to.clone()).chain(others));
+            }
+            Action::Return { to } => {
+                initiator.pending.push_back(to);
+                if let Some(current) = &current {
+                    self.report.begin(Move::soft(&current.link, &decision.reason));
+                }
+            }
+        }
+        tracing::info!(reason = %decision.reason, "dialling a transport");
+        self.next_attempt();
     }
 
-    fn start_attempt(&mut self, choice: Choice) {
+    fn current_path(&self) -> Option<policy::Path> {
+        let carrier = self.carriers.get(&self.session.active()?)?;
+        let path = &carrier.path;
+        Some(policy::Path { link: path.link.clone(), source: path.local.ip(), remote: path.remote })
+    }
+
+    /// Dials the next path of the round; after the last, waits before the next round.
+    fn next_attempt(&mut self) {
+        let internal = self.internal_tx.clone();
         let Side::Initiator(initiator) = &mut self.side else { return };
+        let Some(path) = initiator.pending.pop_front() else { return self.round_over() };
+        let config = &initiator.config;
         let spec = DialSpec {
-            device: Some(choice.link.clone()),
-            source: Some(choice.source),
-            remote: choice.remote,
-            timeout: initiator.dial_timeout,
+            device: Some(path.link.clone()),
+            source: Some(path.source),
+            remote: path.remote,
+            timeout: config.dial_timeout,
         };
-        let (options, internal, outcome) = (initiator.transport.clone(), self.internal_tx.clone(), choice.clone());
+        let (options, outcome) = (config.transport.clone(), path.clone());
         let task = tokio::spawn(async move {
             let result = dial(&spec, &options).await;
             // The driver may have ended meanwhile; then the socket ends here.
-            let _ = internal.send(Internal::Dialled(Dialled { choice: outcome, result }));
+            let _ = internal.send(Internal::Dialled(Dialled { path: outcome, result }));
         });
-        initiator.state.attempt = Some(Attempt { choice, task: task.abort_handle() });
+        initiator.attempt = Some(Attempt { path, task: task.abort_handle() });
+    }
+
+    /// No path of the round worked.
+    fn round_over(&mut self) {
+        let Side::Initiator(initiator) = &mut self.side else { return };
+        let now = Instant::now();
+        initiator.backoff = (initiator.backoff * 2).clamp(BACKOFF_FIRST, BACKOFF_MAX);
+        initiator.retry_at = Some(now + initiator.backoff);
+        let alone = self.session.active().is_none();
+        if !(alone && initiator.round_refused) {
+            initiator.refused_since = None;
+            return;
+        }
+        let since = *initiator.refused_since.get_or_insert(now);
+        if now >= since + initiator.config.peer_gone_after {
+            tracing::error!(peer = %initiator.config.peer_name, "every path was refused: the peer is gone");
+            self.ended.get_or_insert(Ended::PeerGone);
+        }
     }
 
     pub(super) fn dialled(&mut self, dialled: Dialled) {
         let Side::Initiator(initiator) = &mut self.side else { return };
-        let Dialled { choice, result } = dialled;
+        let Dialled { path, result } = dialled;
         // An attempt that was abandoned may have finished just before.
-        if initiator.state.attempt.as_ref().is_none_or(|a| a.choice != choice) {
+        if initiator.attempt.as_ref().is_none_or(|a| a.path != path) {
             return;
         }
-        initiator.state.attempt = None;
+        initiator.attempt = None;
         match result {
-            Ok(stream) => self.resume_on(&choice, stream),
+            Ok(stream) => self.resume_on(&path, stream),
             Err(error) => {
-                tracing::info!(link = %choice.link, remote = %choice.remote, %error, "a dial failed");
-                let refused = error.is_refused();
-                self.path_failed(&choice.link, choice.remote, refused);
-                self.decide();
+                tracing::info!(%path, %error, "a dial failed");
+                self.path_failed(&path.link, path.remote, error.is_refused());
             }
         }
     }
 
     /// The socket is connected: RESUME and all that is unacknowledged go out in the same turn.
-    fn resume_on(&mut self, choice: &Choice, stream: TcpStream) {
-        let local = stream.local_addr().unwrap_or_else(|_| SocketAddr::new(choice.source, 0));
-        let path = Path { link: choice.link.clone(), local, remote: choice.remote };
-        let resent = self.session.stats();
+    fn resume_on(&mut self, path: &policy::Path, stream: TcpStream) {
+        let local = stream.local_addr().unwrap_or_else(|_| SocketAddr::new(path.source, 0));
+        let path = Path { link: path.link.clone(), local, remote: path.remote };
+        let before = self.session.stats();
         match self.session.dial(false) {
             Ok(handle) => {
-                self.report.dialled(&path.link, &resent, &self.session.stats());
+                self.report.dialled(&path.link, &before, &self.session.stats());
                 self.add_carrier(handle, stream, BytesMut::new(), path);
             }
             Err(fault) => tracing::debug!(%fault, "a dialled transport is not needed any more"),
@@ -288,18 +327,10 @@ impl Driver {
 
     fn path_failed(&mut self, link: &str, remote: SocketAddr, refused: bool) {
         let Side::Initiator(initiator) = &mut self.side else { return };
-        let now = Instant::now();
-        let state = &mut initiator.state;
-        state.backoff = (state.backoff * 2).clamp(BACKOFF_FIRST, BACKOFF_MAX);
-        state.history.failed(link, remote, now, state.backoff);
-        if refused {
-            state.refused_since.get_or_insert(now);
-        } else {
-            state.refused_since = None;
-        }
-        if state.refused_since.is_some_and(|since| now >= since + initiator.peer_gone_after) {
-            tracing::error!(peer = %initiator.peer_name, "every path was refused: the peer is gone");
-            self.ended.get_or_insert(Ended::PeerGone);
+        initiator.history.record_failure(link, remote, Instant::now());
+        initiator.round_refused &= refused;
+        if initiator.attempt.is_none() && initiator.rejoining.is_none() {
+            self.next_attempt();
         }
     }
 
@@ -315,21 +346,21 @@ impl Driver {
             CarrierEnd::Fault(TransportFault::Refused(Status::UnknownSession)) => self.rejoin(path),
             // One that had stood says nothing against its path: dial again at once.
             _ if was_up => self.decide(),
-            CarrierEnd::Fault(TransportFault::Refused(_)) => {
+            CarrierEnd::Fault(TransportFault::Refused(_)) | CarrierEnd::Eof => {
                 self.path_failed(&path.link, path.remote, true);
-                self.decide();
             }
-            _ => {
-                self.path_failed(&path.link, path.remote, false);
-                self.decide();
+            CarrierEnd::Io(error) => {
+                let refused = error.kind() == std::io::ErrorKind::ConnectionReset;
+                self.path_failed(&path.link, path.remote, refused);
             }
+            _ => self.path_failed(&path.link, path.remote, false),
         }
     }
 
     pub(super) fn side_deadline(&mut self, now: Instant) {
         let Side::Initiator(initiator) = &mut self.side else { return };
-        if initiator.state.retry_at.is_some_and(|t| now >= t) {
-            initiator.state.retry_at = None;
+        if initiator.retry_at.is_some_and(|t| now >= t) {
+            initiator.retry_at = None;
             self.decide();
         }
     }
@@ -339,13 +370,11 @@ impl Driver {
         carrier.must_be_up_by = None;
         let link = carrier.path.link.clone();
         let Side::Initiator(initiator) = &mut self.side else { return };
-        initiator.state.history.clear();
-        initiator.state.backoff = Duration::ZERO;
-        initiator.state.refused_since = None;
+        initiator.forgive();
         self.report.up(&link);
         // The new one carries: the old ones say goodbye when their last record is acknowledged.
-        let old: Vec<Handle> = self.session.transports().filter(|h| *h != handle).collect();
         if self.session.active() == Some(handle) {
+            let old: Vec<Handle> = self.session.transports().filter(|h| *h != handle).collect();
             for other in old {
                 self.session.retire(other);
             }
@@ -355,95 +384,91 @@ impl Driver {
 
     /// "Unknown session" is a hint that anybody on the path could send. A full handshake tells.
     fn rejoin(&mut self, path: &Path) {
+        let internal = self.internal_tx.clone();
         let Side::Initiator(initiator) = &mut self.side else { return };
-        if initiator.state.rejoining.is_some() {
+        if initiator.rejoining.is_some() {
             return;
         }
-        tracing::warn!(peer = %initiator.peer_name, "the peer does not know the session: asking it in a full handshake");
+        let config = &initiator.config;
+        tracing::warn!(peer = %config.peer_name, "the peer does not know the session: asking it in a full handshake");
         let request = establish::Request {
             identity: Arc::clone(&self.common.identity),
-            peer_name: initiator.peer_name.clone(),
-            choice: Choice {
-                link: path.link.clone(),
-                source: path.local.ip(),
-                remote: path.remote,
-                reason: String::new(),
-            },
-            dial_timeout: initiator.dial_timeout,
-            handshake_timeout: initiator.handshake_timeout,
-            transport: initiator.transport.clone(),
-            session: initiator.session.clone(),
+            peer_name: config.peer_name.clone(),
+            path: policy::Path { link: path.link.clone(), source: path.local.ip(), remote: path.remote },
+            dial_timeout: config.dial_timeout,
+            handshake_timeout: config.handshake_timeout,
+            transport: config.transport.clone(),
+            session: config.session.clone(),
             continues: Some((self.session.id(), self.session.next_counter())),
         };
-        let internal = self.internal_tx.clone();
         let task = tokio::spawn(async move {
+            let path = request.path.clone();
             let result = establish::initiate(request).await.map(Box::new);
             // The driver may have ended meanwhile; then the new session ends here.
-            let _ = internal.send(Internal::Rejoined(result));
+            let _ = internal.send(Internal::Rejoined { path, result });
         });
-        initiator.state.rejoining = Some(task.abort_handle());
+        initiator.rejoining = Some(task.abort_handle());
     }
 
-    pub(super) fn rejoined(&mut self, result: Result<Box<Established>, EstablishError>) {
+    pub(super) fn rejoined(&mut self, path: &policy::Path, result: Result<Box<Established>, EstablishError>) {
         let Side::Initiator(initiator) = &mut self.side else { return };
-        initiator.state.rejoining = None;
+        initiator.rejoining = None;
         match result {
             Ok(new) if new.session.peer().continued == Some(true) => {
                 tracing::info!("the peer still holds the session: resuming it");
                 self.decide();
             }
             Ok(new) => {
-                tracing::error!(peer = %initiator.peer_name, "the peer no longer knows the session: its streams are reset");
+                tracing::error!(peer = %initiator.config.peer_name, "the peer no longer knows the session: its streams are reset");
                 self.ended.get_or_insert(Ended::Replaced(new));
             }
             Err(error) => {
                 tracing::warn!(%error, "the full handshake failed");
-                let refused = error.is_refused();
-                let remote = initiator.remotes.first().copied();
-                if let Some(remote) = remote {
-                    self.path_failed("", remote, refused);
-                }
-                if let Side::Initiator(initiator) = &mut self.side {
-                    initiator.state.retry_at = Some(Instant::now() + initiator.state.backoff);
-                }
+                self.path_failed(&path.link, path.remote, error.is_refused());
             }
         }
     }
 
-    /// The operator names a link; an empty name gives the choice back to the policy.
-    pub(super) fn manual_handover(&mut self, link: String, reply: oneshot::Sender<Result<String, String>>) {
+    /// The operator names a link; `auto` gives the choice back to the policy.
+    pub(super) fn manual_handover(&mut self, link: &str, reply: oneshot::Sender<Result<String, String>>) {
         let answer = self.try_manual_handover(link);
         // Whoever asked may have gone; what was asked is done all the same.
         let _ = reply.send(answer);
     }
 
-    fn try_manual_handover(&mut self, link: String) -> Result<String, String> {
+    fn try_manual_handover(&mut self, link: &str) -> Result<String, String> {
         let Side::Initiator(initiator) = &mut self.side else {
             return Err("the peer chooses the link of this session: ask it there".to_owned());
         };
-        if link.is_empty() {
-            initiator.policy.manual = None;
-            self.decide();
-            return Ok("the policy chooses the link".to_owned());
-        }
-        let snapshot = Arc::clone(&initiator.links.borrow());
-        let Some(found) = snapshot.link(&link) else { return Err(format!("there is no link {link}")) };
-        let reasons: Vec<String> =
-            initiator.remotes.iter().filter_map(|r| found.usable_for(r.ip()).err()).map(|e| e.to_string()).collect();
-        if reasons.len() == initiator.remotes.len() {
-            return Err(format!("{link} cannot be used: {}", reasons.join("; ")));
-        }
-        initiator.policy.manual = Some(link.clone());
-        initiator.state.history.clear();
+        let done = if link == "auto" {
+            initiator.config.policy.manual = None;
+            "the policy chooses the link".to_owned()
+        } else {
+            let snapshot = Arc::clone(&initiator.config.links.borrow());
+            let Some(found) = snapshot.link(link) else { return Err(format!("there is no link {link}")) };
+            let remotes = &initiator.config.remotes;
+            let against: Vec<String> =
+                remotes.iter().filter_map(|r| found.usable_for(r.ip()).err()).map(|e| e.to_string()).collect();
+            if against.len() == remotes.len() {
+                return Err(format!("{link} cannot be used: {}", against.join("; ")));
+            }
+            initiator.config.policy.manual = Some(link.to_owned());
+            format!("moving to {link}; `holdfast handover auto` gives the choice back to the policy")
+        };
+        initiator.forgive();
+        initiator.retry_at = None;
         self.decide();
-        Ok(format!("moving to {link}; `holdfast handover auto` gives the choice back to the policy"))
+        Ok(done)
     }
+}
+
+fn link_stands(snapshot: &LinkSnapshot, name: &str) -> bool {
+    snapshot.link(name).is_some_and(|link| link.state != LinkState::Unusable)
 }
 
 /// Whether a transport's link still has what the transport is bound to.
 fn stands(snapshot: &LinkSnapshot, path: &Path) -> bool {
-    if path.link.is_empty() {
-        return true;
-    }
-    snapshot.link(&path.link).is_some_and(|link| link.state != LinkState::Unusable && link.holds(path.local.ip()))
+    path.link.is_empty()
+        || (link_stands(snapshot, &path.link)
+            && snapshot.link(&path.link).is_some_and(|link| link.holds(path.local.ip())))
 }

@@ -234,7 +234,7 @@ impl Driver {
             rx: app.bytes_written,
         });
         let waiting = match &self.side {
-            Side::Initiator(initiator) => initiator.captures.len(),
+            Side::Initiator(initiator) => initiator.config.captures.len(),
             Side::Responder(_) => 0,
         };
         SessionSnapshot {

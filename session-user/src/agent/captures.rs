@@ -1,0 +1,138 @@
+//! The task that owns the capture: accepts captured sockets, and attaches cgroups on request.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::{mpsc, oneshot};
+
+use crate::capture::{Capture, CaptureError, CaptureRule, Captured, Counters};
+use crate::capture_queue::CaptureQueue;
+
+/// Wait after `accept()` failed for want of descriptors or memory.
+const ACCEPT_RETRY: Duration = Duration::from_millis(100);
+
+enum Request {
+    Attach(PathBuf, oneshot::Sender<Result<(), CaptureError>>),
+    Detach(PathBuf, oneshot::Sender<Result<(), CaptureError>>),
+    DetachAll(oneshot::Sender<()>),
+    Update(Vec<CaptureRule>, oneshot::Sender<Result<(), CaptureError>>),
+    State(oneshot::Sender<State>),
+}
+
+/// What the capture is doing.
+#[derive(Clone, Debug)]
+pub struct State {
+    /// The captured cgroups.
+    pub attached: Vec<PathBuf>,
+    /// What the eBPF programs have counted.
+    pub counters: Counters,
+}
+
+/// The capture's task, as the rest of the agent reaches it. Cheap to clone.
+#[derive(Clone)]
+pub struct Captures {
+    requests: mpsc::Sender<Request>,
+}
+
+/// The capture's task has ended: the agent is going down.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The capture said no.
+    #[error("{0}")]
+    Capture(#[from] CaptureError),
+    /// There is no capture any more.
+    #[error("the agent is shutting down")]
+    Gone,
+}
+
+impl Captures {
+    /// Starts the task. Captured sockets go to the queue of their rule's peer.
+    pub fn start(capture: Capture, queues: Vec<Arc<CaptureQueue>>) -> Self {
+        let (requests, inbox) = mpsc::channel(16);
+        tokio::spawn(serve(capture, queues, inbox));
+        Self { requests }
+    }
+
+    async fn ask<T>(&self, request: impl FnOnce(oneshot::Sender<T>) -> Request) -> Result<T, Error> {
+        let (reply, answer) = oneshot::channel();
+        self.requests.send(request(reply)).await.map_err(|_| Error::Gone)?;
+        answer.await.map_err(|_| Error::Gone)
+    }
+
+    /// Captures `cgroup` from now on.
+    pub async fn attach(&self, cgroup: &Path) -> Result<(), Error> {
+        let cgroup = cgroup.to_owned();
+        Ok(self.ask(|reply| Request::Attach(cgroup, reply)).await??)
+    }
+
+    /// Ends the capture of `cgroup`.
+    pub async fn detach(&self, cgroup: &Path) -> Result<(), Error> {
+        let cgroup = cgroup.to_owned();
+        Ok(self.ask(|reply| Request::Detach(cgroup, reply)).await??)
+    }
+
+    /// Ends the capture of every cgroup: new connections go direct.
+    pub async fn detach_all(&self) -> Result<(), Error> {
+        self.ask(Request::DetachAll).await
+    }
+
+    /// Replaces the rules.
+    pub async fn update(&self, rules: Vec<CaptureRule>) -> Result<(), Error> {
+        Ok(self.ask(|reply| Request::Update(rules, reply)).await??)
+    }
+
+    /// What it is doing.
+    pub async fn state(&self) -> Result<State, Error> {
+        self.ask(Request::State).await
+    }
+}
+
+async fn serve(mut capture: Capture, queues: Vec<Arc<CaptureQueue>>, mut inbox: mpsc::Receiver<Request>) {
+    loop {
+        tokio::select! {
+            request = inbox.recv() => match request {
+                Some(request) => apply(&mut capture, request),
+                None => return,
+            },
+            accepted = capture.accept() => match accepted {
+                Ok(captured) => dispatch(&queues, captured),
+                Err(error) => {
+                    tracing::error!(%error, "a captured connection could not be accepted");
+                    tokio::time::sleep(ACCEPT_RETRY).await;
+                }
+            },
+        }
+    }
+}
+
+fn apply(capture: &mut Capture, request: Request) {
+    // Whoever asked may have gone; what was asked is done all the same.
+    match request {
+        Request::Attach(cgroup, reply) => drop(reply.send(capture.attach(&cgroup))),
+        Request::Detach(cgroup, reply) => drop(reply.send(capture.detach(&cgroup))),
+        Request::DetachAll(reply) => {
+            for cgroup in capture.attached() {
+                if let Err(error) = capture.detach(&cgroup) {
+                    tracing::warn!(cgroup = %cgroup.display(), %error, "a cgroup could not be detached");
+                }
+            }
+            drop(reply.send(()));
+        }
+        Request::Update(rules, reply) => drop(reply.send(capture.update_rules(&rules))),
+        Request::State(reply) => {
+            drop(reply.send(State { attached: capture.attached(), counters: capture.counters() }));
+        }
+    }
+}
+
+/// A socket that nobody can take is dropped, which resets it.
+fn dispatch(queues: &[Arc<CaptureQueue>], captured: Captured) {
+    let Some(queue) = queues.get(captured.peer as usize) else {
+        tracing::error!(peer = captured.peer, "a captured connection names a peer that is not configured");
+        return;
+    };
+    if let Err(captured) = queue.push(captured) {
+        tracing::warn!(target = %captured.original, "too many connections wait for the peer: one is reset");
+    }
+}

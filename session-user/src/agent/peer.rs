@@ -1,0 +1,151 @@
+//! Keeps a session with one configured peer: makes it, drives it, makes it anew.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use tokio::sync::{mpsc, watch};
+
+use super::registry::{Entry, Registry};
+use crate::capture_queue::CaptureQueue;
+use crate::driver::{Common, Driver, Ended, Established, Initiator, InitiatorConfig, Side, establish};
+use crate::link::LinkSnapshot;
+use crate::policy::{self, Action, Path, PathHistory, PolicyConfig};
+use crate::transport::TransportOptions;
+
+/// First and longest wait between attempts to make a session.
+const BACKOFF_FIRST: Duration = Duration::from_millis(100);
+const BACKOFF_MAX: Duration = Duration::from_secs(5);
+
+/// Everything that is needed to reach one peer.
+#[derive(Clone)]
+pub struct Peer {
+    /// Its configured name, which its certificate must carry.
+    pub name: String,
+    /// Its addresses, in the configured order.
+    pub remotes: Vec<std::net::SocketAddr>,
+    /// Captured sockets for it.
+    pub captures: Arc<CaptureQueue>,
+    /// The links.
+    pub links: watch::Receiver<Arc<LinkSnapshot>>,
+    /// Which link is preferred.
+    pub policy: PolicyConfig,
+    /// The sessions of this unit.
+    pub registry: Registry,
+    /// What is the same for every session.
+    pub common: Common,
+    /// Limits of a session.
+    pub session: session_proto::session::Config,
+    /// Options of transport sockets.
+    pub transport: TransportOptions,
+    /// Time for one TCP connection.
+    pub dial_timeout: Duration,
+    /// Time for a full handshake.
+    pub handshake_timeout: Duration,
+    /// How long every path may refuse before the peer is taken to be gone.
+    pub peer_gone_after: Duration,
+    /// What is being done, for reports.
+    pub state: watch::Sender<PeerState>,
+}
+
+/// What an agent is about with one peer.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum PeerState {
+    /// Making a session; with the latest failure, if there was one.
+    Connecting(Option<String>),
+    /// A session stands.
+    Up,
+}
+
+impl Peer {
+    /// Runs until the task is aborted.
+    pub async fn run(mut self) {
+        let mut next = None;
+        loop {
+            let established = match next.take() {
+                Some(established) => established,
+                None => self.establish().await,
+            };
+            match self.drive(established).await {
+                Ended::Replaced(new) => next = Some(*new),
+                Ended::Closed { code, reason, by_peer } => {
+                    tracing::warn!(peer = %self.name, code, %reason, by_peer, "the session has ended");
+                }
+                Ended::PeerGone => tracing::warn!(peer = %self.name, "the session has ended: the peer is gone"),
+            }
+        }
+    }
+
+    async fn drive(&self, established: Established) -> Ended {
+        let id = established.session.id();
+        let (commands, mut inbox) = mpsc::channel(64);
+        let instance = established.session.peer().instance;
+        tracing::info!(peer = %self.name, link = %established.path.link, session = %hex::encode(id), "a session begins");
+        let entry = Entry { peer: self.name.clone(), instance, initiator: true, commands };
+        self.registry.insert(id, entry);
+        self.state.send_replace(PeerState::Up);
+        let initiator = Initiator::new(InitiatorConfig {
+            captures: Arc::clone(&self.captures),
+            links: self.links.clone(),
+            policy: self.policy.clone(),
+            remotes: self.remotes.clone(),
+            peer_name: self.name.clone(),
+            dial_timeout: self.dial_timeout,
+            transport: self.transport.clone(),
+            peer_gone_after: self.peer_gone_after,
+            session: self.session.clone(),
+            handshake_timeout: self.handshake_timeout,
+        });
+        let driver = Driver::new(established, self.common.clone(), Side::Initiator(Box::new(initiator)));
+        let ended = driver.run(&mut inbox).await;
+        self.registry.remove(id);
+        self.state.send_replace(PeerState::Connecting(None));
+        ended
+    }
+
+    /// Tries path after path until a session stands.
+    async fn establish(&mut self) -> Established {
+        let mut backoff = BACKOFF_FIRST;
+        let mut history = PathHistory::default();
+        loop {
+            for path in self.paths(&history) {
+                match establish::initiate(self.request(&path)).await {
+                    Ok(established) => return established,
+                    Err(error) => {
+                        tracing::warn!(peer = %self.name, %path, %error, "no session");
+                        history.record_failure(&path.link, path.remote, Instant::now());
+                        self.state.send_replace(PeerState::Connecting(Some(error.to_string())));
+                    }
+                }
+            }
+            // A link that comes up is a reason to try at once.
+            let changed = tokio::time::timeout(backoff, self.links.changed()).await;
+            backoff = if changed.is_ok() { BACKOFF_FIRST } else { (backoff * 2).min(BACKOFF_MAX) };
+            if matches!(changed, Ok(Err(_))) {
+                std::future::pending::<()>().await;
+            }
+        }
+    }
+
+    fn paths(&mut self, history: &PathHistory) -> Vec<Path> {
+        let snapshot = Arc::clone(&self.links.borrow_and_update());
+        let decision = policy::choose(&snapshot, &self.policy, None, &self.remotes, history, Instant::now());
+        if decision.action == Action::Hold {
+            let reason = decision.reason.clone();
+            self.state.send_replace(PeerState::Connecting(Some(reason)));
+        }
+        decision.ordered.into_iter().map(|choice| choice.path).collect()
+    }
+
+    fn request(&self, path: &Path) -> establish::Request {
+        establish::Request {
+            identity: Arc::clone(&self.common.identity),
+            peer_name: self.name.clone(),
+            path: path.clone(),
+            dial_timeout: self.dial_timeout,
+            handshake_timeout: self.handshake_timeout,
+            transport: self.transport.clone(),
+            session: self.session.clone(),
+            continues: None,
+        }
+    }
+}

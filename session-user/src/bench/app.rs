@@ -1,0 +1,306 @@
+//! The measured application: an ordinary program with ordinary sockets. The very same one runs
+//! through Holdfast and, for comparison, without it.
+//!
+//! A client says in its first byte what it wants. *Download*: the server sends until the client
+//! ends its direction. *Upload*: the client sends, the server answers the total at the end. *Echo*:
+//! the server returns every byte. Each receiver writes down when bytes arrived, on the host's
+//! monotonic clock.
+
+use std::fs::File;
+use std::io::{self, BufWriter, Read, Write};
+use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+use socket2::SockRef;
+
+use super::pattern::Pattern;
+
+/// Which way the measured bytes go.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub enum Direction {
+    /// From the server to the client.
+    Download,
+    /// From the client to the server.
+    Upload,
+    /// From the client to the server and back.
+    Echo,
+}
+
+impl Direction {
+    /// All of them.
+    pub const ALL: [Self; 3] = [Self::Download, Self::Upload, Self::Echo];
+
+    /// The name, as in reports.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Download => "download",
+            Self::Upload => "upload",
+            Self::Echo => "echo",
+        }
+    }
+}
+
+/// How much is sent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Pace {
+    /// This many bytes each millisecond.
+    PerMillisecond(usize),
+    /// As fast as it goes.
+    Bulk,
+}
+
+/// What one end saw.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct Seen {
+    /// Bytes given to the socket.
+    pub sent: u64,
+    /// Bytes that arrived.
+    pub received: u64,
+    /// Arrived bytes that are not what was sent at their place.
+    pub wrong: u64,
+    /// Errors of the socket, in words.
+    pub errors: Vec<String>,
+}
+
+/// Nanoseconds of CLOCK_MONOTONIC.
+pub fn now_ns() -> u64 {
+    let now = nix::time::clock_gettime(nix::time::ClockId::CLOCK_MONOTONIC);
+    now.map_or(0, |t| Duration::from(t).as_nanos() as u64)
+}
+
+/// Arrival times, written down as they come: nanoseconds, little-endian.
+struct Arrivals {
+    out: Option<BufWriter<File>>,
+}
+
+impl Arrivals {
+    fn to(path: Option<&Path>) -> io::Result<Self> {
+        Ok(Self { out: path.map(File::create).transpose()?.map(BufWriter::new) })
+    }
+
+    fn note(&mut self) -> io::Result<()> {
+        match &mut self.out {
+            Some(out) => out.write_all(&now_ns().to_le_bytes()),
+            None => Ok(()),
+        }
+    }
+}
+
+/// Reads what [`run_client`] and [`serve`] wrote down.
+pub fn read_arrivals(path: &Path) -> io::Result<Vec<u64>> {
+    let raw = std::fs::read(path)?;
+    Ok(raw.chunks_exact(8).map(|c| c.iter().rev().fold(0, |n, &b| n << 8 | u64::from(b))).collect())
+}
+
+/// A client's orders.
+#[derive(Clone, Debug)]
+pub struct ClientOrders {
+    /// Where the server is.
+    pub server: SocketAddr,
+    /// What to measure.
+    pub direction: Direction,
+    /// How much.
+    pub pace: Pace,
+    /// Where to write arrivals down, for download and echo.
+    pub arrivals: Option<PathBuf>,
+    /// `TCP_USER_TIMEOUT`, so that a dead connection ends.
+    pub user_timeout: Option<Duration>,
+}
+
+/// Runs one client until `stop`; then everything under way is awaited and counted.
+pub fn run_client(orders: &ClientOrders, stop: &Arc<AtomicBool>) -> Seen {
+    let mut seen = Seen::default();
+    if let Err(error) = client(orders, stop, &mut seen) {
+        seen.errors.push(error.to_string());
+    }
+    seen
+}
+
+fn client(orders: &ClientOrders, stop: &Arc<AtomicBool>, seen: &mut Seen) -> io::Result<()> {
+    let mut socket = TcpStream::connect(orders.server)?;
+    socket.set_nodelay(true)?;
+    SockRef::from(&socket).set_tcp_user_timeout(orders.user_timeout)?;
+    let pace = match orders.pace {
+        Pace::PerMillisecond(bytes) => u32::try_from(bytes).unwrap_or(u32::MAX),
+        Pace::Bulk => 0,
+    };
+    let mut order = vec![orders.direction as u8];
+    order.extend_from_slice(&pace.to_le_bytes());
+    socket.write_all(&order)?;
+    match orders.direction {
+        Direction::Download => {
+            let ending = socket.try_clone()?;
+            let stop = Arc::clone(stop);
+            let ender = thread::spawn(move || {
+                wait_for(&stop);
+                // A connection that has died already cannot be ended again.
+                let _ = ending.shutdown(Shutdown::Write);
+            });
+            let received = receive(&mut socket, orders.arrivals.as_deref(), seen);
+            join(ender);
+            received
+        }
+        Direction::Upload => {
+            seen.sent = send(&mut socket, orders.pace, stop)?;
+            socket.shutdown(Shutdown::Write)?;
+            let mut total = [0; 8];
+            socket.read_exact(&mut total)?;
+            seen.received = u64::from_le_bytes(total);
+            Ok(())
+        }
+        Direction::Echo => {
+            let mut sending = socket.try_clone()?;
+            let (pace, stop) = (orders.pace, Arc::clone(stop));
+            let sender = thread::spawn(move || {
+                let sent = send(&mut sending, pace, &stop);
+                // A connection that has died already cannot be ended again.
+                let _ = sending.shutdown(Shutdown::Write);
+                sent
+            });
+            let received = receive(&mut socket, orders.arrivals.as_deref(), seen);
+            seen.sent = join(sender).unwrap_or(Ok(0))?;
+            received
+        }
+    }
+}
+
+fn join<T>(thread: thread::JoinHandle<T>) -> Option<T> {
+    thread.join().ok()
+}
+
+fn wait_for(stop: &AtomicBool) {
+    while !stop.load(Ordering::Acquire) {
+        thread::park_timeout(Duration::from_millis(5));
+    }
+}
+
+fn receive(socket: &mut TcpStream, arrivals: Option<&Path>, seen: &mut Seen) -> io::Result<()> {
+    let pattern = Pattern::new();
+    let mut arrivals = Arrivals::to(arrivals)?;
+    let mut buf = vec![0; 256 * 1024];
+    loop {
+        let n = socket.read(&mut buf)?;
+        if n == 0 {
+            return Ok(());
+        }
+        arrivals.note()?;
+        seen.wrong += pattern.mismatches(seen.received, &buf[..n]);
+        seen.received += n as u64;
+    }
+}
+
+/// Sends at `pace` until `stop`; returns how many bytes the socket took.
+fn send(socket: &mut TcpStream, pace: Pace, stop: &AtomicBool) -> io::Result<u64> {
+    let pattern = Pattern::new();
+    let mut sent = 0u64;
+    let start = now_ns();
+    while !stop.load(Ordering::Acquire) {
+        match pace {
+            Pace::Bulk => {
+                socket.write_all(pattern.at(sent, 64 * 1024))?;
+                sent += 64 * 1024;
+            }
+            Pace::PerMillisecond(bytes) => {
+                let due = (now_ns() - start) / 1_000_000 + 1;
+                // After a stall of the sender itself the missing messages follow at once, as an
+                // application with a clock of its own would send them.
+                while sent < due * bytes as u64 {
+                    socket.write_all(pattern.at(sent, bytes))?;
+                    sent += bytes as u64;
+                }
+                let next = start + due * 1_000_000;
+                thread::sleep(Duration::from_nanos(next.saturating_sub(now_ns())));
+            }
+        }
+    }
+    Ok(sent)
+}
+
+/// What one connection of the server saw.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Served {
+    /// What the client wanted.
+    pub direction: Direction,
+    /// What was seen.
+    pub seen: Seen,
+    /// Where its arrivals are.
+    pub arrivals: Option<PathBuf>,
+}
+
+/// Serves connections of `listener`, each on a thread; `report` is called at the end of each.
+/// Arrivals of uploads go to files in `dir`.
+pub fn serve(listener: &TcpListener, dir: &Path, report: &(dyn Fn(Served) + Send + Sync)) -> io::Result<()> {
+    thread::scope(|scope| {
+        for number in 0u32.. {
+            let (socket, _) = listener.accept()?;
+            scope.spawn(move || {
+                if let Some(served) = serve_one(socket, &dir.join(format!("served-{number}"))) {
+                    report(served);
+                }
+            });
+        }
+        Ok(())
+    })
+}
+
+fn serve_one(mut socket: TcpStream, arrivals: &Path) -> Option<Served> {
+    let mut order = [0; 5];
+    socket.read_exact(&mut order).ok()?;
+    let direction = Direction::ALL.into_iter().find(|d| *d as u8 == order[0])?;
+    let [_, pace @ ..] = order;
+    let pace = match u32::from_le_bytes(pace) {
+        0 => Pace::Bulk,
+        bytes => Pace::PerMillisecond(bytes as usize),
+    };
+    let mut served = Served { direction, seen: Seen::default(), arrivals: None };
+    if direction == Direction::Upload {
+        served.arrivals = Some(arrivals.to_owned());
+    }
+    let outcome = socket.set_nodelay(true).and_then(|()| serve_direction(&mut socket, pace, arrivals, &mut served));
+    if let Err(error) = outcome {
+        served.seen.errors.push(error.to_string());
+    }
+    Some(served)
+}
+
+fn serve_direction(socket: &mut TcpStream, pace: Pace, arrivals: &Path, served: &mut Served) -> io::Result<()> {
+    match served.direction {
+        Direction::Download => {
+            let stop = Arc::new(AtomicBool::new(false));
+            let mut ending = socket.try_clone()?;
+            let told = Arc::clone(&stop);
+            let ender = thread::spawn(move || {
+                // The client sends nothing more: the next read returns at its end, or at its death.
+                let _ = ending.read(&mut [0]);
+                told.store(true, Ordering::Release);
+            });
+            let sent = send(socket, pace, &stop);
+            let ended = socket.shutdown(Shutdown::Write);
+            join(ender);
+            served.seen.sent = sent?;
+            ended
+        }
+        Direction::Upload => {
+            receive(socket, Some(arrivals), &mut served.seen)?;
+            socket.write_all(&served.seen.received.to_le_bytes())
+        }
+        Direction::Echo => {
+            let mut buf = vec![0; 256 * 1024];
+            loop {
+                let n = socket.read(&mut buf)?;
+                if n == 0 {
+                    return socket.shutdown(Shutdown::Write);
+                }
+                served.seen.received += n as u64;
+                socket.write_all(&buf[..n])?;
+                served.seen.sent += n as u64;
+            }
+        }
+    }
+}

@@ -193,7 +193,10 @@ async fn initiate_on(request: Request, mut stream: TcpStream) -> Result<Establis
     loop {
         made.write().await.map_err(broke)?;
         // TLS alerts and our records never begin with the same byte, so each finds its reader.
-        tail.take_alerts(&mut made.input)?;
+        if tail.take_alerts(&mut made.input)? {
+            made.read().await.map_err(broke)?;
+            continue;
+        }
         match made.take_event()? {
             Some(Event::Accepted(_)) => return Ok(made),
             Some(Event::Closed { reason, .. }) => return Err(EstablishError::Closed { remote, reason }),

@@ -1,0 +1,71 @@
+//! What the kernel knows of a connection, and the options that no library has.
+
+use std::io;
+use std::mem::{MaybeUninit, size_of};
+use std::os::fd::{AsFd, AsRawFd};
+use std::time::Duration;
+
+use socket2::Socket;
+use tokio::net::TcpStream;
+
+/// The part of `struct tcp_info` (include/uapi/linux/tcp.h) that Holdfast reads.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct TcpInfo {
+    /// Smoothed round-trip time.
+    pub rtt: Duration,
+    /// Its mean deviation.
+    pub rttvar: Duration,
+    /// Segments in flight.
+    pub unacked: u32,
+    /// Segments sent again and not acknowledged.
+    pub retransmits: u8,
+    /// Congestion window, in segments.
+    pub snd_cwnd: u32,
+    /// Maximum segment size, in bytes.
+    pub snd_mss: u32,
+}
+
+/// Asks the kernel about `stream`.
+pub fn tcp_info(stream: &TcpStream) -> io::Result<TcpInfo> {
+    let mut info = MaybeUninit::<libc::tcp_info>::zeroed();
+    let mut len = size_of::<libc::tcp_info>() as libc::socklen_t;
+    // SAFETY: `info` is valid for `len` bytes of writes, and the descriptor is open for the call.
+    let result = unsafe {
+        libc::getsockopt(
+            stream.as_fd().as_raw_fd(),
+            libc::IPPROTO_TCP,
+            libc::TCP_INFO,
+            info.as_mut_ptr().cast(),
+            &raw mut len,
+        )
+    };
+    if result != 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: every byte was zeroed or written by the kernel, and all fields are plain integers.
+    let info = unsafe { info.assume_init() };
+    Ok(TcpInfo {
+        rtt: Duration::from_micros(info.tcpi_rtt.into()),
+        rttvar: Duration::from_micros(info.tcpi_rttvar.into()),
+        unacked: info.tcpi_unacked,
+        retransmits: info.tcpi_retransmits,
+        snd_cwnd: info.tcpi_snd_cwnd,
+        snd_mss: info.tcpi_snd_mss,
+    })
+}
+
+/// `IP_BIND_ADDRESS_NO_PORT` (ip(7)), for either family.
+pub(super) fn bind_address_no_port(socket: &Socket) -> io::Result<()> {
+    let one: libc::c_int = 1;
+    // SAFETY: the value is a c_int that lives through the call, and the length is its size.
+    let result = unsafe {
+        libc::setsockopt(
+            socket.as_fd().as_raw_fd(),
+            libc::IPPROTO_IP,
+            libc::IP_BIND_ADDRESS_NO_PORT,
+            (&raw const one).cast(),
+            size_of::<libc::c_int>() as libc::socklen_t,
+        )
+    };
+    if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}

@@ -1,0 +1,113 @@
+//! Transport sockets: TCP connections that are bound to one link.
+//!
+//! A socket bound with SO_BINDTODEVICE uses only routes over that device, so that two transports
+//! run over two links at once without any rule or mark in the host's routing.
+
+mod error;
+mod info;
+
+use std::net::{IpAddr, SocketAddr};
+use std::time::Duration;
+
+pub use error::TransportError;
+pub use info::{TcpInfo, tcp_info};
+use socket2::{Domain, Protocol, SockRef, Socket, TcpKeepalive, Type};
+use tokio::net::{TcpListener, TcpSocket, TcpStream};
+
+/// Connections that wait for `accept()`: a gateway whose clients all come back at once after an
+/// outage must not refuse any.
+const BACKLOG: i32 = 1024;
+
+/// Options of transport sockets, at both ends.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TransportOptions {
+    /// `TCP_NOTSENT_LOWAT` (tcp(7)): bytes that the kernel takes beyond what it has sent. What is
+    /// above stays in user space, where a handover can still move it and newer data of another
+    /// stream can pass it.
+    pub notsent_lowat: u32,
+    /// `TCP_USER_TIMEOUT` (RFC 5482): how long sent bytes may stay unacknowledged before the
+    /// kernel gives the connection up.
+    pub user_timeout: Duration,
+    /// Idle time before the first keep-alive probe: it finds a peer that vanished, and no more
+    /// often than a NAT's usual timeout asks for.
+    pub keepalive_idle: Duration,
+    /// Time between keep-alive probes.
+    pub keepalive_interval: Duration,
+    /// Unanswered keep-alive probes that end the connection.
+    pub keepalive_probes: u32,
+}
+
+impl Default for TransportOptions {
+    fn default() -> Self {
+        Self {
+            notsent_lowat: 128 * 1024,
+            user_timeout: Duration::from_secs(20),
+            keepalive_idle: Duration::from_secs(60),
+            keepalive_interval: Duration::from_secs(10),
+            keepalive_probes: 3,
+        }
+    }
+}
+
+/// Where to dial, and over what.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DialSpec {
+    /// The link's name, for SO_BINDTODEVICE; `None`: whatever the routes say.
+    pub device: Option<String>,
+    /// The source address; `None`: the kernel's choice.
+    pub source: Option<IpAddr>,
+    /// The peer.
+    pub remote: SocketAddr,
+    /// Time for the connection to be made.
+    pub timeout: Duration,
+}
+
+/// Dials one transport.
+pub async fn dial(spec: &DialSpec, options: &TransportOptions) -> Result<TcpStream, TransportError> {
+    let socket = prepare(spec, options).map_err(|error| TransportError::of(spec, error))?;
+    match tokio::time::timeout(spec.timeout, socket.connect(spec.remote)).await {
+        Ok(connected) => connected.map_err(|error| TransportError::of(spec, error)),
+        Err(_) => Err(TransportError::Timeout { path: error::describe(spec), after: spec.timeout }),
+    }
+}
+
+fn prepare(spec: &DialSpec, options: &TransportOptions) -> std::io::Result<TcpSocket> {
+    let socket = Socket::new(Domain::for_address(spec.remote), Type::STREAM.nonblocking(), Some(Protocol::TCP))?;
+    socket.bind_device(spec.device.as_deref().map(str::as_bytes))?;
+    tune(SockRef::from(&socket), options)?;
+    if let Some(source) = spec.source {
+        // The port is chosen at connect(): a bind() without this takes one for all destinations.
+        info::bind_address_no_port(&socket)?;
+        socket.bind(&SocketAddr::new(source, 0).into())?;
+    }
+    Ok(TcpSocket::from_std_stream(socket.into()))
+}
+
+fn tune(socket: SockRef<'_>, options: &TransportOptions) -> std::io::Result<()> {
+    socket.set_tcp_nodelay(true)?;
+    socket.set_tcp_notsent_lowat(options.notsent_lowat)?;
+    socket.set_tcp_user_timeout(Some(options.user_timeout))?;
+    let keepalive = TcpKeepalive::new()
+        .with_time(options.keepalive_idle)
+        .with_interval(options.keepalive_interval)
+        .with_retries(options.keepalive_probes);
+    socket.set_tcp_keepalive(&keepalive)
+}
+
+/// Gives an accepted transport the options of a dialled one.
+pub fn tune_accepted(stream: &TcpStream, options: &TransportOptions) -> std::io::Result<()> {
+    tune(SockRef::from(stream), options)
+}
+
+/// Listens for transports. An IPv6 address takes IPv6 only, so that `[::]` and `0.0.0.0` can both
+/// be given.
+pub fn listen(addr: SocketAddr) -> std::io::Result<TcpListener> {
+    let socket = Socket::new(Domain::for_address(addr), Type::STREAM.nonblocking(), Some(Protocol::TCP))?;
+    socket.set_reuse_address(true)?;
+    if addr.is_ipv6() {
+        socket.set_only_v6(true)?;
+    }
+    socket.bind(&addr.into())?;
+    socket.listen(BACKLOG)?;
+    TcpListener::from_std(socket.into())
+}

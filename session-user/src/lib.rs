@@ -1,1 +1,6 @@
 //! The Holdfast agent.
+
+pub mod dial;
+pub mod glob;
+pub mod link;
+pub mod policy;

@@ -19,6 +19,7 @@ mod tests;
 use std::io::Write as _;
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread;
 use std::time::Duration;
 
@@ -81,6 +82,7 @@ pub struct LinkMonitor {
     published: watch::Receiver<Arc<LinkSnapshot>>,
     /// A byte wakes the thread for a reading; the end of the stream ends it.
     thread: UnixStream,
+    overruns: Arc<AtomicU64>,
 }
 
 impl LinkMonitor {
@@ -93,6 +95,7 @@ impl LinkMonitor {
         theirs.set_nonblocking(true).map_err(LinkError::Thread)?;
         ours.set_nonblocking(true).map_err(LinkError::Thread)?;
         let (sender, published) = watch::channel(Arc::new(first));
+        let overruns = watcher.overruns();
         thread::Builder::new()
             .name("links".to_owned())
             .spawn(move || {
@@ -104,6 +107,7 @@ impl LinkMonitor {
         Ok(LinkMonitor {
             published,
             thread: ours,
+            overruns,
         })
     }
 
@@ -124,6 +128,12 @@ impl LinkMonitor {
     /// A further reader of the snapshots.
     pub fn subscribe(&self) -> watch::Receiver<Arc<LinkSnapshot>> {
         self.published.clone()
+    }
+
+    /// How often the kernel dropped notifications because the receive queue was full. Each time
+    /// everything was read again, so nothing is wrong; often means that the queue is too small.
+    pub fn overruns(&self) -> u64 {
+        self.overruns.load(Ordering::Relaxed)
     }
 
     /// Reads the kernel's tables again, as after a suspend. What differs is published.

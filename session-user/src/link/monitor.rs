@@ -13,6 +13,7 @@ use std::io::{self, Read as _};
 use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
@@ -40,6 +41,7 @@ pub(super) struct Watcher {
     /// The reading in flight has seen a fault and will be repeated.
     flawed: bool,
     read_at: Instant,
+    overruns: Arc<AtomicU64>,
 }
 
 impl Watcher {
@@ -54,6 +56,7 @@ impl Watcher {
             seq: 0,
             flawed: false,
             read_at: Instant::now(),
+            overruns: Arc::default(),
         };
         let began = Instant::now();
         watcher.table.want_reading(began);
@@ -69,6 +72,11 @@ impl Watcher {
                 return Err(LinkError::Silent(FIRST_READING_MAX));
             }
         }
+    }
+
+    /// Counts how often notifications were lost.
+    pub(super) fn overruns(&self) -> Arc<AtomicU64> {
+        self.overruns.clone()
     }
 
     /// Steps 2 to 5, until the owner drops its end of `owner`.
@@ -131,6 +139,7 @@ impl Watcher {
                     }
                 }
                 Ok(Read::Overrun) => {
+                    self.overruns.fetch_add(1, Ordering::Relaxed);
                     tracing::debug!("link notifications were lost (queue full); reading anew");
                     self.table.handle_gap(now);
                 }

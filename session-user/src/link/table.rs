@@ -352,10 +352,7 @@ impl Table {
                 LinkState::Unusable
             }
             (false, LinkState::Settling { .. }) => LinkState::Unusable,
-            (true, state) | (false, state) => {
-                link.state = state;
-                return;
-            }
+            _ => return,
         };
         link.since = now;
     }

@@ -112,7 +112,8 @@ fn addresses() {
 
 #[test]
 fn names() {
-    let cases: &[(&[&str], (&str, u16, &str), bool)] = &[
+    type Asked<'a> = (&'a str, u16, &'a str);
+    let cases: &[(&[&str], Asked<'_>, bool)] = &[
         (
             &["db.internal:5432"],
             ("db.internal", 5432, "10.0.0.9"),

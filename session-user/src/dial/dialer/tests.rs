@@ -115,8 +115,10 @@ fn an_unreachable_route_is_host_unreachable() {
 #[test]
 fn silence_is_a_timeout() {
     isolated(|| async {
-        // A dummy device swallows everything; a fixed neighbour keeps ARP out of it.
-        ip("link add hole type dummy");
+        // The far end of the pair drops frames that are for another station, and the fixed
+        // neighbour keeps ARP, which would end in EHOSTUNREACH, out of it.
+        ip("link add hole type veth peer name bottom");
+        ip("link set bottom up");
         ip("addr add 192.0.2.2/24 dev hole");
         ip("link set hole up");
         ip("neigh add 192.0.2.1 lladdr 02:00:00:00:00:01 dev hole");

@@ -31,6 +31,12 @@ const FIRST_READING_MAX: Duration = Duration::from_secs(10);
 /// So many datagrams are read before what they changed is published, if nothing was lost.
 const BATCH_MAX: usize = 256;
 
+/// A dump is made while it is read, so an empty queue in the middle of one means that the kernel
+/// has left it lying; this long a pause before it is nudged keeps a fault from becoming a spin,
+const STALL_PAUSE: Duration = Duration::from_millis(5);
+/// and after so many nudges in a row the dump is given up and a new one asked for.
+const NUDGES_MAX: u32 = 100;
+
 pub(super) struct Watcher {
     socket: RouteSocket,
     table: Table,
@@ -38,6 +44,8 @@ pub(super) struct Watcher {
     /// The dump in flight and its sequence number.
     asked: Option<(Ask, u32)>,
     seq: u32,
+    /// Nudges since the dump last made progress.
+    nudges: u32,
     /// The reading in flight has seen a fault and will be repeated.
     flawed: bool,
     read_at: Instant,
@@ -54,6 +62,7 @@ impl Watcher {
             buffer: vec![0; DATAGRAM_MAX],
             asked: None,
             seq: 0,
+            nudges: 0,
             flawed: false,
             read_at: Instant::now(),
             overruns: Arc::default(),
@@ -102,22 +111,35 @@ impl Watcher {
         }
     }
 
-    fn wait(&self, owner: Option<&UnixStream>) -> Result<(), LinkError> {
-        let timeout = match self.table.poll_deadline() {
+    fn wait(&mut self, owner: Option<&UnixStream>) -> Result<(), LinkError> {
+        let left = |at: Instant| at.saturating_duration_since(Instant::now());
+        let due = self.table.poll_deadline().map(left);
+        let stall = self.asked.map(|_| STALL_PAUSE);
+        let timeout = match [due, stall].into_iter().flatten().min() {
             // Rounded up, lest the last millisecond is spent spinning.
-            Some(at) => {
-                let left = at.saturating_duration_since(Instant::now());
-                let ms = left.as_micros().div_ceil(1000).min(60_000) as u16;
-                PollTimeout::from(ms)
-            }
-            None if owner.is_none() => PollTimeout::from(1000_u16),
+            Some(left) => PollTimeout::from(left.as_micros().div_ceil(1000).min(60_000) as u16),
             None => PollTimeout::NONE,
         };
         let mut fds = vec![PollFd::new(self.socket.as_fd(), PollFlags::POLLIN)];
         fds.extend(owner.map(|fd| PollFd::new(fd.as_fd(), PollFlags::POLLIN)));
-        match poll(&mut fds, timeout) {
-            Ok(_) | Err(Errno::EINTR) => Ok(()),
-            Err(errno) => Err(LinkError::Read(errno)),
+        let ready = match poll(&mut fds, timeout) {
+            Ok(ready) => ready,
+            Err(Errno::EINTR) => return Ok(()),
+            Err(errno) => return Err(LinkError::Read(errno)),
+        };
+        if ready == 0 && self.asked.is_some() {
+            self.handle_stall();
+        }
+        Ok(())
+    }
+
+    fn handle_stall(&mut self) {
+        self.nudges += 1;
+        let nudged = self.socket.nudge();
+        if nudged.is_err() || self.nudges > NUDGES_MAX {
+            tracing::warn!("the kernel does not go on with a dump of links; asking anew");
+            self.asked = None;
+            self.table.handle_read_end(false, Instant::now());
         }
     }
 
@@ -166,6 +188,9 @@ impl Watcher {
             _ => None,
         };
         self.flawed |= own.is_some() && message.interrupted;
+        if own.is_some() {
+            self.nudges = 0;
+        }
         match (message.news, own) {
             (Some(News::Done | News::Refused(0)), Some(ask)) => self.handle_dump_end(ask, now),
             (Some(News::Refused(errno)), Some(ask)) => {
@@ -201,6 +226,7 @@ impl Watcher {
     fn ask(&mut self, what: Ask) {
         self.seq = self.seq.wrapping_add(1).max(1);
         self.asked = Some((what, self.seq));
+        self.nudges = 0;
         if let Err(errno) = self.socket.ask(what, self.seq) {
             tracing::warn!(?what, %errno, "cannot ask the kernel for a dump; trying again");
             self.asked = None;

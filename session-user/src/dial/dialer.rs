@@ -1,0 +1,234 @@
+//! Dialling a target for a peer.
+//!
+//! 1. the name, if it is one, must be one that some rule could admit;
+//! 2. resolve it;
+//! 3. each address must be allowed; the ones that are not are left out;
+//! 4. connect to the rest, one after the other, within the time given;
+//! 5. a failure keeps the real errno, because the application is to see what it would have seen.
+
+use std::fmt;
+use std::io;
+use std::net::{IpAddr, SocketAddr};
+use std::time::Duration;
+
+use socket2::SockRef;
+use tokio::net::TcpStream;
+use tokio::sync::Semaphore;
+use tokio::time::{Instant, timeout_at};
+
+use super::{AllowList, Denied};
+
+/// Addresses of one name that are tried; more only help somebody who wants to keep us busy.
+const ADDRESSES_MAX: usize = 16;
+/// An address gets its share of the time, but at least this: a connect over a mobile network
+/// takes two round trips and perhaps a lost SYN (1 s).
+const ATTEMPT_MIN: Duration = Duration::from_millis(1500);
+/// Names resolved at once. getaddrinfo blocks a thread of tokio's pool (512) for as long as the
+/// name server pleases, even after nobody waits for it; files need that pool as well.
+const LOOKUPS_MAX: usize = 64;
+
+static LOOKUPS: Semaphore = Semaphore::const_new(LOOKUPS_MAX);
+
+/// What the peer wants to reach.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub enum Target {
+    /// An address.
+    Addr(SocketAddr),
+    /// A host name, to be resolved on this side, and a port.
+    Name(String, u16),
+}
+
+impl fmt::Display for Target {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Target::Addr(addr) => addr.fmt(f),
+            // It came from a peer and goes to the log.
+            Target::Name(name, port) => write!(f, "{}:{port}", name.escape_debug()),
+        }
+    }
+}
+
+/// Why a target could not be reached.
+#[derive(Debug, thiserror::Error)]
+pub enum DialError {
+    /// The operator does not allow it.
+    #[error(transparent)]
+    Denied(#[from] Denied),
+    /// Not a host name at all.
+    #[error("peer asked for an impossible host name `{0}`")]
+    BadName(String),
+    /// The name has no address, or the name server gave no answer.
+    #[error("cannot resolve {target}: {error}; check this host's name servers")]
+    Resolve {
+        /// The target.
+        target: String,
+        /// What the resolver said.
+        error: io::Error,
+    },
+    /// The target or the network refused.
+    #[error("cannot connect to {target} ({addr}): {error}")]
+    Connect {
+        /// The target.
+        target: String,
+        /// The address that was tried last.
+        addr: SocketAddr,
+        /// What the kernel said.
+        error: io::Error,
+    },
+    /// Time ran out.
+    #[error("{doing} {target} took longer than {after:?}")]
+    Timeout {
+        /// `connecting to` or `resolving`.
+        doing: &'static str,
+        /// The target.
+        target: String,
+        /// The time it had.
+        after: Duration,
+    },
+}
+
+impl DialError {
+    /// The errno to report to the application's end. A denial is EACCES. A name without an
+    /// address is EHOSTUNREACH: connect() knows no error for it, and "no such host" is what it
+    /// means. A connect that failed keeps the kernel's own.
+    pub fn errno(&self) -> i32 {
+        match self {
+            DialError::Denied(_) => libc::EACCES,
+            DialError::BadName(_) | DialError::Resolve { .. } => libc::EHOSTUNREACH,
+            DialError::Connect { error, .. } => error.raw_os_error().unwrap_or(libc::EIO),
+            DialError::Timeout { .. } => libc::ETIMEDOUT,
+        }
+    }
+}
+
+/// Connects to `target` for `peer` within `timeout`, name resolution included. The socket has
+/// TCP_NODELAY and SO_LINGER {1, 0}: should this process die, the target sees a reset, never a
+/// clean end of a truncated stream.
+pub async fn dial_target(
+    peer: &str,
+    target: &Target,
+    allow: &AllowList,
+    timeout: Duration,
+) -> Result<TcpStream, DialError> {
+    let deadline = Instant::now() + timeout;
+    let late = |doing| DialError::Timeout {
+        doing,
+        target: target.to_string(),
+        after: timeout,
+    };
+    let addresses = match target {
+        Target::Addr(addr) => vec![*addr],
+        Target::Name(name, port) => {
+            check_name(name)?;
+            allow.check_before_resolving(peer, name, *port)?;
+            timeout_at(deadline, resolve(name.clone(), *port))
+                .await
+                .map_err(|_| late("resolving"))?
+                .map_err(|error| DialError::Resolve {
+                    target: target.to_string(),
+                    error,
+                })?
+        }
+    };
+    let allowed = only_allowed(peer, target, allow, &addresses)?;
+    let mut last = late("connecting to");
+    for (tried, addr) in allowed.iter().enumerate() {
+        let now = Instant::now();
+        let share = deadline.saturating_duration_since(now) / (allowed.len() - tried) as u32;
+        let until = (now + share.max(ATTEMPT_MIN)).min(deadline);
+        match timeout_at(until, connect(*addr)).await {
+            Ok(Ok(stream)) => return Ok(stream),
+            Ok(Err(error)) => {
+                last = DialError::Connect {
+                    target: target.to_string(),
+                    addr: *addr,
+                    error,
+                }
+            }
+            Err(_) => last = late("connecting to"),
+        }
+        if Instant::now() >= deadline {
+            break;
+        }
+    }
+    Err(last)
+}
+
+/// The addresses that `peer` may reach, as they are dialled; if none, why the first may not.
+fn only_allowed(
+    peer: &str,
+    target: &Target,
+    allow: &AllowList,
+    addresses: &[SocketAddr],
+) -> Result<Vec<SocketAddr>, DialError> {
+    let mut allowed: Vec<SocketAddr> = Vec::new();
+    let mut refused = None;
+    for addr in addresses {
+        let canonical = canonical(*addr);
+        match allow.check(peer, target, canonical.ip(), canonical.port()) {
+            Ok(()) if allowed.contains(&canonical) => {}
+            Ok(()) if allowed.len() < ADDRESSES_MAX => allowed.push(canonical),
+            Ok(()) => {}
+            Err(denied) => refused = refused.or(Some(denied)),
+        }
+    }
+    match refused {
+        Some(denied) if allowed.is_empty() => Err(denied.into()),
+        _ => Ok(allowed),
+    }
+}
+
+/// A v4-mapped address as IPv4; otherwise unchanged, with the scope of a link-local address.
+fn canonical(addr: SocketAddr) -> SocketAddr {
+    match addr.ip().to_canonical() {
+        IpAddr::V4(v4) => SocketAddr::from((v4, addr.port())),
+        IpAddr::V6(_) => addr,
+    }
+}
+
+async fn connect(addr: SocketAddr) -> io::Result<TcpStream> {
+    let stream = TcpStream::connect(addr).await?;
+    if stream.local_addr()? == addr {
+        // TCP's simultaneous open with itself: the kernel chose the very port that was dialled,
+        // and nobody listens there.
+        return Err(io::Error::from_raw_os_error(libc::ECONNREFUSED));
+    }
+    stream.set_nodelay(true)?;
+    SockRef::from(&stream).set_linger(Some(Duration::ZERO))?;
+    Ok(stream)
+}
+
+/// Bounds what is handed to the resolver: RFC 1035 says at most 253 characters, labels of 1 to 63.
+fn check_name(name: &str) -> Result<(), DialError> {
+    let plain = name.strip_suffix('.').unwrap_or(name);
+    let fits = |label: &str| {
+        (1..=63).contains(&label.len())
+            && (label.bytes()).all(|b| b.is_ascii_alphanumeric() || b == b'-' || b == b'_')
+    };
+    if plain.len() <= 253 && plain.split('.').all(fits) {
+        return Ok(());
+    }
+    let shown: String = name.chars().take(64).collect();
+    Err(DialError::BadName(shown.escape_debug().to_string()))
+}
+
+async fn resolve(name: String, port: u16) -> io::Result<Vec<SocketAddr>> {
+    let permit = LOOKUPS.acquire().await.map_err(io::Error::other)?;
+    // In a task of its own: the permit is held until getaddrinfo returns, also when the caller
+    // has given up by then.
+    let lookup = tokio::spawn(async move {
+        let _permit = permit;
+        let found: io::Result<Vec<SocketAddr>> = tokio::net::lookup_host((name, port))
+            .await
+            .map(Iterator::collect);
+        found
+    });
+    let found = lookup.await.map_err(io::Error::other)??;
+    if found.is_empty() {
+        return Err(io::Error::new(io::ErrorKind::NotFound, "it has no address"));
+    }
+    Ok(found)
+}
+
+#[cfg(test)]
+mod tests;

@@ -4,10 +4,10 @@ use aya_ebpf::{
     helpers::bpf_get_current_pid_tgid, macros::cgroup_sock_addr, maps::lpm_trie::Key,
     programs::SockAddrContext,
 };
-use aya_log_ebpf::{debug, warn};
+use aya_log_ebpf::{debug, info, warn};
 use session_ebpf_common::{
-    AppSocket, FlowKey, HANDSHAKES_ADMITTED, Original, POLICY_RULES_MAX, PortRule,
-    RULE_FAIL_CLOSED, Settings, V6_PORTS, counter,
+    AppSocket, FlowKey, HANDSHAKES_ADMITTED, Original, POLICY_RULES_MAX, RULE_FAIL_CLOSED,
+    Settings, V6_PORTS, counter,
 };
 
 use crate::{
@@ -84,7 +84,7 @@ fn redirect(ctx: &SockAddrContext, addr: Words) -> Outcome {
         }
         return Outcome::Direct;
     }
-    let (Some(settings), Some(rule)) = (SETTINGS.get(0), rule_for(&addr, port)) else {
+    let (Some(settings), Some(claim)) = (SETTINGS.get(0), claim_on(&addr, port)) else {
         maps::forget_app_socket(ctx.sock());
         return Outcome::Direct;
     };
@@ -92,23 +92,29 @@ fn redirect(ctx: &SockAddrContext, addr: Words) -> Outcome {
         maps::forget_app_socket(ctx.sock());
         return Outcome::Direct;
     }
-    if let Some(obstacle) = obstacle(ctx, settings) {
-        return give_up(ctx, rule, obstacle);
+    if let Some(obstacle) = obstacle(ctx, settings, &addr) {
+        return give_up(ctx, claim, obstacle);
     }
-    capture(ctx, settings, rule, addr, port)
+    capture(ctx, settings, claim, addr, port)
 }
 
-/// The rule that claims a destination, if any.
+/// What a rule says about a connection that it claims.
+#[derive(Clone, Copy)]
+struct Claim {
+    peer: u32,
+    fail_closed: bool,
+}
+
+/// What the rule that claims a destination says, if there is one.
+///
+/// Copied out of the map: a pointer would be a different one for each position, and the verifier would walk through the
+/// rest of the program once for each.
 #[inline(always)]
-fn rule_for(addr: &Words, port: u16) -> Option<&'static PortRule> {
+fn claim_on(addr: &Words, port: u16) -> Option<Claim> {
     let index = if is_mapped(addr) {
         *PREFIXES4.get(Key::new(32, addr[3].to_ne_bytes()))?
     } else {
-        let mut bytes = [0_u8; 16];
-        for (chunk, word) in bytes.chunks_exact_mut(4).zip(addr) {
-            chunk.copy_from_slice(&word.to_ne_bytes());
-        }
-        *PREFIXES6.get(Key::new(128, bytes))?
+        *PREFIXES6.get(Key::new(128, octets(addr)))?
     };
     let policy = POLICIES.get(index)?;
     for position in 0..POLICY_RULES_MAX {
@@ -117,48 +123,54 @@ fn rule_for(addr: &Words, port: u16) -> Option<&'static PortRule> {
         }
         let rule = &policy.rules[position];
         if rule.first <= port && port <= rule.last {
-            return Some(rule);
+            // SAFETY: a reference is valid for reads. Volatile, or the compiler moves the loads behind the loop.
+            let (peer, flags) = unsafe {
+                (
+                    (&raw const rule.peer).read_volatile(),
+                    (&raw const rule.flags).read_volatile(),
+                )
+            };
+            return Some(Claim {
+                peer,
+                fail_closed: flags & RULE_FAIL_CLOSED != 0,
+            });
         }
     }
     None
 }
 
+/// The address byte by byte.
+#[inline(always)]
+fn octets(addr: &Words) -> [u8; 16] {
+    let mut bytes = [0_u8; 16];
+    for (chunk, word) in bytes.chunks_exact_mut(4).zip(addr) {
+        chunk.copy_from_slice(&word.to_ne_bytes());
+    }
+    bytes
+}
+
 /// What keeps a matching connection from being captured now: the index of the counter that says so.
 #[inline(always)]
-fn obstacle(ctx: &SockAddrContext, settings: &Settings) -> Option<u32> {
-    if !ctx.listener_alive(settings.marker_port) {
+fn obstacle(ctx: &SockAddrContext, settings: &Settings, addr: &Words) -> Option<u32> {
+    // On a host without ::1 the agent has no IPv6 listeners.
+    let reachable = is_mapped(addr) || settings.v6_ports[0] != 0;
+    if !reachable || !ctx.listener_alive(settings.marker_port) {
+        debug!(ctx, "no agent listens in this network namespace");
         return Some(counter::AGENT_GONE);
     }
     if maps::in_flight() >= HANDSHAKES_ADMITTED {
+        warn!(ctx, "too many handshakes in flight");
         return Some(counter::HANDSHAKES_FULL);
-    }
-    if !ctx.unbind_device() {
-        return Some(counter::DEVICE_BOUND);
     }
     None
 }
 
 /// A connection that should be captured and cannot be: direct or refused, as its rule says.
 #[inline(always)]
-fn give_up(ctx: &SockAddrContext, rule: &PortRule, why: u32) -> Outcome {
+fn give_up(ctx: &SockAddrContext, claim: Claim, why: u32) -> Outcome {
     maps::count(why);
     maps::forget_app_socket(ctx.sock());
-    let closed = rule.flags & RULE_FAIL_CLOSED != 0;
-    if why == counter::AGENT_GONE {
-        debug!(
-            ctx,
-            "no agent in this namespace, closed={}",
-            u32::from(closed)
-        );
-    } else {
-        warn!(
-            ctx,
-            "cannot capture a connection, reason {}, closed={}",
-            why,
-            u32::from(closed)
-        );
-    }
-    if closed {
+    if claim.fail_closed {
         maps::count(counter::REFUSED);
         return Outcome::Refused;
     }
@@ -170,13 +182,22 @@ fn give_up(ctx: &SockAddrContext, rule: &PortRule, why: u32) -> Outcome {
 fn capture(
     ctx: &SockAddrContext,
     settings: &Settings,
-    rule: &PortRule,
+    claim: Claim,
     addr: Words,
     port: u16,
 ) -> Outcome {
     let Some(app) = maps::new_app_socket(ctx.sock()) else {
-        return give_up(ctx, rule, counter::NO_STORAGE);
+        warn!(ctx, "no memory for the state of a socket");
+        return give_up(ctx, claim, counter::NO_STORAGE);
     };
+    // After the last thing that can fail: a socket that goes direct keeps its device.
+    if !ctx.unbind_device() {
+        info!(
+            ctx,
+            "a socket stays bound to its device, its owner lacks CAP_NET_RAW"
+        );
+        return give_up(ctx, claim, counter::DEVICE_BOUND);
+    }
     let v4 = is_mapped(&addr);
     let target = if v4 {
         target4(settings, addr[3], port)
@@ -195,7 +216,7 @@ fn capture(
             addr,
             port,
             pad: 0,
-            peer: rule.peer,
+            peer: claim.peer,
         },
         agent_word: target.addr[3],
         agent_port: u32::from(target.port),
@@ -214,12 +235,15 @@ fn capture(
             "captured {:i}:{} for peer {}",
             u32::from_be(addr[3]),
             port,
-            rule.peer
+            claim.peer
         );
     } else {
         debug!(
             ctx,
-            "captured an IPv6 destination, port {}, for peer {}", port, rule.peer
+            "captured [{:i}]:{} for peer {}",
+            octets(&addr),
+            port,
+            claim.peer
         );
     }
     Outcome::Redirected(target)

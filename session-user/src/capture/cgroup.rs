@@ -25,6 +25,16 @@ pub fn resolve(path: impl AsRef<Path>) -> Result<PathBuf, CaptureError> {
     resolve_in(&cgroup2_root()?, path.as_ref())
 }
 
+/// The path that a cgroup has or had, whether it exists or not.
+pub(super) fn named(path: &Path) -> Result<PathBuf, CaptureError> {
+    let root = cgroup2_root()?;
+    if path.starts_with(&root) {
+        Ok(path.to_owned())
+    } else {
+        Ok(below(&root, path))
+    }
+}
+
 /// The cgroup that this process lives in, possibly the root.
 pub fn own() -> Result<PathBuf, CaptureError> {
     let root = cgroup2_root()?;
@@ -51,11 +61,10 @@ fn own_in(root: &Path, table: &str) -> PathBuf {
 }
 
 fn resolve_in(root: &Path, path: &Path) -> Result<PathBuf, CaptureError> {
-    let below_root = root.join(path.strip_prefix("/").unwrap_or(path));
     let found = if path.is_absolute() && path.exists() {
         path.to_owned()
     } else {
-        below_root
+        below(root, path)
     };
     let missing = || CaptureError::MissingCgroup {
         path: path.to_owned(),
@@ -78,6 +87,11 @@ fn resolve_in(root: &Path, path: &Path) -> Result<PathBuf, CaptureError> {
         });
     }
     Ok(found)
+}
+
+/// A path as /proc/PID/cgroup writes it, below the mount point.
+fn below(root: &Path, path: &Path) -> PathBuf {
+    root.join(path.strip_prefix("/").unwrap_or(path))
 }
 
 pub(super) fn read(path: impl AsRef<Path>) -> Result<String, CaptureError> {

@@ -4,7 +4,7 @@ use std::{
     collections::{BTreeMap, HashMap as StdHashMap},
     fs::File,
     net::{IpAddr, Ipv6Addr, SocketAddr},
-    os::fd::AsRawFd,
+    os::{fd::AsRawFd, unix::fs::MetadataExt as _},
     path::{Path, PathBuf},
 };
 
@@ -72,6 +72,8 @@ pub struct Counters {
 
 /// Links of one captured cgroup; dropping them detaches.
 struct Attachment {
+    /// Inode of the cgroup's directory: another one under the same path is another cgroup.
+    inode: u64,
     _addr: Vec<CgroupSockAddrLink>,
     _ops: SockOpsLink,
 }
@@ -146,28 +148,46 @@ impl Kernel {
         Ok(())
     }
 
-    /// Attaches the applications' side to a cgroup.
+    /// Attaches the applications' side to a cgroup; replaces an attachment to one of the same path that is gone.
     pub fn attach(&mut self, cgroup: &Path) -> Result<(), CaptureError> {
-        if self.attached.contains_key(cgroup) {
+        let dir = open(cgroup)?;
+        let inode = inode(&dir);
+        if self
+            .attached
+            .get(cgroup)
+            .is_some_and(|attachment| Some(attachment.inode) == inode)
+        {
             return Err(CaptureError::AlreadyAttached {
                 path: cgroup.to_owned(),
             });
         }
-        let dir = open(cgroup)?;
         // In this order: a connection that the connect hooks redirect must find the rest in place.
         let ops = attach_ops(&mut self.ebpf, APP_OPS, &dir).map_err(attach_failed(cgroup))?;
         let mut addr = Vec::with_capacity(SOCK_ADDR_PROGRAMS.len());
         for name in SOCK_ADDR_PROGRAMS.iter().rev() {
             addr.push(attach_addr(&mut self.ebpf, name, &dir).map_err(attach_failed(cgroup))?);
         }
-        self.attached.insert(
-            cgroup.to_owned(),
-            Attachment {
-                _addr: addr,
-                _ops: ops,
-            },
-        );
+        let attachment = Attachment {
+            inode: inode.unwrap_or(0),
+            _addr: addr,
+            _ops: ops,
+        };
+        self.attached.insert(cgroup.to_owned(), attachment);
         Ok(())
+    }
+
+    /// Attaches again where another cgroup now has the path of an attached one.
+    pub fn reattach(&mut self) -> Vec<PathBuf> {
+        let mut paths = self.attached();
+        paths.retain(|path| match self.attach(path) {
+            Ok(()) => true,
+            Err(CaptureError::AlreadyAttached { .. }) => false,
+            Err(error) => {
+                tracing::debug!(%error, "not attached again");
+                false
+            }
+        });
+        paths
     }
 
     /// Detaches from a cgroup.
@@ -207,12 +227,36 @@ impl Kernel {
             in_flight: get(counter::IN_FLIGHT),
         }
     }
+}
 
-    /// The loaded object, for tests that look into its maps.
-    #[cfg(test)]
-    pub fn ebpf(&self) -> &Ebpf {
-        &self.ebpf
-    }
+/// Instructions that the verifier walked through to accept each program.
+#[cfg(test)]
+pub fn verified(kernel: &Kernel) -> Vec<(String, u32)> {
+    let count =
+        |program: &aya::programs::Program| program.info().ok()?.verified_instruction_count();
+    kernel
+        .ebpf
+        .programs()
+        .map(|(name, program)| (name.to_owned(), count(program).unwrap_or(u32::MAX)))
+        .collect()
+}
+
+/// Pretends that so many handshakes are in flight.
+#[cfg(test)]
+pub fn pretend_in_flight(kernel: &mut Kernel, count: u64) {
+    kernel
+        .counters
+        .set(counter::IN_FLIGHT, count, 0)
+        .expect("the counter");
+}
+
+/// Handshakes that are filed now, counted in the map itself.
+#[cfg(test)]
+pub fn handshakes_filed(kernel: &Kernel) -> usize {
+    let map = kernel.ebpf.map("HANDSHAKES").expect("the map");
+    let map: aya::maps::HashMap<_, session_ebpf_common::FlowKey, Original> =
+        map.try_into().expect("its type");
+    map.keys().count()
 }
 
 /// Creates the maps; loads no program yet.
@@ -293,6 +337,10 @@ fn open(cgroup: &Path) -> Result<File, CaptureError> {
         path: cgroup.to_owned(),
         source,
     })
+}
+
+fn inode(dir: &File) -> Option<u64> {
+    dir.metadata().ok().map(|data| data.ino())
 }
 
 fn take<M: TryFrom<Map, Error = MapError>>(ebpf: &mut Ebpf, name: &str) -> Result<M, CaptureError> {

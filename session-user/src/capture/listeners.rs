@@ -47,7 +47,10 @@ impl Listeners {
         for _ in 0..V6_PORTS {
             match open((Ipv6Addr::LOCALHOST, 0).into(), None, BACKLOG) {
                 Ok(socket) => accepting.push(asynchronous(socket)?),
-                Err(CaptureError::Listener { source, .. }) if is_absent(&source) => {
+                // All or none: the programs spread over a full list.
+                Err(CaptureError::Listener { source, .. })
+                    if is_absent(&source) && accepting.len() == 1 =>
+                {
                     tracing::warn!(
                         "no IPv6 on the loopback interface: IPv6 connections are not captured"
                     );
@@ -198,9 +201,14 @@ fn is_about_one_connection(error: &io::Error) -> bool {
 
 #[cfg(test)]
 impl Listeners {
-    /// Stops listening, as the death of the agent would.
+    /// Stops accepting while the marker still stands.
+    pub fn close_accepting(&mut self) {
+        self.accepting.clear();
+    }
+
+    /// Stops listening altogether, as the death of the agent would.
     pub fn close(&mut self) {
-        self.accepting.truncate(1);
+        self.close_accepting();
         let unused = Socket::new(Domain::IPV4, Type::STREAM, None).expect("a socket");
         drop(std::mem::replace(&mut self.marker, unused));
     }

@@ -84,7 +84,14 @@ impl Capture {
     ///
     /// Needs a tokio runtime, CAP_BPF, CAP_NET_ADMIN and CAP_PERFMON (or root), and Linux 5.15 or later. Nothing is
     /// captured before [`Capture::attach`].
+    ///
+    /// The agent's own connections are told by its process id: in a pid namespace of its own the agent must not capture
+    /// the cgroup that it lives in.
     pub fn load(config: &CaptureConfig) -> Result<Self, CaptureError> {
+        tokio::runtime::Handle::try_current().map_err(|error| CaptureError::Runtime {
+            what: "load capture outside of a tokio runtime",
+            source: io::Error::other(error),
+        })?;
         let listeners = Listeners::open()?;
         let mut kernel = Kernel::load(&listeners.ports(), config.log)?;
         kernel.set_rules(&config.rules)?;
@@ -100,15 +107,23 @@ impl Capture {
     /// Captures the sockets that are made in `cgroup` and below it from now on. Sockets that exist already are not
     /// taken over, but their next `connect()` is.
     ///
-    /// `cgroup` as for [`cgroup::resolve`]. Nested cgroups may both be attached.
+    /// `cgroup` as for [`cgroup::resolve`]. Nested cgroups may both be attached. A cgroup that is removed and made again,
+    /// as a service manager does when it restarts a service, is another cgroup: see [`Capture::reattach`], or attach to
+    /// the slice around it.
     pub fn attach(&mut self, cgroup: &Path) -> Result<(), CaptureError> {
         self.kernel.attach(&cgroup::resolve(cgroup)?)
     }
 
     /// Ends the capture of `cgroup`; connections already captured live on. Works for a cgroup that no longer exists.
     pub fn detach(&mut self, cgroup: &Path) -> Result<(), CaptureError> {
-        let path = cgroup::resolve(cgroup).unwrap_or_else(|_| cgroup.to_owned());
-        self.kernel.detach(&path)
+        self.kernel
+            .detach(&cgroup::resolve(cgroup).or_else(|_| cgroup::named(cgroup))?)
+    }
+
+    /// Attaches again to cgroups that were removed and made again under their old path, and returns those paths. Sockets
+    /// made in between are not captured until they connect again.
+    pub fn reattach(&mut self) -> Vec<PathBuf> {
+        self.kernel.reattach()
     }
 
     /// The attached cgroups, in order of their paths.

@@ -1,5 +1,6 @@
-//! Capture against the real kernel; see `harness`.
-#[test]
-fn loads() {
-    super::kernel::try_load().unwrap_or_else(|error| panic!("{error}"));
-}
+//! Capture against the real kernel: each test has a network namespace, a cgroup and a small agent of its own.
+
+mod decisions;
+mod flows;
+mod harness;
+mod lifecycle;

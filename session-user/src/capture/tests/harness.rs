@@ -1,0 +1,272 @@
+//! A namespace, a cgroup, an agent that says what it was told, and applications in forked processes.
+
+use std::{
+    fs,
+    io::{self, BufRead as _, BufReader, Read as _, Write as _},
+    net::{SocketAddr, TcpListener, TcpStream},
+    os::fd::OwnedFd,
+    panic::{AssertUnwindSafe, catch_unwind, resume_unwind},
+    process::Command,
+    rc::Rc,
+    sync::atomic::{AtomicU32, Ordering},
+    thread,
+    time::Duration,
+};
+
+use nix::{
+    sched::{CloneFlags, unshare},
+    sys::wait::{WaitStatus, waitpid},
+    unistd::{ForkResult, Pid, alarm, fork, pipe},
+};
+use socket2::SockRef;
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    sync::mpsc,
+    task::LocalSet,
+    time::timeout,
+};
+use tracing::level_filters::LevelFilter;
+
+use crate::capture::{Capture, CaptureConfig, CaptureRule, Captured, Scope, cgroup};
+
+/// Addresses of the namespace's own device `d0`: a destination that can be reached directly.
+pub const HERE4: &str = "10.9.0.1";
+pub const HERE6: &str = "2001:db8:9::1";
+/// Longest that any single step may take on a busy machine.
+pub const PATIENCE: Duration = Duration::from_secs(60);
+
+/// Runs a test in a thread with a network namespace of its own and a runtime.
+pub fn in_netns<F: Future<Output = ()>>(body: impl FnOnce() -> F + Send + 'static) {
+    let outcome = thread::spawn(move || {
+        unshare(CloneFlags::CLONE_NEWNET).expect("these tests need root");
+        for line in [
+            "link set lo up".to_owned(),
+            "link add d0 type veth peer name d1".to_owned(),
+            "link set d0 up".to_owned(),
+            "link set d1 up".to_owned(),
+            format!("addr add {HERE4}/24 dev d0"),
+            format!("addr add {HERE6}/64 dev d0 nodad"),
+        ] {
+            let status = Command::new("ip")
+                .args(line.split(' '))
+                .status()
+                .expect("ip, from iproute2");
+            assert!(status.success(), "ip {line}");
+        }
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .expect("runtime");
+        LocalSet::new().block_on(&runtime, async {
+            timeout(2 * PATIENCE, body()).await.expect("the test hangs")
+        });
+    })
+    .join();
+    if let Err(panic) = outcome {
+        resume_unwind(panic);
+    }
+}
+
+/// A fresh cgroup.
+pub fn scope() -> Scope {
+    static NEXT: AtomicU32 = AtomicU32::new(0);
+    let name = format!(
+        "holdfast-capture-{}-{}",
+        std::process::id(),
+        NEXT.fetch_add(1, Ordering::Relaxed)
+    );
+    Scope::create(&cgroup::cgroup2_root().expect("cgroup v2"), &name).expect("a cgroup")
+}
+
+/// A rule for some destinations.
+pub fn rule(to: &[&str], peer: u32) -> CaptureRule {
+    let to = to
+        .iter()
+        .map(|net| net.parse().expect("a prefix"))
+        .collect();
+    CaptureRule {
+        to,
+        except: vec![],
+        ports: vec![],
+        peer,
+        fail_closed: false,
+    }
+}
+
+/// A rule for every destination.
+pub fn everything() -> CaptureRule {
+    rule(&["0.0.0.0/0", "::/0"], 1)
+}
+
+/// Loaded programs attached to a fresh cgroup.
+pub fn capture(rules: &[CaptureRule]) -> (Capture, Scope) {
+    let scope = scope();
+    let config = CaptureConfig {
+        rules: rules.to_vec(),
+        log: LevelFilter::DEBUG,
+    };
+    let mut capture = Capture::load(&config).unwrap_or_else(|error| panic!("{error}"));
+    capture
+        .attach(scope.path())
+        .unwrap_or_else(|error| panic!("{error}"));
+    (capture, scope)
+}
+
+/// What the agent saw of one connection.
+#[derive(Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Seen {
+    pub original: SocketAddr,
+    pub peer: u32,
+    pub data: String,
+}
+
+/// Serves captured connections: says the original destination and the peer, then reads to the end.
+pub fn serve(capture: Rc<Capture>) -> mpsc::UnboundedReceiver<Seen> {
+    let (report, reports) = mpsc::unbounded_channel();
+    tokio::task::spawn_local(async move {
+        while let Ok(captured) = capture.accept().await {
+            let report = report.clone();
+            tokio::task::spawn_local(async move {
+                let _ = report.send(answer(captured).await);
+            });
+        }
+    });
+    reports
+}
+
+async fn answer(
+    Captured {
+        mut socket,
+        original,
+        peer,
+        ..
+    }: Captured,
+) -> Seen {
+    let mut data = Vec::new();
+    // An application that has left already does not hear the greeting; what it sent is still to be read.
+    let _ = socket
+        .write_all(format!("{original} for {peer}\n").as_bytes())
+        .await;
+    let _ = socket.read_to_end(&mut data).await;
+    let _ = SockRef::from(&socket).set_linger(None);
+    Seen {
+        original,
+        peer,
+        data: String::from_utf8_lossy(&data).into_owned(),
+    }
+}
+
+/// A server outside of capture: says "direct" and closes in order.
+pub fn direct_server(addr: &str) -> SocketAddr {
+    let listener = TcpListener::bind((addr, 0)).expect("an address of this namespace");
+    let bound = listener.local_addr().expect("bound");
+    thread::spawn(move || {
+        for stream in listener.incoming().flatten() {
+            let _ = (&stream).write_all(b"direct\n");
+        }
+    });
+    bound
+}
+
+/// In an application: reads the greeting and says whom getpeername names.
+pub fn greeting(stream: &TcpStream) -> io::Result<String> {
+    let peer = stream.peer_addr()?;
+    let mut line = String::new();
+    BufReader::new(stream).read_line(&mut line)?;
+    Ok(format!("{} peer {peer}", line.trim_end()))
+}
+
+/// In an application: connects and reads the greeting.
+pub fn ask(to: impl ToString) -> io::Result<String> {
+    let to: SocketAddr = to.to_string().parse().map_err(io::Error::other)?;
+    greeting(&TcpStream::connect(to)?)
+}
+
+/// What [`ask`] says when the connection was captured.
+pub fn captured(to: &str, peer: u32) -> String {
+    format!("{to} for {peer} peer {to}")
+}
+
+/// What [`ask`] says when the connection went direct.
+pub fn direct(to: impl ToString) -> String {
+    format!("direct peer {}", to.to_string())
+}
+
+/// A forked process that runs an application's code in a cgroup.
+pub struct App {
+    pid: Pid,
+    output: OwnedFd,
+}
+
+impl App {
+    /// Starts `body` in the current namespace and in `scope`, in which the process is before it makes any socket.
+    pub fn start(scope: &Scope, body: impl FnOnce() -> io::Result<String>) -> Self {
+        let (output, input) = pipe().expect("a pipe");
+        let procs = scope.path().join("cgroup.procs");
+        // SAFETY: the child uses memory allocation, which glibc keeps usable after fork, system calls, and no lock that
+        // another thread of this process may have held; it never returns from this function.
+        match unsafe { fork() }.expect("a process") {
+            ForkResult::Parent { child } => Self { pid: child, output },
+            ForkResult::Child => {
+                // Whatever goes wrong, the process ends.
+                alarm::set(2 * PATIENCE.as_secs() as u32);
+                let result = fs::write(procs, "0").and_then(|()| {
+                    // A panic must not unwind into what is the test's own stack in the parent.
+                    catch_unwind(AssertUnwindSafe(body))
+                        .unwrap_or_else(|_| Err(io::Error::other("panicked")))
+                });
+                let text = match result {
+                    Ok(text) => format!("ok {text}"),
+                    Err(error) => format!(
+                        "error {}",
+                        error.raw_os_error().map_or(error.to_string(), errno_name)
+                    ),
+                };
+                let _ = fs::File::from(input).write_all(text.as_bytes());
+                // SAFETY: ends the process without running the parent's exit handlers.
+                unsafe { libc::_exit(0) }
+            }
+        }
+    }
+
+    /// The process's id.
+    pub fn pid(&self) -> Pid {
+        self.pid
+    }
+
+    /// What `body` returned; an errno is given by name.
+    pub async fn result(self) -> Result<String, String> {
+        let wait = tokio::task::spawn_blocking(move || {
+            let mut text = String::new();
+            fs::File::from(self.output)
+                .read_to_string(&mut text)
+                .expect("a pipe");
+            (text, waitpid(self.pid, None).expect("our child"))
+        });
+        let (text, status) = timeout(PATIENCE, wait)
+            .await
+            .expect("the application hangs")
+            .expect("joined");
+        if let Some(text) = text.strip_prefix("ok ") {
+            return Ok(text.to_owned());
+        }
+        let end = if matches!(status, WaitStatus::Exited(_, 0)) {
+            String::new()
+        } else {
+            format!("{status:?}")
+        };
+        Err(format!("{}{end}", text.trim_start_matches("error ")))
+    }
+}
+
+fn errno_name(code: i32) -> String {
+    format!("{:?}", nix::errno::Errno::from_raw(code))
+}
+
+/// Runs an application to its end.
+pub async fn run(
+    scope: &Scope,
+    body: impl FnOnce() -> io::Result<String>,
+) -> Result<String, String> {
+    App::start(scope, body).result().await
+}

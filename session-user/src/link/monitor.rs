@@ -31,6 +31,11 @@ const FIRST_READING_MAX: Duration = Duration::from_secs(10);
 /// So many datagrams are read before what they changed is published, if nothing was lost.
 const BATCH_MAX: usize = 256;
 
+/// The kernel makes a dump while the request is sent and while it is read, so that an empty queue
+/// in the middle of one means that its answer was lost (see `RouteSocket::ask`). The pause keeps
+/// a fault from becoming a spin.
+const STALL_PAUSE: Duration = Duration::from_millis(5);
+
 pub(super) struct Watcher {
     socket: RouteSocket,
     table: Table,
@@ -102,23 +107,32 @@ impl Watcher {
         }
     }
 
-    fn wait(&self, owner: Option<&UnixStream>) -> Result<(), LinkError> {
-        let timeout = match self.table.poll_deadline() {
+    fn wait(&mut self, owner: Option<&UnixStream>) -> Result<(), LinkError> {
+        let left = |at: Instant| at.saturating_duration_since(Instant::now());
+        let due = self.table.poll_deadline().map(left);
+        let stall = self.asked.map(|_| STALL_PAUSE);
+        let timeout = match [due, stall].into_iter().flatten().min() {
             // Rounded up, lest the last millisecond is spent spinning.
-            Some(at) => {
-                let left = at.saturating_duration_since(Instant::now());
-                let ms = left.as_micros().div_ceil(1000).min(60_000) as u16;
-                PollTimeout::from(ms)
-            }
-            None if owner.is_none() => PollTimeout::from(1000_u16),
+            Some(left) => PollTimeout::from(left.as_micros().div_ceil(1000).min(60_000) as u16),
             None => PollTimeout::NONE,
         };
         let mut fds = vec![PollFd::new(self.socket.as_fd(), PollFlags::POLLIN)];
         fds.extend(owner.map(|fd| PollFd::new(fd.as_fd(), PollFlags::POLLIN)));
-        match poll(&mut fds, timeout) {
-            Ok(_) | Err(Errno::EINTR) => Ok(()),
-            Err(errno) => Err(LinkError::Read(errno)),
+        let ready = match poll(&mut fds, timeout) {
+            Ok(ready) => ready,
+            Err(Errno::EINTR) => return Ok(()),
+            Err(errno) => return Err(LinkError::Read(errno)),
+        };
+        if ready == 0 && self.asked.is_some() {
+            self.handle_stall();
         }
+        Ok(())
+    }
+
+    fn handle_stall(&mut self) {
+        tracing::debug!("the answer to a dump of links was lost (queue full); asking anew");
+        self.asked = None;
+        self.table.handle_read_end(false, Instant::now());
     }
 
     /// Reads until the queue is empty. Snapshots with a loss go to `at_once`; what is left over

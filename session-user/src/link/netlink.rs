@@ -60,16 +60,12 @@ impl RouteSocket {
         self.port
     }
 
-    /// Asks for a dump. The kernel runs one at a time on a socket (EBUSY otherwise).
+    /// Asks for a dump. The kernel runs one at a time on a socket (EBUSY otherwise). A refusal is
+    /// an answer like any other, and while the queue is full the kernel drops it.
     pub(super) fn ask(&self, what: Ask, seq: u32) -> Result<(), Errno> {
         let kernel = NetlinkAddr::new(0, 0);
-        sendto(
-            self.fd.as_raw_fd(),
-            &what.request(seq),
-            &kernel,
-            MsgFlags::empty(),
-        )
-        .map(|_| ())
+        let request = what.request(seq);
+        sendto(self.fd.as_raw_fd(), &request, &kernel, MsgFlags::empty()).map(|_| ())
     }
 
     /// Reads one datagram without waiting.

@@ -31,11 +31,10 @@ const FIRST_READING_MAX: Duration = Duration::from_secs(10);
 /// So many datagrams are read before what they changed is published, if nothing was lost.
 const BATCH_MAX: usize = 256;
 
-/// A dump is made while it is read, so an empty queue in the middle of one means that the kernel
-/// has left it lying; this long a pause before it is nudged keeps a fault from becoming a spin,
+/// The kernel makes a dump while the request is sent and while it is read, so that an empty queue
+/// in the middle of one means that its answer was lost (see `RouteSocket::ask`). The pause keeps
+/// a fault from becoming a spin.
 const STALL_PAUSE: Duration = Duration::from_millis(5);
-/// and after so many nudges in a row the dump is given up and a new one asked for.
-const NUDGES_MAX: u32 = 100;
 
 pub(super) struct Watcher {
     socket: RouteSocket,
@@ -44,8 +43,6 @@ pub(super) struct Watcher {
     /// The dump in flight and its sequence number.
     asked: Option<(Ask, u32)>,
     seq: u32,
-    /// Nudges since the dump last made progress.
-    nudges: u32,
     /// The reading in flight has seen a fault and will be repeated.
     flawed: bool,
     read_at: Instant,
@@ -62,7 +59,6 @@ impl Watcher {
             buffer: vec![0; DATAGRAM_MAX],
             asked: None,
             seq: 0,
-            nudges: 0,
             flawed: false,
             read_at: Instant::now(),
             overruns: Arc::default(),
@@ -134,13 +130,9 @@ impl Watcher {
     }
 
     fn handle_stall(&mut self) {
-        self.nudges += 1;
-        let nudged = self.socket.nudge();
-        if nudged.is_err() || self.nudges > NUDGES_MAX {
-            tracing::warn!("the kernel does not go on with a dump of links; asking anew");
-            self.asked = None;
-            self.table.handle_read_end(false, Instant::now());
-        }
+        tracing::debug!("the answer to a dump of links was lost (queue full); asking anew");
+        self.asked = None;
+        self.table.handle_read_end(false, Instant::now());
     }
 
     /// Reads until the queue is empty. Snapshots with a loss go to `at_once`; what is left over
@@ -188,9 +180,6 @@ impl Watcher {
             _ => None,
         };
         self.flawed |= own.is_some() && message.interrupted;
-        if own.is_some() {
-            self.nudges = 0;
-        }
         match (message.news, own) {
             (Some(News::Done | News::Refused(0)), Some(ask)) => self.handle_dump_end(ask, now),
             (Some(News::Refused(errno)), Some(ask)) => {
@@ -226,7 +215,6 @@ impl Watcher {
     fn ask(&mut self, what: Ask) {
         self.seq = self.seq.wrapping_add(1).max(1);
         self.asked = Some((what, self.seq));
-        self.nudges = 0;
         if let Err(errno) = self.socket.ask(what, self.seq) {
             tracing::warn!(?what, %errno, "cannot ask the kernel for a dump; trying again");
             self.asked = None;

@@ -9,7 +9,7 @@ use nix::sys::socket::{
     recvmsg, sendto, setsockopt, socket, sockopt,
 };
 
-use super::message::{Ask, GROUPS, nudge};
+use super::message::{Ask, GROUPS};
 
 /// The kernel sends dumps in datagrams of at most 32 KiB (`netlink_dump` in af_netlink.c); one
 /// notification is far smaller.
@@ -60,24 +60,12 @@ impl RouteSocket {
         self.port
     }
 
-    /// Asks for a dump. The kernel runs one at a time on a socket (EBUSY otherwise).
+    /// Asks for a dump. The kernel runs one at a time on a socket (EBUSY otherwise). A refusal is
+    /// an answer like any other, and while the queue is full the kernel drops it.
     pub(super) fn ask(&self, what: Ask, seq: u32) -> Result<(), Errno> {
-        self.send(&what.request(seq))
-    }
-
-    /// Makes the kernel go on with a dump that it has left lying.
-    ///
-    /// It makes the next part of a dump when a message is read while the queue is at most half
-    /// full (`netlink_recvmsg`). A notification that is read while its sender still holds it
-    /// counts as queued for a moment longer, so with a small queue that moment can be missed, and
-    /// with nothing left to read it never comes again. Reading the answer to this brings it back.
-    pub(super) fn nudge(&self) -> Result<(), Errno> {
-        self.send(&nudge())
-    }
-
-    fn send(&self, bytes: &[u8]) -> Result<(), Errno> {
         let kernel = NetlinkAddr::new(0, 0);
-        sendto(self.fd.as_raw_fd(), bytes, &kernel, MsgFlags::empty()).map(|_| ())
+        let request = what.request(seq);
+        sendto(self.fd.as_raw_fd(), &request, &kernel, MsgFlags::empty()).map(|_| ())
     }
 
     /// Reads one datagram without waiting.

@@ -57,13 +57,16 @@ pub enum PeerState {
 }
 
 impl Peer {
-    /// Runs until the task is aborted.
-    pub async fn run(mut self) {
+    /// Runs until `stop` says so; a session that stands then is left to be closed by command.
+    pub async fn run(mut self, mut stop: watch::Receiver<bool>) {
         let mut next = None;
-        loop {
+        while !*stop.borrow() {
             let established = match next.take() {
                 Some(established) => established,
-                None => self.establish().await,
+                None => tokio::select! {
+                    established = self.establish() => established,
+                    _ = stop.wait_for(|s| *s) => return,
+                },
             };
             match self.drive(established).await {
                 Ended::Replaced(new) => next = Some(*new),

@@ -70,15 +70,6 @@ impl Ask {
     }
 }
 
-/// A message that does nothing but ask for its acknowledgement: NLMSG_NOOP with NLM_F_ACK.
-pub(super) fn nudge() -> [u8; HEADER] {
-    let mut bytes = [0; HEADER];
-    bytes[..4].copy_from_slice(&(HEADER as u32).to_ne_bytes());
-    bytes[4..6].copy_from_slice(&1_u16.to_ne_bytes());
-    bytes[6..8].copy_from_slice(&4_u16.to_ne_bytes());
-    bytes
-}
-
 /// A link as the kernel describes it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct LinkFacts {

@@ -1,0 +1,305 @@
+//! The agent: what a unit is while it runs.
+//!
+//! 1. Load the identity, take the control socket, watch the links.
+//! 2. Listen for sessions, if `[accept]` says so.
+//! 3. Keep a session with every `[[peer]]`.
+//! 4. Load the capture and attach the configured cgroups, if there are `[[capture]]` rules.
+//! 5. Serve commands until a signal: SIGHUP reads certificates and CRL anew, SIGTERM or SIGINT
+//!    drains, a second one ends.
+
+mod acceptor;
+mod captures;
+mod commands;
+mod peer;
+pub mod registry;
+mod runs;
+
+use std::path::Path;
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use anyhow::Context;
+use ring::rand::{SecureRandom, SystemRandom};
+use session_proto::wire::close_code;
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::sync::{Semaphore, watch};
+use tokio::task::JoinSet;
+
+use crate::capture::{Capture, CaptureConfig, CaptureRule};
+use crate::capture_queue::CaptureQueue;
+use crate::config::Config;
+use crate::dial::{AllowList, AllowRule};
+use crate::driver::{Command, Common};
+use crate::handshake::{Identity, IdentityPaths};
+use crate::link::{LinkMonitor, MonitorConfig};
+use crate::policy::PolicyConfig;
+use crate::transport::TransportOptions;
+use acceptor::Acceptor;
+use captures::Captures;
+use commands::Shared;
+use peer::{Peer, PeerState};
+use registry::Registry;
+
+/// Time for a dialled transport to authenticate.
+const RESUME_TIMEOUT: Duration = Duration::from_secs(5);
+/// Time for a full handshake that this unit makes.
+const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
+/// How often certificates and the CRL are read anew without being told.
+const REREAD_EVERY: Duration = Duration::from_secs(3600);
+/// How long a draining agent waits for CLOSE to be acknowledged.
+const PART_TIMEOUT: Duration = Duration::from_secs(3);
+/// How often a draining agent looks whether the last stream is over.
+const DRAIN_LOOK: Duration = Duration::from_millis(100);
+
+/// Runs the agent until a signal ends it.
+pub async fn run(path: &Path, config: Config) -> anyhow::Result<ExitCode> {
+    let agent = Agent::start(config).await?;
+    tracing::info!(config = %path.display(), unit = %agent.shared.common.identity.name(), "the agent is ready");
+    agent.serve().await
+}
+
+struct Agent {
+    shared: Arc<Shared>,
+    admit: Arc<Semaphore>,
+    tasks: JoinSet<()>,
+    _links: LinkMonitor,
+}
+
+impl Agent {
+    async fn start(config: Config) -> anyhow::Result<Self> {
+        raise_descriptor_limit();
+        let identity = Arc::new(Identity::load(&identity_paths(&config))?);
+        let control = crate::control::listen(&config.agent.control, config.agent.control_group.as_deref())
+            .with_context(|| format!("the control socket {} cannot be used", config.agent.control.display()))?;
+        let monitor = MonitorConfig { debounce: config.links.debounce, ..MonitorConfig::default() };
+        let links = LinkMonitor::start(&monitor).context("the links cannot be watched")?;
+
+        let registry = Registry::default();
+        let common = Common {
+            identity,
+            tokens: Arc::new(registry.clone()),
+            hold: config.session.hold,
+            resume_timeout: RESUME_TIMEOUT,
+            reauth_after: config.session.reauth_after,
+            expiry_grace: config.session.expiry_grace,
+        };
+        let session = session_config(&config)?;
+        let admit = Acceptor::admission();
+        let mut tasks = JoinSet::new();
+        accept_sessions(&config, &common, &session, &registry, &admit, &mut tasks)?;
+        let peers = keep_sessions(&config, &common, &session, &registry, &links, &mut tasks);
+        let queues = peers.iter().map(|p| Arc::clone(&p.captures)).collect();
+        let captures = start_capture(&config, queues).await?;
+        let shared = Arc::new(Shared {
+            config,
+            common,
+            registry,
+            links: links.subscribe(),
+            peers,
+            captures,
+            started: Instant::now(),
+            runs: runs::Runs::default(),
+        });
+        tasks.spawn(crate::control::serve(control, Arc::clone(&shared)));
+        Ok(Self { shared, admit, tasks, _links: links })
+    }
+
+    async fn serve(mut self) -> anyhow::Result<ExitCode> {
+        let mut terminate = signal(SignalKind::terminate())?;
+        let mut interrupt = signal(SignalKind::interrupt())?;
+        let mut hangup = signal(SignalKind::hangup())?;
+        let mut reread = tokio::time::interval(REREAD_EVERY);
+        reread.tick().await;
+        loop {
+            tokio::select! {
+                _ = terminate.recv() => break,
+                _ = interrupt.recv() => break,
+                _ = hangup.recv() => self.shared.reread().await,
+                _ = reread.tick() => self.shared.reread().await,
+            }
+        }
+        self.drain(&mut terminate, &mut interrupt).await;
+        self.part().await;
+        Ok(ExitCode::SUCCESS)
+    }
+
+    /// New connections go direct and new sessions are refused; what runs may end by itself.
+    async fn drain(&mut self, terminate: &mut Signal, interrupt: &mut Signal) {
+        self.admit.close();
+        if let Some(captures) = &self.shared.captures {
+            // If the capture has ended already, nothing is captured any more.
+            let _ = captures.detach_all().await;
+        }
+        let mut told = false;
+        loop {
+            let open: usize = self.shared.registry.snapshots().await.iter().map(|s| s.streams.len() + s.waiting).sum();
+            if open == 0 {
+                return;
+            }
+            if !std::mem::replace(&mut told, true) {
+                tracing::info!(streams = open, "draining: waiting for the streams to end; a second signal ends them");
+            }
+            tokio::select! {
+                () = tokio::time::sleep(DRAIN_LOOK) => {}
+                _ = terminate.recv() => return,
+                _ = interrupt.recv() => return,
+            }
+        }
+    }
+
+    /// Says goodbye to every peer.
+    async fn part(mut self) {
+        let close = || Command::Close { code: close_code::SHUTDOWN, reason: "the unit is shutting down".to_owned() };
+        self.shared.stop_peers();
+        self.shared.registry.tell_all(close).await;
+        let gone = async {
+            while !self.shared.registry.all().is_empty() {
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+        };
+        if tokio::time::timeout(PART_TIMEOUT, gone).await.is_err() {
+            tracing::warn!("not every peer has heard that this unit shuts down");
+        }
+        self.shared.runs.remove_all().await;
+        self.tasks.abort_all();
+        // Best effort: the next agent replaces a socket that nobody listens on.
+        let _ = std::fs::remove_file(&self.shared.config.agent.control);
+        tracing::info!("the agent has ended");
+    }
+}
+
+/// The soft limit is for programs that use select(); a gateway holds a descriptor for each stream.
+fn raise_descriptor_limit() {
+    use nix::sys::resource::{Resource, getrlimit, setrlimit};
+    let raised = getrlimit(Resource::RLIMIT_NOFILE)
+        .and_then(|(_, hard)| setrlimit(Resource::RLIMIT_NOFILE, hard, hard));
+    if let Err(error) = raised {
+        tracing::warn!(%error, "the limit on open files could not be raised");
+    }
+}
+
+/// The files of the configured identity.
+pub fn identity_paths(config: &Config) -> IdentityPaths {
+    let identity = &config.identity;
+    IdentityPaths {
+        certificate: identity.certificate.clone(),
+        key: identity.key.clone(),
+        ca: identity.ca.clone(),
+        crl: identity.crl.clone(),
+    }
+}
+
+fn session_config(config: &Config) -> anyhow::Result<session_proto::session::Config> {
+    let mut instance = [0; 16];
+    SystemRandom::new().fill(&mut instance).map_err(|_| anyhow::anyhow!("the kernel gives no random bytes"))?;
+    Ok(session_proto::session::Config {
+        instance,
+        software: format!("holdfast {}", env!("CARGO_PKG_VERSION")),
+        memory_bytes: config.session.memory_bytes,
+        max_streams: config.accept.as_ref().map_or(4096, |a| a.max_streams),
+        rekey_records: config.session.rekey_records,
+        rekey_after: config.session.rekey_after,
+        ..session_proto::session::Config::default()
+    })
+}
+
+fn transport_options(config: &Config) -> TransportOptions {
+    TransportOptions {
+        notsent_lowat: config.transport.notsent_lowat,
+        user_timeout: config.transport.user_timeout,
+        ..TransportOptions::default()
+    }
+}
+
+fn accept_sessions(
+    config: &Config,
+    common: &Common,
+    session: &session_proto::session::Config,
+    registry: &Registry,
+    admit: &Arc<Semaphore>,
+    tasks: &mut JoinSet<()>,
+) -> anyhow::Result<()> {
+    let Some(accept) = &config.accept else { return Ok(()) };
+    let rules: Vec<AllowRule> =
+        accept.allow.iter().map(|(peer, to)| AllowRule { peer: peer.clone(), to: to.clone() }).collect();
+    let acceptor = Acceptor {
+        registry: registry.clone(),
+        common: common.clone(),
+        session: session.clone(),
+        allow: Arc::new(AllowList::parse(&rules)?),
+        dial_timeout: accept.dial_timeout,
+        handshake_timeout: accept.handshake_timeout,
+        max_sessions: accept.max_sessions,
+        transport: transport_options(config),
+        admit: Arc::clone(admit),
+    };
+    let listeners = acceptor::listen(&accept.listen)
+        .map_err(|(addr, error)| anyhow::anyhow!("[accept] cannot listen on {addr}: {error}"))?;
+    for listener in listeners {
+        tasks.spawn(acceptor.clone().serve(listener));
+    }
+    Ok(())
+}
+
+fn keep_sessions(
+    config: &Config,
+    common: &Common,
+    session: &session_proto::session::Config,
+    registry: &Registry,
+    links: &LinkMonitor,
+    tasks: &mut JoinSet<()>,
+) -> Vec<commands::PeerHandle> {
+    let mut handles = Vec::new();
+    for configured in &config.peers {
+        let captures = Arc::new(CaptureQueue::default());
+        let (state, seen) = watch::channel(PeerState::Connecting(None));
+        let peer = Peer {
+            name: configured.name.clone(),
+            remotes: configured.addresses.clone(),
+            captures: Arc::clone(&captures),
+            links: links.subscribe(),
+            policy: PolicyConfig {
+                prefer: config.links.prefer.clone(),
+                exclude: config.links.exclude.clone(),
+                manual: None,
+            },
+            registry: registry.clone(),
+            common: common.clone(),
+            session: session.clone(),
+            transport: transport_options(config),
+            dial_timeout: config.transport.dial_timeout,
+            handshake_timeout: HANDSHAKE_TIMEOUT,
+            peer_gone_after: config.session.peer_gone_after,
+            state,
+        };
+        let (stop, stopped) = watch::channel(false);
+        handles.push(commands::PeerHandle { name: configured.name.clone(), captures, state: seen, stop });
+        tasks.spawn(peer.run(stopped));
+    }
+    handles
+}
+
+async fn start_capture(config: &Config, queues: Vec<Arc<CaptureQueue>>) -> anyhow::Result<Option<Captures>> {
+    if config.captures.is_empty() {
+        return Ok(None);
+    }
+    let rules = config
+        .captures
+        .iter()
+        .map(|c| CaptureRule {
+            to: c.to.clone(),
+            except: c.except.clone(),
+            ports: c.ports.clone(),
+            peer: c.peer as u32,
+            fail_closed: c.fail_closed,
+        })
+        .collect();
+    let log = tracing::level_filters::LevelFilter::current();
+    let capture = Capture::load(&CaptureConfig { rules, log })?;
+    let captures = Captures::start(capture, queues);
+    for cgroup in &config.agent.capture_cgroups {
+        captures.attach(cgroup).await.with_context(|| format!("[agent] capture_cgroups: {}", cgroup.display()))?;
+    }
+    Ok(Some(captures))
+}

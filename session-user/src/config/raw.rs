@@ -1,0 +1,116 @@
+//! The configuration as it was typed: every value with its place in the file.
+
+use std::path::PathBuf;
+
+use serde::Deserialize;
+use toml::Spanned;
+
+pub(super) type Text = Spanned<String>;
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Raw {
+    pub identity: Identity,
+    #[serde(default)]
+    pub agent: Agent,
+    #[serde(default)]
+    pub peer: Vec<Peer>,
+    #[serde(default)]
+    pub capture: Vec<Capture>,
+    #[serde(default)]
+    pub links: Links,
+    pub accept: Option<Accept>,
+    #[serde(default)]
+    pub session: Session,
+    #[serde(default)]
+    pub transport: Transport,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Identity {
+    pub certificate: PathBuf,
+    pub key: PathBuf,
+    pub ca: PathBuf,
+    pub crl: Option<PathBuf>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Agent {
+    pub control: Option<PathBuf>,
+    pub control_group: Option<String>,
+    #[serde(default)]
+    pub run_users: Vec<String>,
+    pub log: Option<String>,
+    #[serde(default)]
+    pub capture_cgroups: Vec<PathBuf>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Peer {
+    pub name: Text,
+    pub addresses: Spanned<Vec<Text>>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Capture {
+    pub peer: Text,
+    pub to: Spanned<Vec<Text>>,
+    #[serde(default)]
+    pub except: Vec<Text>,
+    #[serde(default)]
+    pub ports: Vec<Text>,
+    pub when_agent_dead: Option<Text>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Links {
+    #[serde(default)]
+    pub prefer: Vec<String>,
+    #[serde(default)]
+    pub exclude: Vec<String>,
+    pub debounce: Option<Text>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Accept {
+    pub listen: Spanned<Vec<Text>>,
+    pub max_sessions: Option<Spanned<u64>>,
+    pub max_streams: Option<Spanned<u64>>,
+    pub handshake_timeout: Option<Text>,
+    pub dial_timeout: Option<Text>,
+    #[serde(default)]
+    pub allow: Vec<Allow>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Allow {
+    pub peer: Text,
+    pub to: Vec<Text>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Session {
+    pub hold: Option<Text>,
+    pub peer_gone_after: Option<Text>,
+    pub memory: Option<Text>,
+    pub rekey_records: Option<Spanned<u64>>,
+    pub rekey_after: Option<Text>,
+    pub reauth_after: Option<Text>,
+    pub expiry_grace: Option<Text>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Transport {
+    pub user_timeout: Option<Text>,
+    pub notsent_lowat: Option<Text>,
+    pub dial_timeout: Option<Text>,
+}

@@ -1,0 +1,277 @@
+//! Requests and answers of the control socket, one JSON object a line.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+
+/// What a command asks of the agent.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Request {
+    /// What the agent is doing.
+    Status,
+    /// What the links are.
+    Links,
+    /// What the sessions are doing.
+    Sessions,
+    /// Move sessions to a link, or with `auto` give the choice back to the policy.
+    Handover {
+        /// The link, or `auto`.
+        link: String,
+    },
+    /// Capture a cgroup.
+    Attach {
+        /// Absolute, or relative to the root of cgroup2.
+        cgroup: PathBuf,
+    },
+    /// End the capture of a cgroup.
+    Detach {
+        /// As in [`Request::Attach`].
+        cgroup: PathBuf,
+    },
+    /// Put the calling process into a captured scope of its own.
+    Run,
+    /// Read certificates and the CRL anew.
+    Reload,
+}
+
+impl Request {
+    /// Whether it only looks.
+    pub fn only_looks(&self) -> bool {
+        matches!(self, Self::Status | Self::Links | Self::Sessions)
+    }
+}
+
+/// The agent's answer.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Response {
+    /// To [`Request::Status`].
+    Status(StatusReport),
+    /// To [`Request::Links`].
+    Links(Vec<LinkReport>),
+    /// To [`Request::Sessions`].
+    Sessions(Vec<SessionReport>),
+    /// It is done; in words, what.
+    Done(String),
+    /// It is not done.
+    Error(ControlError),
+}
+
+/// Why a request was not carried out.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
+#[error("{message}")]
+pub struct ControlError {
+    /// What kind of error it is.
+    pub code: ErrorCode,
+    /// What happened.
+    pub message: String,
+    /// What to do next; may be empty.
+    pub advice: String,
+}
+
+/// Kinds of errors, for exit codes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ErrorCode {
+    /// The caller may not.
+    NotPermitted,
+    /// The request makes no sense here.
+    Invalid,
+    /// It was tried and did not work.
+    Failed,
+}
+
+impl ControlError {
+    /// An error with advice.
+    pub fn new(code: ErrorCode, message: impl Into<String>, advice: impl Into<String>) -> Self {
+        Self { code, message: message.into(), advice: advice.into() }
+    }
+}
+
+/// The agent.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct StatusReport {
+    /// Version of the software.
+    pub version: String,
+    /// The agent's process.
+    pub pid: u32,
+    /// Seconds since it started.
+    pub uptime_s: u64,
+    /// This unit's SPIFFE ID.
+    pub identity: String,
+    /// Seconds until this unit's certificate expires.
+    pub certificate_left_s: u64,
+    /// Units to reach.
+    pub peers: Vec<PeerReport>,
+    /// Sessions that peers made with this unit.
+    pub accepted_sessions: usize,
+    /// The capture, if there are `[[capture]]` rules.
+    pub capture: Option<CaptureReport>,
+}
+
+/// A unit to reach.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct PeerReport {
+    /// Its name.
+    pub name: String,
+    /// `up`, `holding` (a session without a link) or `connecting`.
+    pub state: String,
+    /// The link that carries now.
+    pub link: Option<String>,
+    /// Why there is no session.
+    pub reason: Option<String>,
+    /// Captured connections that wait.
+    pub waiting: usize,
+}
+
+/// What the eBPF programs do.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct CaptureReport {
+    /// The captured cgroups.
+    pub cgroups: Vec<PathBuf>,
+    /// Connections captured over IPv4.
+    pub captured4: u64,
+    /// Connections captured over IPv6.
+    pub captured6: u64,
+    /// Connections handed to the agent.
+    pub delivered: u64,
+    /// Connections that went direct or were refused because the agent did not listen.
+    pub agent_gone: u64,
+    /// Connections refused.
+    pub refused: u64,
+    /// Handshakes with the agent under way.
+    pub in_flight: u64,
+}
+
+/// A link.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct LinkReport {
+    /// Its name.
+    pub name: String,
+    /// What sort it is.
+    pub kind: String,
+    /// `usable`, `settling` or `unusable`.
+    pub state: String,
+    /// Whether a peer can be reached over it.
+    pub usable: bool,
+    /// Why, or why not.
+    pub reason: String,
+    /// Its addresses with prefix.
+    pub addresses: Vec<String>,
+    /// Its MTU in bytes.
+    pub mtu: u32,
+    /// Whether a session uses it.
+    pub in_use: bool,
+    /// The kernel's round-trip time over it, in milliseconds.
+    pub rtt_ms: Option<f64>,
+}
+
+/// A session.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct SessionReport {
+    /// Its name, in hexadecimal; the same at both ends.
+    pub id: String,
+    /// The peer.
+    pub peer: String,
+    /// The peer's software.
+    pub software: String,
+    /// `initiator` or `responder`.
+    pub role: String,
+    /// `up` or `holding`.
+    pub state: String,
+    /// Seconds since it was made.
+    pub age_s: u64,
+    /// Seconds without any transport.
+    pub held_s: Option<u64>,
+    /// Its transports.
+    pub transports: Vec<TransportReport>,
+    /// Its streams.
+    pub streams: Vec<StreamReport>,
+    /// Streams opened since it was made.
+    pub streams_total: u64,
+    /// Application bytes received.
+    pub bytes_in: u64,
+    /// Application bytes sent.
+    pub bytes_out: u64,
+    /// Sealed bytes sent again.
+    pub resent_bytes: u64,
+    /// Records that came more than once.
+    pub duplicates: u64,
+    /// Key epochs begun by this end.
+    pub rekeys: u64,
+    /// Bytes held in memory.
+    pub memory_bytes: usize,
+    /// Handovers since it was made.
+    pub handovers_total: u64,
+    /// The latest handovers, oldest first.
+    pub handovers: Vec<HandoverReport>,
+}
+
+/// A transport.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct TransportReport {
+    /// Our link; empty if the peer dialled.
+    pub link: String,
+    /// Our address.
+    pub local: SocketAddr,
+    /// The peer's address.
+    pub remote: SocketAddr,
+    /// Whether new records go to it.
+    pub active: bool,
+    /// Whether both ends are authenticated on it.
+    pub up: bool,
+    /// Seconds since it was made.
+    pub age_s: u64,
+    /// Bytes read from its socket.
+    pub bytes_in: u64,
+    /// Bytes written to its socket.
+    pub bytes_out: u64,
+    /// Sealed bytes that wait for its socket.
+    pub queued_bytes: usize,
+    /// The kernel's smoothed round-trip time, in milliseconds.
+    pub rtt_ms: Option<f64>,
+}
+
+/// A stream.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct StreamReport {
+    /// Its number.
+    pub id: u64,
+    /// Where it leads.
+    pub target: String,
+    /// The application's address, or our own towards the target.
+    pub local: Option<SocketAddr>,
+    /// `open` or `connecting`.
+    pub state: String,
+    /// Bytes read from the local socket.
+    pub tx: u64,
+    /// Bytes written to the local socket.
+    pub rx: u64,
+}
+
+/// A handover.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct HandoverReport {
+    /// Seconds since 1970.
+    pub when_s: f64,
+    /// The link that was left.
+    pub from: String,
+    /// The link that carries now.
+    pub to: String,
+    /// Why.
+    pub trigger: String,
+    /// Whether the old link still worked.
+    pub soft: bool,
+    /// CLOCK_MONOTONIC of the event that told of it, in nanoseconds.
+    pub noticed_ns: u64,
+    /// CLOCK_MONOTONIC when the unacknowledged records were given to the new transport.
+    pub resent_ns: Option<u64>,
+    /// CLOCK_MONOTONIC when the peer had authenticated the new transport.
+    pub resumed_ns: Option<u64>,
+    /// Records sent again.
+    pub replayed_records: u64,
+    /// Their sealed bytes.
+    pub replayed_bytes: u64,
+}

@@ -11,7 +11,7 @@ use session_ebpf_common::{
 };
 
 use crate::{
-    ctx::{ALLOW, SockAddr as _, Words, is_local, is_mapped, mapped, refuse},
+    ctx::{ALLOW, SockAddr as _, Words, is_local, is_mapped, is_of_one_link, mapped, refuse},
     maps::{self, POLICIES, PREFIXES4, PREFIXES6, SETTINGS},
 };
 
@@ -82,6 +82,10 @@ fn redirect(ctx: &SockAddrContext, addr: Words) -> Outcome {
         if !again {
             maps::forget_app_socket(ctx.sock());
         }
+        return Outcome::Direct;
+    }
+    if is_of_one_link(&addr) {
+        maps::forget_app_socket(ctx.sock());
         return Outcome::Direct;
     }
     let (Some(settings), Some(claim)) = (SETTINGS.get(0), claim_on(&addr, port)) else {

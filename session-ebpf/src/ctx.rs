@@ -88,6 +88,14 @@ pub fn is_local(addr: &Words) -> bool {
     addr[0] == 0 && addr[1] == 0 && addr[2] == 0 && u32::from_be(addr[3]) <= 1
 }
 
+/// Whether `addr` is an IPv6 link-local or multicast address: it means something only on one link of this host, so no
+/// peer could reach it.
+#[inline(always)]
+pub fn is_of_one_link(addr: &Words) -> bool {
+    let first = u32::from_be(addr[0]);
+    first >> 22 == 0xfe80 >> 6 || first >> 24 == 0xff
+}
+
 /// What the connect and peer-name hooks need of their context.
 pub trait SockAddr {
     /// The raw context.

@@ -1,7 +1,7 @@
 //! The agent's hold on the eBPF object: loading, attaching, and its maps.
 
 use std::{
-    collections::{BTreeMap, HashMap as StdHashMap},
+    collections::BTreeMap,
     fs::File,
     net::{IpAddr, Ipv6Addr, SocketAddr},
     os::{fd::AsRawFd, unix::fs::MetadataExt as _},
@@ -9,8 +9,8 @@ use std::{
 };
 
 use aya::{
-    Ebpf, EbpfLoader, Pod,
-    maps::{Array, LpmTrie, Map, MapData, MapError, SkStorage, lpm_trie::Key},
+    Ebpf, EbpfLoader,
+    maps::{Array, Map, MapData, MapError, SkStorage},
     programs::{
         CgroupAttachMode, CgroupSockAddr, ProgramError, SockOps,
         cgroup_sock_addr::CgroupSockAddrLink, sock_ops::SockOpsLink,
@@ -18,16 +18,10 @@ use aya::{
     util::KernelVersion,
 };
 use aya_log::EbpfLogger;
-use ipnet::{Ipv4Net, Ipv6Net};
-use session_ebpf_common::{Original, POLICY_SLOTS, Policy, Settings, counter};
+use session_ebpf_common::{Original, Settings, counter};
 use tracing::level_filters::LevelFilter;
 
-use super::{
-    CaptureError, CaptureRule,
-    listeners::Ports,
-    log,
-    policy::{self, Compiled},
-};
+use super::{CaptureError, CaptureRule, listeners::Ports, log, policy, tables::Tables};
 
 /// The programs, built by `cargo xtask build`.
 static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/session-ebpf"));
@@ -343,7 +337,11 @@ fn inode(dir: &File) -> Option<u64> {
     dir.metadata().ok().map(|data| data.ino())
 }
 
-fn take<M: TryFrom<Map, Error = MapError>>(ebpf: &mut Ebpf, name: &str) -> Result<M, CaptureError> {
+/// Takes a map out of the object, as the type that it must have.
+pub(super) fn take<M: TryFrom<Map, Error = MapError>>(
+    ebpf: &mut Ebpf,
+    name: &str,
+) -> Result<M, CaptureError> {
     let missing = || MapError::InvalidName {
         name: name.to_owned(),
     };
@@ -362,97 +360,4 @@ fn socket_addr(original: &Original) -> SocketAddr {
     let addr = Ipv6Addr::from(bytes);
     let addr = addr.to_ipv4_mapped().map_or(IpAddr::V6(addr), IpAddr::V4);
     SocketAddr::new(addr, original.port)
-}
-
-/// The rules as the kernel has them now.
-struct Tables {
-    prefixes4: LpmTrie<MapData, [u8; 4], u32>,
-    prefixes6: LpmTrie<MapData, [u8; 16], u32>,
-    policies: Array<MapData, Policy>,
-    live: Compiled,
-    /// Slot of each policy in `live`.
-    slots: StdHashMap<Policy, u32>,
-}
-
-impl Tables {
-    fn new(ebpf: &mut Ebpf) -> Result<Self, CaptureError> {
-        Ok(Self {
-            prefixes4: take(ebpf, "PREFIXES4")?,
-            prefixes6: take(ebpf, "PREFIXES6")?,
-            policies: take(ebpf, "POLICIES")?,
-            live: Compiled::default(),
-            slots: StdHashMap::new(),
-        })
-    }
-
-    /// New policies go to free slots, then prefixes are pointed at them, then stale prefixes go: a connect in between
-    /// sees either the old or the new policy of its prefix, never a mixture.
-    fn apply(&mut self, new: Compiled) -> Result<(), MapError> {
-        let slots = self.place(&new)?;
-        for (net, policy) in &new.v4 {
-            self.prefixes4.insert(&key4(net), slots[policy], 0)?;
-        }
-        for (net, policy) in &new.v6 {
-            self.prefixes6.insert(&key6(net), slots[policy], 0)?;
-        }
-        for net in self.live.v4.keys().filter(|net| !new.v4.contains_key(net)) {
-            ignore_absent(self.prefixes4.remove(&key4(net)))?;
-        }
-        for net in self.live.v6.keys().filter(|net| !new.v6.contains_key(net)) {
-            ignore_absent(self.prefixes6.remove(&key6(net)))?;
-        }
-        self.slots = slots;
-        self.live = new;
-        Ok(())
-    }
-
-    /// Slots for the policies of `new`; those that live already keep theirs.
-    fn place(&mut self, new: &Compiled) -> Result<StdHashMap<Policy, u32>, MapError> {
-        let taken: std::collections::HashSet<u32> = self.slots.values().copied().collect();
-        let mut free = (0..POLICY_SLOTS).filter(|slot| !taken.contains(slot));
-        let mut slots = StdHashMap::new();
-        for policy in new.v4.values().chain(new.v6.values()) {
-            if slots.contains_key(policy) {
-                continue;
-            }
-            let slot = match self.slots.get(policy) {
-                Some(slot) => *slot,
-                None => {
-                    let slot = free.next().ok_or(MapError::OutOfBounds {
-                        index: POLICY_SLOTS,
-                        max_entries: POLICY_SLOTS,
-                    })?;
-                    self.policies.set(slot, *policy, 0)?;
-                    slot
-                }
-            };
-            slots.insert(*policy, slot);
-        }
-        Ok(slots)
-    }
-}
-
-fn key4(net: &Ipv4Net) -> Key<[u8; 4]> {
-    key(net.prefix_len(), net.addr().octets())
-}
-
-fn key6(net: &Ipv6Net) -> Key<[u8; 16]> {
-    key(net.prefix_len(), net.addr().octets())
-}
-
-fn key<K: Pod>(len: u8, octets: K) -> Key<K> {
-    Key::new(u32::from(len), octets)
-}
-
-/// An earlier update that failed half-way may have removed it already.
-fn ignore_absent(result: Result<(), MapError>) -> Result<(), MapError> {
-    match result {
-        Err(MapError::SyscallError(error))
-            if error.io_error.raw_os_error() == Some(libc::ENOENT) =>
-        {
-            Ok(())
-        }
-        Err(MapError::KeyNotFound | MapError::ElementNotFound) => Ok(()),
-        other => other,
-    }
 }

@@ -201,15 +201,21 @@ fn is_about_one_connection(error: &io::Error) -> bool {
 
 #[cfg(test)]
 impl Listeners {
-    /// Stops accepting while the marker still stands.
-    pub fn close_accepting(&mut self) {
-        self.accepting.clear();
+    /// Stops accepting while the marker still stands. By shutdown, because a process forked by another test may hold
+    /// copies of the descriptors for a moment.
+    pub fn close_accepting(&self) {
+        for listener in &self.accepting {
+            SockRef::from(listener)
+                .shutdown(std::net::Shutdown::Both)
+                .expect("a listener");
+        }
     }
 
     /// Stops listening altogether, as the death of the agent would.
-    pub fn close(&mut self) {
+    pub fn close(&self) {
         self.close_accepting();
-        let unused = Socket::new(Domain::IPV4, Type::STREAM, None).expect("a socket");
-        drop(std::mem::replace(&mut self.marker, unused));
+        self.marker
+            .shutdown(std::net::Shutdown::Both)
+            .expect("a listener");
     }
 }

@@ -17,6 +17,7 @@ mod policy;
 mod privileges;
 mod probe;
 mod scope;
+mod tables;
 #[cfg(test)]
 mod tests;
 

@@ -199,7 +199,9 @@ mod tests {
     async fn emptiness_is_noticed() {
         let scope = scope("empty");
         scope.wait_empty().await.unwrap();
-        let mut child = Command::new("sleep").arg("60").spawn().unwrap();
+        let mut child =
+            crate::capture::tests::harness::quiet(|| Command::new("sleep").arg("60").spawn())
+                .unwrap();
         scope.add_pid(child.id()).unwrap();
         assert!(scope.populated().unwrap());
         let early = tokio::time::timeout(Duration::from_millis(50), scope.wait_empty()).await;

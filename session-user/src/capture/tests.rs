@@ -2,5 +2,5 @@
 
 mod decisions;
 mod flows;
-mod harness;
+pub(super) mod harness;
 mod lifecycle;

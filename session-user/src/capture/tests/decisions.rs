@@ -2,7 +2,7 @@
 
 use std::{
     io::{self, Read as _},
-    net::{TcpStream, UdpSocket},
+    net::{SocketAddrV6, TcpStream, UdpSocket},
     rc::Rc,
     time::Duration,
 };
@@ -35,6 +35,29 @@ fn loopback_is_untouched() {
         // Linux connects the unspecified address to loopback.
         let unspecified = run(&scope, move || ask(format!("0.0.0.0:{}", server.port())));
         assert_eq!(unspecified.await, Ok(direct(server)));
+        assert_eq!(capture.counters(), Default::default());
+    });
+}
+
+#[test]
+fn link_local_destinations_are_untouched() {
+    in_netns(async || {
+        let (capture, scope) = capture(&[everything()]);
+        let result = run(&scope, || {
+            let socket = Socket::new(Domain::IPV6, Type::STREAM, None)?;
+            socket.set_nonblocking(true)?;
+            let device = nix::net::if_::if_nametoindex("d0")?;
+            let to =
+                SocketAddrV6::new("fe80::77".parse().map_err(io::Error::other)?, 80, 0, device);
+            // Nobody answers there; that the SYN is on its way to the link is enough.
+            match socket.connect(&to.into()) {
+                Err(error) if error.raw_os_error() == Some(libc::EINPROGRESS) => {
+                    Ok("on its way".into())
+                }
+                other => Ok(format!("{other:?}")),
+            }
+        });
+        assert_eq!(result.await, Ok("on its way".into()));
         assert_eq!(capture.counters(), Default::default());
     });
 }
@@ -164,7 +187,7 @@ fn without_an_agent_connections_go_direct_or_are_refused() {
             fail_closed: true,
             ..rule(&["192.0.2.0/24", "2001:db8:1::/48"], 1)
         };
-        let (mut capture, scope) = capture(&[everything(), closed]);
+        let (capture, scope) = capture(&[everything(), closed]);
         capture.listeners.close();
         assert_eq!(run(&scope, move || ask(near4)).await, Ok(direct(near4)));
         assert_eq!(run(&scope, move || ask(near6)).await, Ok(direct(near6)));
@@ -270,7 +293,7 @@ fn a_namespace_without_an_agent_is_passed_by() {
 #[test]
 fn a_refused_handshake_leaves_nothing() {
     in_netns(async || {
-        let (mut capture, scope) = capture(&[everything()]);
+        let (capture, scope) = capture(&[everything()]);
         capture.listeners.close_accepting();
         for to in ["192.0.2.1:80", "[2001:db8::1]:80"] {
             assert_eq!(

@@ -4,11 +4,15 @@ use std::{
     fs,
     io::{self, BufRead as _, BufReader, Read as _, Write as _},
     net::{SocketAddr, TcpListener, TcpStream},
-    os::fd::OwnedFd,
+    os::fd::BorrowedFd,
     panic::{AssertUnwindSafe, catch_unwind, resume_unwind},
+    path::Path,
     process::Command,
     rc::Rc,
-    sync::atomic::{AtomicU32, Ordering},
+    sync::{
+        Mutex, PoisonError,
+        atomic::{AtomicU32, Ordering},
+    },
     thread,
     time::Duration,
 };
@@ -18,7 +22,7 @@ use nix::{
     sys::wait::{WaitStatus, waitpid},
     unistd::{ForkResult, Pid, alarm, fork, pipe},
 };
-use socket2::SockRef;
+use socket2::{Domain, SockRef};
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
     sync::mpsc,
@@ -47,10 +51,9 @@ pub fn in_netns<F: Future<Output = ()>>(body: impl FnOnce() -> F + Send + 'stati
             format!("addr add {HERE4}/24 dev d0"),
             format!("addr add {HERE6}/64 dev d0 nodad"),
         ] {
-            let status = Command::new("ip")
-                .args(line.split(' '))
-                .status()
-                .expect("ip, from iproute2");
+            let mut command = Command::new("ip");
+            let status =
+                quiet(|| command.args(line.split(' ')).status()).expect("ip, from iproute2");
             assert!(status.success(), "ip {line}");
         }
         let runtime = tokio::runtime::Builder::new_current_thread()
@@ -192,41 +195,41 @@ pub fn direct(to: impl ToString) -> String {
     format!("direct peer {}", to.to_string())
 }
 
+/// Held by whoever makes a process, until that process has closed the descriptors that it inherited.
+static FORKS: Mutex<()> = Mutex::new(());
+
+/// Runs something while no new process holds copies of this one's descriptors: a program is detached when the last copy
+/// of its link is closed.
+pub fn quiet<T>(action: impl FnOnce() -> T) -> T {
+    let _guard = FORKS.lock().unwrap_or_else(PoisonError::into_inner);
+    action()
+}
+
 /// A forked process that runs an application's code in a cgroup.
 pub struct App {
     pid: Pid,
-    output: OwnedFd,
+    output: fs::File,
 }
 
 impl App {
     /// Starts `body` in the current namespace and in `scope`, in which the process is before it makes any socket.
     pub fn start(scope: &Scope, body: impl FnOnce() -> io::Result<String>) -> Self {
         let (output, input) = pipe().expect("a pipe");
+        let (mut output, input) = (fs::File::from(output), fs::File::from(input));
         let procs = scope.path().join("cgroup.procs");
-        // SAFETY: the child uses memory allocation, which glibc keeps usable after fork, system calls, and no lock that
-        // another thread of this process may have held; it never returns from this function.
-        match unsafe { fork() }.expect("a process") {
-            ForkResult::Parent { child } => Self { pid: child, output },
-            ForkResult::Child => {
-                // Whatever goes wrong, the process ends.
-                alarm::set(2 * PATIENCE.as_secs() as u32);
-                let result = fs::write(procs, "0").and_then(|()| {
-                    // A panic must not unwind into what is the test's own stack in the parent.
-                    catch_unwind(AssertUnwindSafe(body))
-                        .unwrap_or_else(|_| Err(io::Error::other("panicked")))
-                });
-                let text = match result {
-                    Ok(text) => format!("ok {text}"),
-                    Err(error) => format!(
-                        "error {}",
-                        error.raw_os_error().map_or(error.to_string(), errno_name)
-                    ),
-                };
-                let _ = fs::File::from(input).write_all(text.as_bytes());
-                // SAFETY: ends the process without running the parent's exit handlers.
-                unsafe { libc::_exit(0) }
+        quiet(|| {
+            // SAFETY: the child uses memory allocation, which glibc keeps usable after fork, system calls, and no lock
+            // that another thread of this process may have held; it never returns from this block.
+            match unsafe { fork() }.expect("a process") {
+                ForkResult::Parent { child } => {
+                    drop(input);
+                    // The child's first byte says that it holds nothing of ours any more.
+                    output.read_exact(&mut [0]).expect("a child that starts");
+                    Self { pid: child, output }
+                }
+                ForkResult::Child => become_app(input, &procs, body),
             }
-        }
+        })
     }
 
     /// The process's id.
@@ -238,9 +241,7 @@ impl App {
     pub async fn result(self) -> Result<String, String> {
         let wait = tokio::task::spawn_blocking(move || {
             let mut text = String::new();
-            fs::File::from(self.output)
-                .read_to_string(&mut text)
-                .expect("a pipe");
+            (&self.output).read_to_string(&mut text).expect("a pipe");
             (text, waitpid(self.pid, None).expect("our child"))
         });
         let (text, status) = timeout(PATIENCE, wait)
@@ -257,6 +258,54 @@ impl App {
         };
         Err(format!("{}{end}", text.trim_start_matches("error ")))
     }
+}
+
+/// Closes the programs, links and internet sockets of the tests around. The runtime's own descriptors stay, for an
+/// application may start a runtime too.
+fn close_inherited() {
+    let names = fs::read_dir("/proc/self/fd")
+        .expect("proc")
+        .flatten()
+        .map(|entry| entry.file_name());
+    let inherited: Vec<i32> = names
+        .filter_map(|name| name.to_str()?.parse().ok())
+        .collect();
+    for fd in inherited {
+        let what = fs::read_link(format!("/proc/self/fd/{fd}")).unwrap_or_default();
+        let what = what.to_string_lossy();
+        // SAFETY: the descriptor was listed just now, and this process has a single thread.
+        let borrowed = unsafe { BorrowedFd::borrow_raw(fd) };
+        let internet = what.starts_with("socket:")
+            && SockRef::from(&borrowed)
+                .domain()
+                .is_ok_and(|domain| domain != Domain::UNIX);
+        if internet || what.starts_with("anon_inode:bpf") {
+            // SAFETY: nothing in this process uses it from here on.
+            unsafe { libc::close(fd) };
+        }
+    }
+}
+
+/// The child's life, from fork to exit.
+fn become_app(mut output: fs::File, procs: &Path, body: impl FnOnce() -> io::Result<String>) -> ! {
+    // Whatever goes wrong, the process ends.
+    alarm::set(2 * PATIENCE.as_secs() as u32);
+    close_inherited();
+    let started = output.write_all(b"+").and_then(|()| fs::write(procs, "0"));
+    let result = started.and_then(|()| {
+        // A panic must not unwind into what is the test's own stack in the parent.
+        catch_unwind(AssertUnwindSafe(body)).unwrap_or_else(|_| Err(io::Error::other("panicked")))
+    });
+    let text = match result {
+        Ok(text) => format!("ok {text}"),
+        Err(error) => format!(
+            "error {}",
+            error.raw_os_error().map_or(error.to_string(), errno_name)
+        ),
+    };
+    let _ = output.write_all(text.as_bytes());
+    // SAFETY: ends the process without running the parent's exit handlers.
+    unsafe { libc::_exit(0) }
 }
 
 fn errno_name(code: i32) -> String {

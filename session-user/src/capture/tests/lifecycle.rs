@@ -18,8 +18,8 @@ use tokio::task::LocalSet;
 use tracing::{field::Visit, level_filters::LevelFilter, span};
 
 use super::harness::{
-    App, HERE4, PATIENCE, ask, capture, captured, direct, direct_server, everything, in_netns, run,
-    scope, serve,
+    App, HERE4, PATIENCE, ask, capture, captured, direct, direct_server, everything, in_netns,
+    quiet, run, scope, serve,
 };
 use crate::capture::{Capture, CaptureConfig, CaptureError, Scope, kernel::verified, probe};
 
@@ -34,7 +34,7 @@ fn detached_cgroups_are_left_alone() {
             matches!(again, Err(CaptureError::AlreadyAttached { .. })),
             "{again:?}"
         );
-        capture.detach(scope.path()).unwrap();
+        quiet(|| capture.detach(scope.path())).unwrap();
         assert!(capture.attached().is_empty());
         assert_eq!(run(&scope, move || ask(server)).await, Ok(direct(server)));
         let again = capture.detach(scope.path());
@@ -57,7 +57,7 @@ fn a_removed_cgroup_can_be_detached() {
         let (mut capture, scope) = capture(&[everything()]);
         let path = scope.path().to_owned();
         scope.remove().unwrap();
-        capture.detach(&path).unwrap();
+        quiet(|| capture.detach(&path)).unwrap();
         assert!(matches!(
             capture.attach(&path),
             Err(CaptureError::MissingCgroup { .. })
@@ -70,7 +70,7 @@ fn a_cgroup_made_again_is_attached_again() {
     in_netns(async || {
         let (mut capture, parent) = capture(&[]);
         capture.update_rules(&[everything()]).unwrap();
-        capture.detach(parent.path()).unwrap();
+        quiet(|| capture.detach(parent.path())).unwrap();
         let service = Scope::create(parent.path(), "service").unwrap();
         let name = Path::new("/")
             .join(parent.path().file_name().unwrap())
@@ -273,7 +273,7 @@ fn messages_below_the_level_are_never_made() {
         let kept = Keep::default();
         let _guard = tracing::subscriber::set_default(kept.clone());
         let (capture, scope) = capture(&[]);
-        drop(capture);
+        quiet(|| drop(capture));
         let mut capture = Capture::load(&CaptureConfig {
             rules: vec![everything()],
             ..CaptureConfig::default()

@@ -1,0 +1,106 @@
+//! The compiled rules in the kernel's maps, and how they are replaced while connections are made.
+
+use std::collections::{HashMap, HashSet};
+
+use aya::{
+    Ebpf, Pod,
+    maps::{Array, LpmTrie, MapData, MapError, lpm_trie::Key},
+};
+use ipnet::{Ipv4Net, Ipv6Net};
+use session_ebpf_common::{POLICY_SLOTS, Policy};
+
+use super::{CaptureError, kernel::take, policy::Compiled};
+
+/// The rules as the kernel has them now.
+pub struct Tables {
+    prefixes4: LpmTrie<MapData, [u8; 4], u32>,
+    prefixes6: LpmTrie<MapData, [u8; 16], u32>,
+    policies: Array<MapData, Policy>,
+    live: Compiled,
+    /// Slot of each policy in `live`.
+    slots: HashMap<Policy, u32>,
+}
+
+impl Tables {
+    /// Takes the maps, which are still empty.
+    pub fn new(ebpf: &mut Ebpf) -> Result<Self, CaptureError> {
+        Ok(Self {
+            prefixes4: take(ebpf, "PREFIXES4")?,
+            prefixes6: take(ebpf, "PREFIXES6")?,
+            policies: take(ebpf, "POLICIES")?,
+            live: Compiled::default(),
+            slots: HashMap::new(),
+        })
+    }
+
+    /// New policies go to free slots, then prefixes are pointed at them, then stale prefixes go: a connect in between
+    /// sees either the old or the new policy of its prefix, never a mixture.
+    pub fn apply(&mut self, new: Compiled) -> Result<(), MapError> {
+        let slots = self.place(&new)?;
+        for (net, policy) in &new.v4 {
+            self.prefixes4.insert(&key4(net), slots[policy], 0)?;
+        }
+        for (net, policy) in &new.v6 {
+            self.prefixes6.insert(&key6(net), slots[policy], 0)?;
+        }
+        for net in self.live.v4.keys().filter(|net| !new.v4.contains_key(net)) {
+            ignore_absent(self.prefixes4.remove(&key4(net)))?;
+        }
+        for net in self.live.v6.keys().filter(|net| !new.v6.contains_key(net)) {
+            ignore_absent(self.prefixes6.remove(&key6(net)))?;
+        }
+        self.slots = slots;
+        self.live = new;
+        Ok(())
+    }
+
+    /// Slots for the policies of `new`; those that live already keep theirs.
+    fn place(&mut self, new: &Compiled) -> Result<HashMap<Policy, u32>, MapError> {
+        let taken: HashSet<u32> = self.slots.values().copied().collect();
+        let mut free = (0..POLICY_SLOTS).filter(|slot| !taken.contains(slot));
+        let mut slots = HashMap::new();
+        for policy in new.v4.values().chain(new.v6.values()) {
+            if slots.contains_key(policy) {
+                continue;
+            }
+            let slot = match self.slots.get(policy) {
+                Some(slot) => *slot,
+                None => {
+                    let slot = free.next().ok_or(MapError::OutOfBounds {
+                        index: POLICY_SLOTS,
+                        max_entries: POLICY_SLOTS,
+                    })?;
+                    self.policies.set(slot, *policy, 0)?;
+                    slot
+                }
+            };
+            slots.insert(*policy, slot);
+        }
+        Ok(slots)
+    }
+}
+
+fn key4(net: &Ipv4Net) -> Key<[u8; 4]> {
+    key(net.prefix_len(), net.addr().octets())
+}
+
+fn key6(net: &Ipv6Net) -> Key<[u8; 16]> {
+    key(net.prefix_len(), net.addr().octets())
+}
+
+fn key<K: Pod>(len: u8, octets: K) -> Key<K> {
+    Key::new(u32::from(len), octets)
+}
+
+/// An earlier update that failed half-way may have removed it already.
+fn ignore_absent(result: Result<(), MapError>) -> Result<(), MapError> {
+    match result {
+        Err(MapError::SyscallError(error))
+            if error.io_error.raw_os_error() == Some(libc::ENOENT) =>
+        {
+            Ok(())
+        }
+        Err(MapError::KeyNotFound | MapError::ElementNotFound) => Ok(()),
+        other => other,
+    }
+}

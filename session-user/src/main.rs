@@ -1,2 +1,5 @@
 //! The `holdfast` program.
-fn main() {}
+
+fn main() -> std::process::ExitCode {
+    session_user::cli::main()
+}

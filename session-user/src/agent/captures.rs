@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use tokio::sync::{mpsc, oneshot};
 
-use crate::capture::{Capture, CaptureError, CaptureRule, Captured, Counters};
+use crate::capture::{Capture, CaptureError, Captured, Counters};
 use crate::capture_queue::CaptureQueue;
 
 /// Wait after `accept()` failed for want of descriptors or memory.
@@ -16,7 +16,6 @@ enum Request {
     Attach(PathBuf, oneshot::Sender<Result<(), CaptureError>>),
     Detach(PathBuf, oneshot::Sender<Result<(), CaptureError>>),
     DetachAll(oneshot::Sender<()>),
-    Update(Vec<CaptureRule>, oneshot::Sender<Result<(), CaptureError>>),
     State(oneshot::Sender<State>),
 }
 
@@ -77,11 +76,6 @@ impl Captures {
         self.ask(Request::DetachAll).await
     }
 
-    /// Replaces the rules.
-    pub async fn update(&self, rules: Vec<CaptureRule>) -> Result<(), Error> {
-        Ok(self.ask(|reply| Request::Update(rules, reply)).await??)
-    }
-
     /// What it is doing.
     pub async fn state(&self) -> Result<State, Error> {
         self.ask(Request::State).await
@@ -117,9 +111,8 @@ fn apply(capture: &mut Capture, request: Request) {
                     tracing::warn!(cgroup = %cgroup.display(), %error, "a cgroup could not be detached");
                 }
             }
-            drop(reply.send(()));
+            let _ = reply.send(());
         }
-        Request::Update(rules, reply) => drop(reply.send(capture.update_rules(&rules))),
         Request::State(reply) => {
             drop(reply.send(State { attached: capture.attached(), counters: capture.counters() }));
         }

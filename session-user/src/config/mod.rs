@@ -263,7 +263,7 @@ fn address(text: &str) -> std::result::Result<SocketAddr, String> {
 }
 
 fn network(text: &str) -> std::result::Result<IpNet, String> {
-    let host = || text.parse().map(IpNet::from);
+    let host = || text.parse::<std::net::IpAddr>().map(IpNet::from);
     text.parse().or_else(|_| host()).map_err(|_| format!("`{text}` is not a network, such as \"10.0.0.0/8\" or \"2001:db8::/32\""))
 }
 
@@ -347,7 +347,7 @@ fn accept(source: &Source<'_>, raw: &raw::Accept) -> Result<Accept> {
 }
 
 fn session(source: &Source<'_>, raw: &raw::Session) -> Result<Session> {
-    let hours = |n| Duration::from_secs(n * 3600);
+    let hours = |n: u64| Duration::from_secs(n * 3600);
     // Less would not hold a round trip's worth of data on any link worth having.
     let memory = |text: &str| match size(text)? {
         bytes if bytes < 1 << 20 => Err(format!("`{text}` is too little: expected at least 1MiB")),

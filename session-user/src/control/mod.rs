@@ -4,8 +4,6 @@
 mod client;
 mod permit;
 mod server;
-#[cfg(test)]
-mod tests;
 mod types;
 
 pub use client::{Client, ClientError};

@@ -177,7 +177,6 @@ pub struct Driver {
     internal_rx: mpsc::UnboundedReceiver<Internal>,
     /// Since when no transport stands.
     adrift_since: Option<Instant>,
-    started: Instant,
     started_wall: std::time::SystemTime,
     report: report::Counters,
     ended: Option<Ended>,
@@ -208,7 +207,6 @@ impl Driver {
             internal_tx,
             internal_rx,
             adrift_since: None,
-            started: Instant::now(),
             started_wall: std::time::SystemTime::now(),
             report: report::Counters::default(),
             ended: None,

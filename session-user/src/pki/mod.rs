@@ -239,5 +239,4 @@ fn seconds(now: SystemTime) -> i64 {
     OffsetDateTime::from(now).unix_timestamp()
 }
 
-#[cfg(test)]
-mod tests;
+

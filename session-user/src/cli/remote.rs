@@ -1,0 +1,154 @@
+//! Commands that ask the agent.
+
+use std::path::Path;
+use std::process::ExitCode;
+
+use serde::Serialize;
+
+use super::exit::{Exit, Failure};
+use super::table::{Table, age, bytes, print};
+use crate::control::{Client, ClientError, Request, Response, SessionReport, StatusReport};
+
+fn ask(control: &Path, request: &Request) -> Result<Response, Failure> {
+    Ok(Client::connect(control)?.call(request)?)
+}
+
+fn unexpected() -> Failure {
+    let error = ClientError::Broken("it is not an answer to what was asked".to_owned());
+    Failure::new(Exit::Failed, error.to_string(), "is the command of the same version as the agent?")
+}
+
+fn json(value: &impl Serialize) -> Result<ExitCode, Failure> {
+    let text = serde_json::to_string_pretty(value).map_err(anyhow::Error::from)?;
+    print(&format!("{text}\n"));
+    Ok(ExitCode::SUCCESS)
+}
+
+fn done(control: &Path, request: &Request) -> Result<ExitCode, Failure> {
+    let Response::Done(words) = ask(control, request)? else { return Err(unexpected()) };
+    print(&format!("{words}\n"));
+    Ok(ExitCode::SUCCESS)
+}
+
+pub fn attach(control: &Path, cgroup: &Path) -> Result<ExitCode, Failure> {
+    done(control, &Request::Attach { cgroup: cgroup.to_owned() })
+}
+
+pub fn detach(control: &Path, cgroup: &Path) -> Result<ExitCode, Failure> {
+    done(control, &Request::Detach { cgroup: cgroup.to_owned() })
+}
+
+pub fn handover(control: &Path, link: &str) -> Result<ExitCode, Failure> {
+    done(control, &Request::Handover { link: link.to_owned() })
+}
+
+pub fn reload(control: &Path) -> Result<ExitCode, Failure> {
+    done(control, &Request::Reload)
+}
+
+pub fn status(control: &Path, as_json: bool) -> Result<ExitCode, Failure> {
+    let Response::Status(status) = ask(control, &Request::Status)? else { return Err(unexpected()) };
+    if as_json {
+        return json(&status);
+    }
+    print(&status_text(&status));
+    Ok(ExitCode::SUCCESS)
+}
+
+fn status_text(status: &StatusReport) -> String {
+    let mut out = format!(
+        "{}  holdfast {}  pid {}  up {}\ncertificate valid for {}\n",
+        status.identity,
+        status.version,
+        status.pid,
+        age(status.uptime_s),
+        age(status.certificate_left_s)
+    );
+    if !status.peers.is_empty() {
+        let mut table = Table::new(&["PEER", "STATE", "LINK", "WAITING", "REASON"]);
+        for peer in &status.peers {
+            let link = peer.link.clone().unwrap_or_default();
+            let reason = peer.reason.clone().unwrap_or_default();
+            table.row(vec![peer.name.clone(), peer.state.clone(), link, peer.waiting.to_string(), reason]);
+        }
+        out.push_str(&table.render());
+    }
+    out.push_str(&format!("accepted sessions: {}\n", status.accepted_sessions));
+    match &status.capture {
+        None => out.push_str("capture: none configured\n"),
+        Some(capture) => {
+            out.push_str(&format!(
+                "captured: {} over IPv4, {} over IPv6, {} delivered, {} refused, {} while no agent listened\n",
+                capture.captured4, capture.captured6, capture.delivered, capture.refused, capture.agent_gone
+            ));
+            for cgroup in &capture.cgroups {
+                out.push_str(&format!("  {}\n", cgroup.display()));
+            }
+        }
+    }
+    out
+}
+
+pub fn links(control: &Path, as_json: bool) -> Result<ExitCode, Failure> {
+    let Response::Links(links) = ask(control, &Request::Links)? else { return Err(unexpected()) };
+    if as_json {
+        return json(&links);
+    }
+    let mut table = Table::new(&["LINK", "KIND", "STATE", "USE", "RTT", "ADDRESSES", "WHY"]);
+    for link in links {
+        let used = if link.in_use { "in use" } else { "" };
+        let rtt = link.rtt_ms.map(|ms| format!("{ms:.1} ms")).unwrap_or_default();
+        let addresses = link.addresses.join(" ");
+        table.row(vec![link.name, link.kind, link.state, used.to_owned(), rtt, addresses, link.reason]);
+    }
+    print(&table.render());
+    Ok(ExitCode::SUCCESS)
+}
+
+pub fn sessions(control: &Path, as_json: bool) -> Result<ExitCode, Failure> {
+    let Response::Sessions(sessions) = ask(control, &Request::Sessions)? else { return Err(unexpected()) };
+    if as_json {
+        return json(&sessions);
+    }
+    for session in &sessions {
+        print(&session_text(session));
+    }
+    if sessions.is_empty() {
+        print("no sessions\n");
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn session_text(s: &SessionReport) -> String {
+    let held = s.held_s.map(|held| format!(" for {}", age(held))).unwrap_or_default();
+    let mut out = format!(
+        "{}  peer {}  {}  {}{held}  age {}  in {}  out {}  resent {}  handovers {}\n",
+        &s.id[..8.min(s.id.len())],
+        s.peer,
+        s.role,
+        s.state,
+        age(s.age_s),
+        bytes(s.bytes_in),
+        bytes(s.bytes_out),
+        bytes(s.resent_bytes),
+        s.handovers_total
+    );
+    for t in &s.transports {
+        let link = if t.link.is_empty() { "from peer" } else { &t.link };
+        let active = if t.active { "active" } else { "idle" };
+        let rtt = t.rtt_ms.map(|ms| format!("rtt {ms:.1} ms")).unwrap_or_default();
+        out.push_str(&format!("  transport {link}  {} -> {}  {active}  {rtt}\n", t.local, t.remote));
+    }
+    for stream in &s.streams {
+        let (tx, rx) = (bytes(stream.tx), bytes(stream.rx));
+        out.push_str(&format!("  stream {}  {}  {}  tx {tx}  rx {rx}\n", stream.id, stream.target, stream.state));
+    }
+    if let Some(h) = s.handovers.last() {
+        let took = h.resumed_ns.map(|ns| format!("{:.1} ms", ns.saturating_sub(h.noticed_ns) as f64 / 1e6));
+        let took = took.unwrap_or_else(|| "not done".to_owned());
+        let kind = if h.soft { "soft" } else { "hard" };
+        let replayed = bytes(h.replayed_bytes);
+        out.push_str(&format!("  last handover {} -> {}  {kind}  {}  {took}  replayed {replayed}\n", h.from, h.to, h.trigger));
+    }
+    out
+}

@@ -154,6 +154,9 @@ impl Driver {
     }
 
     fn carrier_failed(&mut self, handle: Handle, end: &CarrierEnd) {
+        if matches!(end, CarrierEnd::Eof) && self.session.is_parting(handle) {
+            return self.transport_done(handle);
+        }
         let Some(carrier) = self.carriers.remove(&handle) else { return };
         tracing::info!(link = %carrier.path.link, remote = %carrier.path.remote, %end, "a transport ended");
         let path = carrier.path.clone();

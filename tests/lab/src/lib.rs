@@ -1,1 +1,17 @@
-//! The two-link lab.
+//! The two-link lab: a client with two links, a network between, and a server, all in network
+//! namespaces that nobody else can see.
+//!
+//! The namespaces have no names: a thread of this process holds each one, and every program in it
+//! is a child that the kernel ends together with that thread. So whatever ends the process, be it
+//! SIGKILL, leaves nothing behind. The host's own network is not touched.
+
+mod cgroup;
+mod flags;
+mod host;
+mod netns;
+mod topology;
+
+pub use cgroup::{TestCgroup, cgroup2_root};
+pub use host::HostState;
+pub use netns::Netns;
+pub use topology::{Direction, GATEWAY_V4, GATEWAY_V6, Lab, LabConfig, LinkName, TARGET_V4, TARGET_V6};

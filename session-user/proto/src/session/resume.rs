@@ -96,6 +96,12 @@ impl Session {
             .is_some_and(|t| t.phase == Phase::Up)
     }
 
+    /// Whether the peer has said that it sends nothing more on `handle`: its end of the connection
+    /// is then no loss.
+    pub fn is_parting(&self, handle: Handle) -> bool {
+        self.transports.get(&handle).is_none_or(|t| t.close_received && t.close_sent)
+    }
+
     /// `handle`'s socket or link is gone. What was unacknowledged on it goes out on another
     /// transport: now if there is one, otherwise with the next [`Self::dial`].
     pub fn transport_lost(&mut self, handle: Handle) {

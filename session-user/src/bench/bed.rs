@@ -1,0 +1,187 @@
+//! The test bed of `--lab`: the two-link lab, a CA, two agents, a captured cgroup.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant, SystemTime};
+
+use anyhow::{Context, bail, ensure};
+use session_lab::{Lab, LabConfig, LinkName, Netns, TestCgroup};
+
+use crate::control::{Client, Request, Response, SessionReport};
+use crate::pki;
+
+/// Port that the gateway listens on.
+const PORT: u16 = 7843;
+/// Time for agents to start and for a session to stand.
+const START_TIMEOUT: Duration = Duration::from_secs(20);
+/// Between two looks at something that has no event to wait for.
+const LOOK: Duration = Duration::from_millis(5);
+
+/// A program that is ended with this value.
+pub struct Running {
+    child: Child,
+    name: &'static str,
+}
+
+impl Running {
+    /// Whether it still runs; its last words are in its log.
+    pub fn check(&mut self) -> anyhow::Result<()> {
+        match self.child.try_wait()? {
+            None => Ok(()),
+            Some(status) => bail!("the {} has ended: {status}", self.name),
+        }
+    }
+
+    /// Its process.
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        // It may have ended by itself.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// Two agents in the lab, with a session between them.
+pub struct Bed {
+    dir: PathBuf,
+    /// Programs in it are captured.
+    pub cgroup: TestCgroup,
+    /// The agent of the client.
+    pub client_agent: Option<Running>,
+    /// The agent of the server.
+    pub gateway_agent: Option<Running>,
+    /// The lab; last, so that the agents end first.
+    pub lab: Lab,
+}
+
+/// This very program.
+pub fn own_program() -> anyhow::Result<PathBuf> {
+    std::env::current_exe().context("this program's own file cannot be found")
+}
+
+impl Bed {
+    /// Makes lab, identities, agents and session; without `holdfast`, the lab alone.
+    pub fn new(dir: &Path, v6: bool, holdfast: bool) -> anyhow::Result<Self> {
+        let lab = Lab::new(&LabConfig::default())?;
+        let cgroup = TestCgroup::new()?;
+        let mut bed = Self { dir: dir.to_owned(), cgroup, client_agent: None, gateway_agent: None, lab };
+        if holdfast {
+            bed.start_agents(v6)?;
+        }
+        Ok(bed)
+    }
+
+    fn start_agents(&mut self, v6: bool) -> anyhow::Result<()> {
+        let now = SystemTime::now();
+        let hour = Duration::from_secs(3600);
+        let ca = self.dir.join("pki");
+        pki::init(&ca, "bench.example", hour, now, true)?;
+        for unit in ["client", "gateway"] {
+            pki::issue(&ca, unit, hour, &ca, now, true)?;
+        }
+        fs::write(self.dir.join("gateway.toml"), self.gateway_config())?;
+        fs::write(self.dir.join("client.toml"), self.client_config(v6))?;
+        self.gateway_agent = Some(self.agent(self.lab.server(), "gateway agent", "gateway.toml")?);
+        self.client_agent = Some(self.agent(self.lab.client(), "client agent", "client.toml")?);
+        self.await_session()
+    }
+
+    fn identity(&self, unit: &str) -> String {
+        let pki = self.dir.join("pki");
+        let pki = pki.display();
+        format!("[identity]\ncertificate = \"{pki}/{unit}.crt\"\nkey = \"{pki}/{unit}.key\"\nca = \"{pki}/ca.crt\"\ncrl = \"{pki}/crl.pem\"\n")
+    }
+
+    fn gateway_config(&self) -> String {
+        let control = self.dir.join("gateway.sock");
+        let to = format!("[\"{}/32:*\", \"[{}]/128:*\"]", Lab::target(false), Lab::target(true));
+        format!(
+            "{}[agent]\ncontrol = \"{}\"\n[accept]\nlisten = [\"0.0.0.0:{PORT}\", \"[::]:{PORT}\"]\n[[accept.allow]]\npeer = \"client\"\nto = {to}\n",
+            self.identity("gateway"),
+            control.display()
+        )
+    }
+
+    fn client_config(&self, v6: bool) -> String {
+        let control = self.client_control();
+        let gateway = std::net::SocketAddr::new(Lab::gateway(v6), PORT);
+        let [wifi, lte] = LinkName::ALL.map(LinkName::name);
+        format!(
+            "{}[agent]\ncontrol = \"{}\"\ncapture_cgroups = [\"{}\"]\n[[peer]]\nname = \"gateway\"\naddresses = [\"{gateway}\"]\n\
+             [[capture]]\npeer = \"gateway\"\nto = [\"{}\", \"{}\"]\n[links]\nprefer = [\"{wifi}\", \"{lte}\"]\n",
+            self.identity("client"),
+            control.display(),
+            self.cgroup.path().display(),
+            Lab::target(false),
+            Lab::target(true),
+        )
+    }
+
+    /// The client agent's control socket.
+    pub fn client_control(&self) -> PathBuf {
+        self.dir.join("client.sock")
+    }
+
+    fn agent(&self, netns: &Netns, name: &'static str, config: &str) -> anyhow::Result<Running> {
+        let log = fs::File::create(self.dir.join(format!("{config}.log")))?;
+        let mut command = Command::new(own_program()?);
+        command.arg("agent").arg("--config").arg(self.dir.join(config));
+        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(log);
+        let child = netns.spawn(command).with_context(|| format!("the {name} cannot be started"))?;
+        Ok(Running { child, name })
+    }
+
+    /// What an agent said last.
+    pub fn last_words(&self) -> String {
+        ["gateway.toml.log", "client.toml.log"]
+            .iter()
+            .map(|file| {
+                let text = fs::read_to_string(self.dir.join(file)).unwrap_or_default();
+                let lines: Vec<&str> = text.lines().rev().take(8).collect();
+                format!("{file}:\n  {}\n", lines.into_iter().rev().collect::<Vec<_>>().join("\n  "))
+            })
+            .collect()
+    }
+
+    fn await_session(&mut self) -> anyhow::Result<()> {
+        let up = self.wait(START_TIMEOUT, |s| s.transports.iter().any(|t| t.active && t.up));
+        up.with_context(|| format!("no session stands\n{}", self.last_words()))
+    }
+
+    /// The client's session, if there is one.
+    pub fn session(&self) -> Option<SessionReport> {
+        let Ok(Response::Sessions(sessions)) = Client::connect(&self.client_control()).ok()?.call(&Request::Sessions) else {
+            return None;
+        };
+        sessions.into_iter().find(|s| s.role == "initiator")
+    }
+
+    /// Waits until the session is as `good` says.
+    pub fn wait(&mut self, limit: Duration, good: impl Fn(&SessionReport) -> bool) -> anyhow::Result<()> {
+        let deadline = Instant::now() + limit;
+        loop {
+            if self.session().is_some_and(|s| good(&s)) {
+                return Ok(());
+            }
+            for agent in [&mut self.client_agent, &mut self.gateway_agent].into_iter().flatten() {
+                agent.check()?;
+            }
+            ensure!(Instant::now() < deadline, "it took longer than {limit:?}");
+            std::thread::sleep(LOOK);
+        }
+    }
+
+    /// Waits until `link` carries the session, and nothing else does.
+    pub fn await_link(&mut self, link: LinkName, limit: Duration) -> anyhow::Result<()> {
+        let only = |s: &SessionReport| {
+            s.transports.len() == 1 && s.transports.iter().all(|t| t.active && t.up && t.link == link.name())
+        };
+        self.wait(limit, only).with_context(|| format!("the session does not move to {}\n{}", link.name(), self.last_words()))
+    }
+}

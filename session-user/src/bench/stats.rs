@@ -1,0 +1,84 @@
+//! Stalls from arrival times, and their distribution.
+
+use serde::Serialize;
+
+/// A distribution in milliseconds.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize)]
+pub struct Summary {
+    /// Median.
+    pub p50: f64,
+    /// 95th percentile, by nearest rank.
+    pub p95: f64,
+    /// Largest.
+    pub max: f64,
+}
+
+impl Summary {
+    /// Of `values`, in milliseconds; zero if there are none.
+    pub fn of(values: &[f64]) -> Self {
+        let mut sorted = values.to_vec();
+        sorted.sort_by(f64::total_cmp);
+        let rank = |p: f64| {
+            let n = (p * sorted.len() as f64).ceil() as usize;
+            sorted.get(n.saturating_sub(1)).copied().unwrap_or(0.0)
+        };
+        Self { p50: rank(0.5), p95: rank(0.95), max: sorted.last().copied().unwrap_or(0.0) }
+    }
+}
+
+/// The longest time without an arrival in `from..to` (nanoseconds), in milliseconds. A gap counts
+/// with the part of it that lies in the window: `arrivals` before and after are looked at too.
+pub fn longest_gap_ms(arrivals: &[u64], from: u64, to: u64) -> f64 {
+    let first = arrivals.partition_point(|t| *t <= from);
+    let last = arrivals.partition_point(|t| *t < to);
+    let mut longest = 0;
+    let mut previous = from;
+    for &at in &arrivals[first..last] {
+        longest = longest.max(at - previous);
+        previous = at;
+    }
+    longest = longest.max(to.saturating_sub(previous));
+    longest as f64 / 1e6
+}
+
+/// A histogram for people: one line for each bucket, in powers of two of milliseconds.
+pub fn histogram(values: &[f64]) -> String {
+    const BAR: usize = 40;
+    let bucket = |v: f64| (0..20).find(|b| v < f64::from(1u32 << b)).unwrap_or(20);
+    let mut counts = [0usize; 21];
+    for &v in values {
+        counts[bucket(v)] += 1;
+    }
+    let most = counts.iter().copied().max().unwrap_or(0).max(1);
+    let (Some(first), Some(last)) = (counts.iter().position(|c| *c > 0), counts.iter().rposition(|c| *c > 0)) else {
+        return String::new();
+    };
+    let mut out = String::new();
+    for (b, count) in counts.iter().enumerate().take(last + 1).skip(first) {
+        let bar = "#".repeat((count * BAR).div_ceil(most));
+        out.push_str(&format!("  < {:>6} ms {count:>5}  {bar}\n", 1u32 << b));
+    }
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn gaps_are_cut_to_the_window() {
+        let ms = 1_000_000;
+        let arrivals = [ms, 2 * ms, 10 * ms, 11 * ms];
+        assert!((longest_gap_ms(&arrivals, ms, 12 * ms) - 8.0).abs() < 1e-9);
+        assert!((longest_gap_ms(&arrivals, 5 * ms, 12 * ms) - 5.0).abs() < 1e-9);
+        assert!((longest_gap_ms(&arrivals, 11 * ms, 30 * ms) - 19.0).abs() < 1e-9);
+        assert!((longest_gap_ms(&[], 0, 3 * ms) - 3.0).abs() < 1e-9);
+    }
+
+    #[test]
+    fn percentiles_are_of_the_nearest_rank() {
+        let values: Vec<f64> = (1..=100).rev().map(f64::from).collect();
+        assert_eq!(Summary::of(&values), Summary { p50: 50.0, p95: 95.0, max: 100.0 });
+        assert_eq!(Summary::of(&[]), Summary::default());
+    }
+}

@@ -1,0 +1,297 @@
+//! The hosts, links and addresses of the lab, and what can be done to its links.
+//!
+//! ```text
+//!              wifi0 10.10.1.2/24  2001:db8:1::2/64
+//!   client  <                                         >  router  --  server  srv0 10.10.9.2/24  2001:db8:9::2/64
+//!              lte0  10.10.2.2/24  2001:db8:2::2/64                          targets 198.51.100.10, 2001:db8:100::10
+//! ```
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::time::{Duration, Instant};
+
+use anyhow::Context;
+
+use crate::flags;
+use crate::netns::Netns;
+
+/// The server's address, where a gateway listens.
+pub const GATEWAY_V4: Ipv4Addr = Ipv4Addr::new(10, 10, 9, 2);
+/// The same, IPv6.
+pub const GATEWAY_V6: Ipv6Addr = Ipv6Addr::new(0x2001, 0xdb8, 9, 0, 0, 0, 0, 2);
+/// An address of the server's, for targets behind the gateway.
+pub const TARGET_V4: Ipv4Addr = Ipv4Addr::new(198, 51, 100, 10);
+/// The same, IPv6.
+pub const TARGET_V6: Ipv6Addr = Ipv6Addr::new(0x2001, 0xdb8, 0x100, 0, 0, 0, 0, 0x10);
+
+/// One of the client's links.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LinkName {
+    /// `wifi0`, the one with the better metric.
+    Wifi,
+    /// `lte0`.
+    Lte,
+}
+
+impl LinkName {
+    /// Both.
+    pub const ALL: [Self; 2] = [Self::Wifi, Self::Lte];
+
+    /// The client's interface.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Wifi => "wifi0",
+            Self::Lte => "lte0",
+        }
+    }
+
+    /// The router's interface.
+    pub const fn router_side(self) -> &'static str {
+        match self {
+            Self::Wifi => "r-wifi",
+            Self::Lte => "r-lte",
+        }
+    }
+
+    const fn number(self) -> u8 {
+        match self {
+            Self::Wifi => 1,
+            Self::Lte => 2,
+        }
+    }
+
+    const fn metric(self) -> &'static str {
+        match self {
+            Self::Wifi => "100",
+            Self::Lte => "200",
+        }
+    }
+
+    /// The client's IPv4 address on it.
+    pub const fn client_v4(self) -> Ipv4Addr {
+        Ipv4Addr::new(10, 10, self.number(), 2)
+    }
+
+    /// The client's IPv6 address on it.
+    pub const fn client_v6(self) -> Ipv6Addr {
+        Ipv6Addr::new(0x2001, 0xdb8, self.number() as u16, 0, 0, 0, 0, 2)
+    }
+}
+
+/// Which way packets go, as the client sees it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Direction {
+    /// From the client.
+    Up,
+    /// To the client.
+    Down,
+    /// Either.
+    Both,
+}
+
+/// How the lab is made.
+#[derive(Clone, Debug)]
+pub struct LabConfig {
+    /// Whether the network routes to the targets, so that the client reaches them without a
+    /// gateway too.
+    pub targets_routed: bool,
+}
+
+impl Default for LabConfig {
+    fn default() -> Self {
+        Self { targets_routed: true }
+    }
+}
+
+/// The lab. Dropping it removes everything.
+pub struct Lab {
+    client: Netns,
+    router: Netns,
+    server: Netns,
+}
+
+/// Waiting for a link to be as it was asked to be: veth does it at once.
+const SETTLE: Duration = Duration::from_secs(5);
+
+impl Lab {
+    /// Makes the namespaces, links, addresses and routes.
+    pub fn new(config: &LabConfig) -> anyhow::Result<Self> {
+        let lab = Self { client: Netns::new("client")?, router: Netns::new("router")?, server: Netns::new("server")? };
+        for netns in [&lab.client, &lab.router, &lab.server] {
+            // Duplicate address detection would make addresses wait a second; nobody else is here.
+            netns.sysctl("net/ipv6/conf/all/accept_dad", "0")?;
+            netns.sysctl("net/ipv6/conf/default/accept_dad", "0")?;
+        }
+        for link in LinkName::ALL {
+            lab.wire(&lab.client, link.name(), link.router_side())?;
+            lab.router.ip(&["addr", "add", &format!("10.10.{}.1/24", link.number()), "dev", link.router_side()])?;
+            let v6 = format!("2001:db8:{}::1/64", link.number());
+            lab.router.ip(&["addr", "add", &v6, "dev", link.router_side(), "nodad"])?;
+            lab.configure(link)?;
+        }
+        lab.wire(&lab.server, "srv0", "r-srv")?;
+        lab.make_server(config)?;
+        lab.make_router()?;
+        Ok(lab)
+    }
+
+    fn wire(&self, host: &Netns, name: &str, router_side: &str) -> anyhow::Result<()> {
+        host.ip(&["link", "add", name, "type", "veth", "peer", "name", router_side])?;
+        // The other namespace has no name; it is given by a descriptor of this very process.
+        let fd = std::os::fd::AsRawFd::as_raw_fd(&self.router.fd());
+        let path = format!("/proc/{}/fd/{fd}", std::process::id());
+        host.ip(&["link", "set", router_side, "netns", &path])?;
+        host.ip(&["link", "set", name, "up"])?;
+        self.router.ip(&["link", "set", router_side, "up"])?;
+        Ok(())
+    }
+
+    /// Addresses and routes of a client's link, as DHCP and router advertisements would leave them.
+    fn configure(&self, link: LinkName) -> anyhow::Result<()> {
+        let name = link.name();
+        let v4 = format!("{}/24", link.client_v4());
+        let v6 = format!("{}/64", link.client_v6());
+        let via4 = format!("10.10.{}.1", link.number());
+        let via6 = format!("2001:db8:{}::1", link.number());
+        self.client.ip(&["addr", "replace", &v4, "dev", name])?;
+        self.client.ip(&["-6", "addr", "replace", &v6, "dev", name, "nodad"])?;
+        self.client.ip(&["route", "replace", "default", "via", &via4, "dev", name, "metric", link.metric()])?;
+        self.client.ip(&["-6", "route", "replace", "default", "via", &via6, "dev", name, "metric", link.metric()])?;
+        Ok(())
+    }
+
+    fn make_server(&self, config: &LabConfig) -> anyhow::Result<()> {
+        let server = &self.server;
+        server.ip(&["addr", "add", &format!("{GATEWAY_V4}/24"), "dev", "srv0"])?;
+        server.ip(&["-6", "addr", "add", &format!("{GATEWAY_V6}/64"), "dev", "srv0", "nodad"])?;
+        server.ip(&["addr", "add", &format!("{TARGET_V4}/32"), "dev", "lo"])?;
+        server.ip(&["-6", "addr", "add", &format!("{TARGET_V6}/128"), "dev", "lo", "nodad"])?;
+        server.ip(&["route", "add", "default", "via", "10.10.9.1"])?;
+        server.ip(&["-6", "route", "add", "default", "via", "2001:db8:9::1"])?;
+        self.router.ip(&["addr", "add", "10.10.9.1/24", "dev", "r-srv"])?;
+        self.router.ip(&["-6", "addr", "add", "2001:db8:9::1/64", "dev", "r-srv", "nodad"])?;
+        if config.targets_routed {
+            self.router.ip(&["route", "add", &format!("{TARGET_V4}/32"), "via", &GATEWAY_V4.to_string()])?;
+            self.router.ip(&["-6", "route", "add", &format!("{TARGET_V6}/128"), "via", &GATEWAY_V6.to_string()])?;
+        }
+        Ok(())
+    }
+
+    fn make_router(&self) -> anyhow::Result<()> {
+        self.router.sysctl("net/ipv4/ip_forward", "1")?;
+        self.router.sysctl("net/ipv6/conf/all/forwarding", "1")?;
+        // An access network drops packets with another link's source address.
+        for side in ["r-wifi", "r-lte", "r-srv"] {
+            self.router.sysctl(&format!("net/ipv4/conf/{side}/rp_filter"), "1")?;
+        }
+        Ok(())
+    }
+
+    /// The host with two links.
+    pub fn client(&self) -> &Netns {
+        &self.client
+    }
+
+    /// The network between.
+    pub fn router(&self) -> &Netns {
+        &self.router
+    }
+
+    /// The host with the gateway and the targets.
+    pub fn server(&self) -> &Netns {
+        &self.server
+    }
+
+    /// The gateway's address of the family that is asked for.
+    pub const fn gateway(v6: bool) -> IpAddr {
+        if v6 { IpAddr::V6(GATEWAY_V6) } else { IpAddr::V4(GATEWAY_V4) }
+    }
+
+    /// The targets' address of the family that is asked for.
+    pub const fn target(v6: bool) -> IpAddr {
+        if v6 { IpAddr::V6(TARGET_V6) } else { IpAddr::V4(TARGET_V4) }
+    }
+
+    /// Cuts a link by setting it down; returns when the kernel was told.
+    pub fn cut(&self, link: LinkName) -> anyhow::Result<Instant> {
+        self.client
+            .run(move || {
+                let at = Instant::now();
+                flags::set_up(link.name(), false).map(|()| at)
+            })
+            .with_context(|| format!("{} cannot be cut", link.name()))
+    }
+
+    /// Sets a link up again and gives it the addresses and routes that the kernel dropped.
+    pub fn restore(&self, link: LinkName) -> anyhow::Result<()> {
+        self.client
+            .run(move || flags::set_up(link.name(), true))
+            .with_context(|| format!("{} cannot be restored", link.name()))?;
+        let deadline = Instant::now() + SETTLE;
+        // Right after the link is up an IPv6 route may still be refused.
+        loop {
+            match self.configure(link) {
+                Ok(()) => return Ok(()),
+                Err(error) if Instant::now() > deadline => return Err(error),
+                Err(_) => std::thread::sleep(Duration::from_millis(5)),
+            }
+        }
+    }
+
+    /// Takes the carrier away: the router's end goes down.
+    pub fn carrier_down(&self, link: LinkName) -> anyhow::Result<Instant> {
+        self.router
+            .run(move || {
+                let at = Instant::now();
+                flags::set_up(link.router_side(), false).map(|()| at)
+            })
+            .with_context(|| format!("{} cannot be set down", link.router_side()))
+    }
+
+    /// Gives the carrier back.
+    pub fn carrier_up(&self, link: LinkName) -> anyhow::Result<()> {
+        self.router
+            .run(move || flags::set_up(link.router_side(), true))
+            .with_context(|| format!("{} cannot be set up", link.router_side()))?;
+        let v6 = format!("2001:db8:{}::1/64", link.number());
+        self.router.ip(&["-6", "addr", "replace", &v6, "dev", link.router_side(), "nodad"])?;
+        self.configure(link)
+    }
+
+    /// Drops what travels over a link in `direction`, without a word to anybody.
+    pub fn blackhole(&self, link: LinkName, direction: Direction) -> anyhow::Result<()> {
+        self.unblackhole(link)?;
+        let side = link.router_side();
+        let table = format!("hole_{}", link.name());
+        let mut rules = format!("table inet {table} {{ chain forward {{ type filter hook forward priority 0; policy accept;\n");
+        if direction != Direction::Down {
+            rules.push_str(&format!("iifname \"{side}\" drop\n"));
+        }
+        if direction != Direction::Up {
+            rules.push_str(&format!("oifname \"{side}\" drop\n"));
+        }
+        rules.push_str("} }\n");
+        self.router.exec("nft", &[&rules]).map(|_| ())
+    }
+
+    /// Ends [`Self::blackhole`].
+    pub fn unblackhole(&self, link: LinkName) -> anyhow::Result<()> {
+        let table = format!("table inet hole_{} {{}} ; delete table inet hole_{}", link.name(), link.name());
+        self.router.exec("nft", &[&table]).map(|_| ())
+    }
+
+    /// Limits a link to `mbit` Mbit/s each way; `None` takes the limit away.
+    pub fn rate(&self, link: LinkName, mbit: Option<u32>) -> anyhow::Result<()> {
+        for (netns, device) in [(&self.client, link.name()), (&self.router, link.router_side())] {
+            match mbit {
+                Some(mbit) => {
+                    let rate = format!("{mbit}mbit");
+                    let args = ["qdisc", "replace", "dev", device, "root", "tbf", "rate", &rate, "burst", "64kb", "latency", "50ms"];
+                    netns.exec("tc", &args)?;
+                }
+                // Fails if there is no limit, which is what is wanted.
+                None => drop(netns.exec("tc", &["qdisc", "del", "dev", device, "root"])),
+            }
+        }
+        Ok(())
+    }
+}

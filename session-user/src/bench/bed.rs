@@ -32,11 +32,6 @@ impl Running {
             Some(status) => bail!("the {} has ended: {status}", self.name),
         }
     }
-
-    /// Its process.
-    pub fn pid(&self) -> u32 {
-        self.child.id()
-    }
 }
 
 impl Drop for Running {

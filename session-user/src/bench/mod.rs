@@ -1,15 +1,44 @@
-//! `holdfast bench`.
+//! `holdfast bench`: measures handovers, in a lab of its own or against the running agent.
 
 pub mod app;
-pub mod pattern;
+mod bed;
+mod handover;
+mod live;
+mod pattern;
+mod programs;
+mod report;
+mod stats;
 
+use std::path::Path;
 use std::process::ExitCode;
 
 /// What can be measured.
 #[derive(Debug, clap::Subcommand)]
-pub enum Bench {}
+pub enum Bench {
+    /// Cut the link under a running application, again and again, and measure its stalls.
+    Handover(handover::HandoverArgs),
+    /// The application's server.
+    #[command(hide = true)]
+    AppServer(programs::ServerArgs),
+    /// The application's client.
+    #[command(hide = true)]
+    AppClient(programs::ClientArgs),
+}
 
 /// Measures.
-pub fn run(bench: Bench) -> anyhow::Result<ExitCode> {
-    match bench {}
+pub fn run(bench: &Bench, control: &Path) -> anyhow::Result<ExitCode> {
+    match bench {
+        Bench::Handover(args) => handover::run(args, control),
+        Bench::AppServer(args) => programs::server(args),
+        Bench::AppClient(args) => programs::client(args),
+    }
+}
+
+/// A folder for this measurement, removed with it. HOLDFAST_BENCH_KEEP keeps it, to look at the
+/// agents' logs.
+fn scratch() -> anyhow::Result<tempfile::TempDir> {
+    let mut builder = tempfile::Builder::new();
+    builder.prefix("holdfast-bench-");
+    builder.disable_cleanup(std::env::var_os("HOLDFAST_BENCH_KEEP").is_some());
+    Ok(builder.tempdir()?)
 }

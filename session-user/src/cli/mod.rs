@@ -123,7 +123,7 @@ fn execute(cli: Cli) -> Result<ExitCode, Failure> {
         Command::Pki(command) => local::pki(command),
         Command::Config(command) => local::config(command),
         Command::Doctor { config, shown } => doctor::doctor(&config, control, shown.json),
-        Command::Bench(bench) => Ok(crate::bench::run(bench)?),
+        Command::Bench(bench) => Ok(crate::bench::run(&bench, control)?),
     }
 }
 

@@ -203,8 +203,9 @@ fn send(socket: &mut TcpStream, pace: Pace, stop: &AtomicBool) -> io::Result<u64
     while !stop.load(Ordering::Acquire) {
         match pace {
             Pace::Bulk => {
-                socket.write_all(pattern.at(sent, 64 * 1024))?;
-                sent += 64 * 1024;
+                let chunk = pattern.at(sent, 64 * 1024);
+                socket.write_all(chunk)?;
+                sent += chunk.len() as u64;
             }
             Pace::PerMillisecond(bytes) => {
                 let due = (now_ns() - start) / 1_000_000 + 1;

@@ -329,8 +329,10 @@ impl OpenKeys {
         {
             self.generation = next.generation;
         }
+        let behind = self.live.split_off(at + 1);
         let fresh = steps.into_iter().map(|step| LiveEpoch { step, end: None });
-        self.live.splice(at + 1..at + 1, fresh);
+        self.live.extend(fresh);
+        self.live.extend(behind);
     }
 
     /// The key of space U on `transport` in `epoch`, while that epoch is alive.

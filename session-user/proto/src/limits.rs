@@ -18,6 +18,10 @@ pub const TAG_BYTES: usize = 16;
 /// length field has 24 bits; 256 KiB leaves room for larger records than the 64 KiB sent today.
 pub const RECORD_PAYLOAD_BYTES_MAX: usize = 256 * 1024;
 
+/// Smallest `max_record` that a peer may announce, in bytes: a full STREAM frame (22 bytes in front
+/// of its data) and the tag, with some room. Senders need not look at the peer's value.
+pub const RECORD_PAYLOAD_BYTES_MIN: usize = STREAM_DATA_BYTES_MAX + 64;
+
 /// Most application bytes put into one record. 64 KiB is where the cost per byte stops falling.
 pub const STREAM_DATA_BYTES_MAX: usize = 64 * 1024;
 
@@ -46,6 +50,9 @@ pub const RECORD_WINDOW: u64 = 1 << 16;
 /// Part of the peer's record window that application data never uses, so that MAX_*, RESET,
 /// REKEY and CLOSE can always be sealed.
 pub const RECORD_WINDOW_RESERVE: u64 = 1 << 12;
+
+/// Smallest `record_window` that a peer may announce: as much for data as for the reserve.
+pub const RECORD_WINDOW_MIN: u64 = 2 * RECORD_WINDOW_RESERVE;
 
 /// Part of the retained-bytes budget kept for the same frames, in bytes.
 pub const RETAIN_RESERVE_BYTES: usize = 256 * 1024;

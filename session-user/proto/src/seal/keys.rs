@@ -90,10 +90,22 @@ fn expand<const N: usize>(prk: &Prk, label: &str, context: &[u8]) -> [u8; N] {
 }
 
 /// An AEAD key with its IV; the nonce is the IV xor the record's number (RFC 8446 section 5.3).
-#[derive(Debug)]
 pub struct RecordKey {
     key: LessSafeKey,
     iv: [u8; NONCE_LEN],
+}
+
+impl std::fmt::Debug for RecordKey {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("RecordKey(..)")
+    }
+}
+
+impl Drop for RecordKey {
+    fn drop(&mut self) {
+        // ring keeps its key schedule to itself and does not wipe it: docs/security.md says so.
+        self.iv.zeroize();
+    }
 }
 
 impl RecordKey {

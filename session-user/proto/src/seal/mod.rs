@@ -7,7 +7,7 @@ mod keys;
 mod schedule;
 
 pub use keys::{Aead, RecordKey, Secret};
-pub use schedule::{Direction, Epoch, OpenKeys, SealKeys, SessionSecret};
+pub use schedule::{Direction, Epoch, OpenKeys, SealKeys, SessionNames, SessionSecret};
 
 /// Why a record could not be sealed or opened.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]

@@ -43,8 +43,8 @@ impl Epoch {
     }
 }
 
-/// What a full handshake leaves behind: the secret of generation 0 and what hangs on it for the
-/// whole life of the session.
+/// What a full handshake leaves behind. It lives only until a session has taken its keys and names
+/// from it: whoever holds it can derive every key of generation 0.
 #[derive(Clone, Debug)]
 pub struct SessionSecret {
     aead: Aead,
@@ -60,9 +60,50 @@ impl SessionSecret {
         }
     }
 
+    /// The names that the session has for its whole life.
+    pub fn names(&self) -> SessionNames {
+        SessionNames {
+            id: self.root.expand("session id", &[]),
+            resume: self.root.derive("resume", &[]),
+        }
+    }
+
+    /// Keys to seal with in `direction`.
+    pub fn seal_keys(&self, direction: Direction) -> SealKeys {
+        let begun = Begun::new(0, self.aead, &self.root, direction);
+        SealKeys {
+            direction,
+            current: begun.first_step(),
+            generation: begun.generation,
+        }
+    }
+
+    /// Keys to open with in `direction`.
+    pub fn open_keys(&self, direction: Direction) -> OpenKeys {
+        let begun = Begun::new(0, self.aead, &self.root, direction);
+        OpenKeys {
+            direction,
+            live: vec![LiveEpoch {
+                step: begun.first_step(),
+                end: None,
+            }],
+            generation: begun.generation,
+            next: None,
+        }
+    }
+}
+
+/// The session's names: one for people, and one for each resume. No key can be derived from them.
+#[derive(Clone, Debug)]
+pub struct SessionNames {
+    id: [u8; 16],
+    resume: Secret,
+}
+
+impl SessionNames {
     /// The session's name: on the wire only inside records, in logs and commands for people.
     pub fn session_id(&self) -> [u8; 16] {
-        self.root.expand("session id", &[])
+        self.id
     }
 
     /// The single-use name of the session in the preamble of the dialler's transport `counter`.
@@ -70,64 +111,47 @@ impl SessionSecret {
         let mut context = [0; 9];
         context[0] = dialler.code();
         context[1..].copy_from_slice(&counter.to_be_bytes());
-        self.root.derive("resume", &[]).expand("token", &context)
-    }
-
-    /// Keys to seal with in `direction`.
-    pub fn seal_keys(&self, direction: Direction) -> SealKeys {
-        let generation = Generation {
-            number: 0,
-            aead: self.aead,
-            root: self.root.clone(),
-        };
-        let current = generation.first_step(direction);
-        SealKeys {
-            direction,
-            generation,
-            current,
-        }
-    }
-
-    /// Keys to open with in `direction`.
-    pub fn open_keys(&self, direction: Direction) -> OpenKeys {
-        let generation = Generation {
-            number: 0,
-            aead: self.aead,
-            root: self.root.clone(),
-        };
-        let first = generation.first_step(direction);
-        OpenKeys {
-            direction,
-            generation,
-            next: None,
-            live: vec![LiveEpoch {
-                step: first,
-                end: None,
-            }],
-        }
+        self.resume.expand("token", &context)
     }
 }
 
-#[derive(Clone, Debug)]
+/// What is kept of a generation: enough for the one after it, nothing to derive its own keys from.
+#[derive(Debug)]
 struct Generation {
     number: u16,
     aead: Aead,
-    root: Secret,
+    chain: Secret,
 }
 
 impl Generation {
-    fn first_step(&self, direction: Direction) -> Step {
-        let secret = self.root.derive("direction", &[direction.code()]);
-        Step::new(self.aead, Epoch::new(self.number, 0), secret)
+    fn following(&self, aead: Aead, exporter: &Secret, direction: Direction) -> Begun {
+        let root = exporter.extract(self.chain.expose());
+        Begun::new(self.number.wrapping_add(1), aead, &root, direction)
+    }
+}
+
+/// A generation of which no record has been sealed or opened yet.
+#[derive(Debug)]
+struct Begun {
+    generation: Generation,
+    first: Secret,
+}
+
+impl Begun {
+    fn new(number: u16, aead: Aead, root: &Secret, direction: Direction) -> Self {
+        Self {
+            generation: Generation {
+                number,
+                aead,
+                chain: root.derive("chain", &[]),
+            },
+            first: root.derive("direction", &[direction.code()]),
+        }
     }
 
-    fn following(&self, aead: Aead, exporter: &Secret) -> Self {
-        let chain: [u8; 32] = self.root.expand("chain", &[]);
-        Self {
-            number: self.number.wrapping_add(1),
-            aead,
-            root: exporter.extract(&chain),
-        }
+    fn first_step(&self) -> Step {
+        let epoch = Epoch::new(self.generation.number, 0);
+        Step::new(self.generation.aead, epoch, self.first.clone())
     }
 }
 
@@ -196,15 +220,16 @@ impl SealKeys {
         self.current.transport_key(transport)
     }
 
-    /// Goes to the next step; the old key is wiped.
+    /// Goes to the next step; the old key is dropped, its secret wiped.
     pub fn ratchet(&mut self) {
         self.current = self.current.following();
     }
 
-    /// Goes to the next generation with the exporter of an in-band handshake; old keys are wiped.
+    /// Goes to the next generation with the exporter of an in-band handshake; old keys are dropped.
     pub fn advance_generation(&mut self, aead: Aead, exporter: &Secret) {
-        self.generation = self.generation.following(aead, exporter);
-        self.current = self.generation.first_step(self.direction);
+        let begun = self.generation.following(aead, exporter, self.direction);
+        self.current = begun.first_step();
+        self.generation = begun.generation;
     }
 }
 
@@ -221,7 +246,7 @@ pub struct OpenKeys {
     direction: Direction,
     generation: Generation,
     /// The generation agreed in band that the sender has not begun to use.
-    next: Option<Generation>,
+    next: Option<Begun>,
     /// Ascending, never empty, at most [`EPOCHS_LIVE_MAX`].
     live: Vec<LiveEpoch>,
 }
@@ -239,7 +264,7 @@ impl OpenKeys {
 
     /// Agrees the next generation; its keys are used from its first authentic record on.
     pub fn install_generation(&mut self, aead: Aead, exporter: &Secret) {
-        self.next = Some(self.generation.following(aead, exporter));
+        self.next = Some(self.generation.following(aead, exporter, self.direction));
     }
 
     /// Opens a record of space R, or of space U on `transport`, in place; returns the length of
@@ -252,54 +277,62 @@ impl OpenKeys {
         number: u64,
         sealed: &mut [u8],
     ) -> Result<usize, SealError> {
-        if let Some(live) = self.live.iter().find(|l| l.step.epoch == epoch) {
-            return open_with(&live.step, transport, header, number, sealed);
+        let at = (self.live.iter())
+            .rposition(|l| l.step.epoch <= epoch)
+            .ok_or(SealError::Retired(epoch))?;
+        if self.live[at].step.epoch == epoch {
+            return open_with(&self.live[at].step, transport, header, number, sealed);
         }
-        let newest = self.newest();
-        if epoch < newest {
-            return Err(SealError::Retired(epoch));
-        }
-        let steps = self.steps_to(epoch)?;
+        let steps = self.steps_behind(at, epoch)?;
         let reached = steps.last().ok_or(SealError::Unexpected(epoch))?;
         let len = open_with(reached, transport, header, number, sealed)?;
-        if epoch.generation() != newest.generation() {
-            if let Some(next) = self.next.take() {
-                self.generation = next;
-            }
-        }
-        self.live
-            .extend(steps.into_iter().map(|step| LiveEpoch { step, end: None }));
+        self.adopt(at, steps);
         Ok(len)
     }
 
-    /// The epochs between the newest and `epoch`, which must be close ahead.
-    fn steps_to(&self, epoch: Epoch) -> Result<Vec<Step>, SealError> {
-        let newest = self.live.last().ok_or(SealError::Unexpected(epoch))?;
-        let mut steps = Vec::new();
-        if epoch.generation() != newest.step.epoch.generation() {
+    /// The epochs that follow the live one at `at`, up to `epoch`, which must be close. Another
+    /// live one may follow already: records of the next generation can overtake the last steps of
+    /// this one when they travel on two transports.
+    fn steps_behind(&self, at: usize, epoch: Epoch) -> Result<Vec<Step>, SealError> {
+        let base = &self.live[at].step;
+        let room = EPOCHS_LIVE_MAX.saturating_sub(self.live.len());
+        let first = if epoch.generation() == base.epoch.generation() {
+            base.following()
+        } else {
             let next = self
                 .next
                 .as_ref()
-                .filter(|n| n.number == epoch.generation());
-            steps.push(
-                next.ok_or(SealError::Unexpected(epoch))?
-                    .first_step(self.direction),
-            );
-        } else {
-            steps.push(newest.step.following());
-        }
-        while let Some(last) = steps.last().filter(|s| s.epoch < epoch) {
-            if self.live.len() + steps.len() >= EPOCHS_LIVE_MAX {
+                .filter(|n| at + 1 == self.live.len() && n.generation.number == epoch.generation());
+            next.ok_or(SealError::Unexpected(epoch))?.first_step()
+        };
+        let mut steps = vec![first];
+        while steps.len() < room {
+            let Some(last) = steps.last().filter(|s| s.epoch < epoch) else {
                 break;
-            }
+            };
             steps.push(last.following());
         }
         let reached = steps.last().is_some_and(|s| s.epoch == epoch);
-        if reached && self.live.len() + steps.len() <= EPOCHS_LIVE_MAX {
+        if reached && steps.len() <= room {
             Ok(steps)
         } else {
             Err(SealError::Unexpected(epoch))
         }
+    }
+
+    /// Takes `steps` over behind the live epoch at `at`.
+    fn adopt(&mut self, at: usize, steps: Vec<Step>) {
+        let begins = |s: &Step| s.epoch.generation() != self.generation.number;
+        if at + 1 == self.live.len()
+            && steps.first().is_some_and(begins)
+            && let Some(next) = self.next.take()
+        {
+            self.generation = next.generation;
+        }
+        let behind = self.live.split_off(at + 1);
+        let fresh = steps.into_iter().map(|step| LiveEpoch { step, end: None });
+        self.live.extend(fresh);
+        self.live.extend(behind);
     }
 
     /// The key of space U on `transport` in `epoch`, while that epoch is alive.
@@ -313,14 +346,22 @@ impl OpenKeys {
         self.live.iter().any(|l| l.step.epoch == epoch)
     }
 
-    /// The sender said that numbers from `first` on are of `next` or later, in a record of the epoch before.
+    /// The sender said, in a record of the epoch before, that numbers from `first` on are of
+    /// `next` or later. The step is taken at once: when the last old record has arrived, the old
+    /// key must not be needed to derive the new one.
     pub fn announce(&mut self, next: Epoch, first: u64) {
-        if let Some(before) = self.live.iter_mut().rev().find(|l| l.step.epoch < next) {
-            before.end = Some(first);
+        let Some(at) = self.live.iter().rposition(|l| l.step.epoch < next) else {
+            return;
+        };
+        self.live[at].end = Some(first);
+        if !self.is_live(next)
+            && let Ok(steps) = self.steps_behind(at, next)
+        {
+            self.adopt(at, steps);
         }
     }
 
-    /// Wipes the keys of epochs of which every number below `cumulative` has arrived.
+    /// Drops the keys of epochs whose last number is below `cumulative`, so that all have arrived.
     /// True if any were wiped.
     pub fn retire(&mut self, cumulative: u64) -> bool {
         let before = self.live.len();

@@ -32,7 +32,7 @@ pub use event::{Event, Handle, StreamError, StreamId, TransportFault};
 use crate::Time;
 use crate::limits::CLOSE_LINGER;
 use crate::ranges::RangeSet;
-use crate::seal::{OpenKeys, SealKeys, SessionSecret};
+use crate::seal::{OpenKeys, SealKeys, SessionNames, SessionSecret};
 use crate::wire::{Frame, Params};
 use event::Violation;
 use flow::Flow;
@@ -65,7 +65,7 @@ enum State {
 pub struct Session {
     role: Role,
     config: Config,
-    secret: SessionSecret,
+    names: SessionNames,
     seal: SealKeys,
     open: OpenKeys,
     epochs: Epochs,
@@ -106,7 +106,7 @@ impl Session {
         secret: SessionSecret,
         continues: Option<([u8; 16], u64)>,
     ) -> (Self, Handle) {
-        let mut session = Self::new(now, Role::Initiator, config, secret);
+        let mut session = Self::new(now, Role::Initiator, config, &secret);
         let handle = session.first_transport();
         let params = Params {
             continues,
@@ -120,12 +120,12 @@ impl Session {
 
     /// The responder's end; [`Event::Hello`] follows when the initiator's first record arrives.
     pub fn respond(now: Time, config: Config, secret: SessionSecret) -> (Self, Handle) {
-        let mut session = Self::new(now, Role::Responder, config, secret);
+        let mut session = Self::new(now, Role::Responder, config, &secret);
         let handle = session.first_transport();
         (session, handle)
     }
 
-    fn new(now: Time, role: Role, config: Config, secret: SessionSecret) -> Self {
+    fn new(now: Time, role: Role, config: Config, secret: &SessionSecret) -> Self {
         let seal = secret.seal_keys(role.sends());
         let open = secret.open_keys(role.receives());
         let state = match role {
@@ -137,7 +137,7 @@ impl Session {
         Self {
             role,
             config,
-            secret,
+            names: secret.names(),
             seal,
             open,
             epochs,
@@ -292,7 +292,7 @@ impl Session {
 
     /// The session's name for people; the same at both ends.
     pub fn id(&self) -> [u8; 16] {
-        self.secret.session_id()
+        self.names.session_id()
     }
 
     /// What the peer said of itself; all zero before HELLO or ACCEPT.

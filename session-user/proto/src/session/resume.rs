@@ -26,7 +26,7 @@ impl Session {
         self.dial_next += 1;
         let hard = !self.transports.values().any(|t| t.dialled && t.can_carry());
         let mut transport = Transport::new(Phase::AwaitReply, wire_id(counter, self.role), true);
-        let token = self.secret.resume_token(self.role.sends(), counter);
+        let token = self.names.resume_token(self.role.sends(), counter);
         let mut preamble = Vec::with_capacity(64);
         Preamble::new(Kind::Resume(token)).encode(&mut preamble);
         transport.push_clear(Bytes::from(preamble));
@@ -51,7 +51,7 @@ impl Session {
     pub fn expected_tokens(&self) -> Vec<(ResumeToken, u64)> {
         let next = self.accepted_highest + 1;
         (next..next + RESUME_TOKENS_AHEAD)
-            .map(|c| (self.secret.resume_token(self.role.receives(), c), c))
+            .map(|c| (self.names.resume_token(self.role.receives(), c), c))
             .collect()
     }
 

@@ -42,6 +42,10 @@ impl Ack {
         const WHAT: &str = "an acknowledgement";
         let cumulative = reader.varint(WHAT)?;
         let count = reader.length(ACK_RANGES_MAX, "the ranges of an acknowledgement")?;
+        // Each takes two bytes at least: nothing is allocated for ranges that cannot be there.
+        if reader.rest().len() < 2 * count {
+            return Err(WireError::Truncated(WHAT));
+        }
         let mut ranges = Vec::with_capacity(count);
         let mut last = cumulative;
         for _ in 0..count {

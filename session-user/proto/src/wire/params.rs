@@ -2,7 +2,7 @@
 
 use super::WireError;
 use super::varint::{Reader, put_varint};
-use crate::limits::PARAMS_BYTES_MAX;
+use crate::limits::{PARAMS_BYTES_MAX, RECORD_PAYLOAD_BYTES_MIN, RECORD_WINDOW_MIN};
 
 const INSTANCE: u64 = 0x01;
 const INITIAL_MAX_DATA: u64 = 0x02;
@@ -116,7 +116,18 @@ impl Params {
         if required.iter().any(|id| seen & (1 << id) == 0) {
             return Err(WireError::Invalid("the parameters (one is missing)"));
         }
+        if continues.is_some() != counter.is_some() {
+            return Err(WireError::Invalid("the session to continue"));
+        }
         out.continues = continues.zip(counter);
+        // Below these, one full record or the control frames' reserve would not fit, and a
+        // session would stall without a word.
+        if out.max_record < RECORD_PAYLOAD_BYTES_MIN as u64 {
+            return Err(WireError::Invalid("the largest record"));
+        }
+        if out.record_window < RECORD_WINDOW_MIN {
+            return Err(WireError::Invalid("the record window"));
+        }
         Ok(out)
     }
 }

@@ -2,6 +2,7 @@
 
 use super::WireError;
 use super::frame::Space;
+use super::varint::VARINT_MAX;
 use crate::limits::{RECORD_HEADER_BYTES, RECORD_PAYLOAD_BYTES_MAX, TAG_BYTES};
 
 /// First byte of a record in space R. TLS records begin with 20 to 24, so the two never mix up.
@@ -18,14 +19,14 @@ pub struct RecordHeader {
     pub payload_bytes: usize,
     /// The key epoch ([`crate::seal::Epoch`] as a number).
     pub epoch: u32,
-    /// The record's number in its space.
+    /// The record's number in its space, at most [`VARINT_MAX`]: acknowledgements carry varints.
     pub number: u64,
 }
 
 impl RecordHeader {
     /// The bytes, which are also the AEAD's associated data.
     pub fn encode(&self) -> [u8; RECORD_HEADER_BYTES] {
-        debug_assert!(self.payload_bytes < 1 << 24);
+        debug_assert!(self.payload_bytes < 1 << 24 && self.number <= VARINT_MAX);
         let mut out = [0; RECORD_HEADER_BYTES];
         out[..4].copy_from_slice(&(self.payload_bytes as u32).to_be_bytes());
         out[0] = match self.space {
@@ -59,11 +60,15 @@ impl RecordHeader {
         epoch.copy_from_slice(&raw[4..8]);
         let mut number = [0; 8];
         number.copy_from_slice(&raw[8..]);
+        let number = u64::from_be_bytes(number);
+        if number > VARINT_MAX {
+            return Err(WireError::Invalid("the record number"));
+        }
         Ok(Self {
             space,
             payload_bytes,
             epoch: u32::from_be_bytes(epoch),
-            number: u64::from_be_bytes(number),
+            number,
         })
     }
 }

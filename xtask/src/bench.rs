@@ -1,0 +1,39 @@
+//! `bench`: builds, then runs the binary's own measurement.
+
+use std::path::Path;
+
+use crate::{build, setup, sh};
+
+/// Arguments of `bench`.
+#[derive(clap::Args)]
+pub struct BenchArgs {
+    /// What is measured.
+    #[arg(value_enum)]
+    what: What,
+    /// As JSON.
+    #[arg(long)]
+    json: bool,
+    /// Answer yes to every question.
+    #[arg(long)]
+    yes: bool,
+}
+
+#[derive(Clone, Copy, clap::ValueEnum)]
+enum What {
+    /// Direct, a plain two-hop proxy, and Holdfast, in one run.
+    Throughput,
+}
+
+/// Sets up, builds, measures.
+pub fn run(root: &Path, args: &BenchArgs) -> anyhow::Result<()> {
+    setup::run(args.yes)?;
+    let binary = build::run(root)?;
+    let binary = binary.display().to_string();
+    let What::Throughput = args.what;
+    let mut command = if sh::is_root() { sh::command(root, &binary, &[]) } else { sh::command(root, "sudo", &[&binary]) };
+    command.args(["bench", "throughput"]);
+    if args.json {
+        command.arg("--json");
+    }
+    sh::run(&mut command)
+}

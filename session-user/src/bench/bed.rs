@@ -25,6 +25,16 @@ pub struct Running {
 }
 
 impl Running {
+    /// Takes a program over.
+    pub fn new(child: Child, name: &'static str) -> Self {
+        Self { child, name }
+    }
+
+    /// Its process.
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
     /// Whether it still runs; its last words are in its log.
     pub fn check(&mut self) -> anyhow::Result<()> {
         match self.child.try_wait()? {

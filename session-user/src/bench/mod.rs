@@ -5,9 +5,12 @@ mod bed;
 mod handover;
 mod live;
 mod pattern;
+mod ping;
 mod programs;
+mod proxy;
 mod report;
 mod stats;
+mod throughput;
 
 use std::path::Path;
 use std::process::ExitCode;
@@ -17,12 +20,20 @@ use std::process::ExitCode;
 pub enum Bench {
     /// Cut the link under a running application, again and again, and measure its stalls.
     Handover(handover::HandoverArgs),
+    /// Bulk throughput, CPU and latency, next to a direct connection and a plain proxy. Needs root.
+    Throughput(throughput::ThroughputArgs),
     /// The application's server.
     #[command(hide = true)]
     AppServer(programs::ServerArgs),
     /// The application's client.
     #[command(hide = true)]
     AppClient(programs::ClientArgs),
+    /// The application's ping-pong.
+    #[command(hide = true)]
+    AppPing(ping::PingArgs),
+    /// The plain proxy.
+    #[command(hide = true)]
+    AppProxy(proxy::ProxyArgs),
 }
 
 /// Measures.
@@ -31,6 +42,9 @@ pub fn run(bench: &Bench, control: &Path) -> anyhow::Result<ExitCode> {
         Bench::Handover(args) => handover::run(args, control),
         Bench::AppServer(args) => programs::server(args),
         Bench::AppClient(args) => programs::client(args),
+        Bench::AppPing(args) => ping::run(args),
+        Bench::AppProxy(args) => proxy::run(args),
+        Bench::Throughput(args) => throughput::run(args),
     }
 }
 

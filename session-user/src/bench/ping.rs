@@ -1,0 +1,59 @@
+//! A 64-byte question and its answer, again and again: the latency that a stream adds.
+
+use std::io::{Read, Write};
+use std::net::{SocketAddr, TcpStream};
+use std::process::ExitCode;
+use std::time::{Duration, Instant};
+
+use serde::{Deserialize, Serialize};
+
+use super::app::Direction;
+
+/// Bytes of a question.
+const BYTES: usize = 64;
+/// Rounds before the first that counts.
+const WARM_UP: usize = 500;
+
+/// Arguments of the hidden `bench app-ping`.
+#[derive(Debug, clap::Args)]
+pub struct PingArgs {
+    /// The application's server.
+    #[arg(long)]
+    server: SocketAddr,
+    /// For how long, in milliseconds.
+    #[arg(long)]
+    millis: u64,
+}
+
+/// What was measured.
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
+pub struct Pinged {
+    /// Rounds.
+    pub rounds: usize,
+    /// Median, in microseconds.
+    pub p50_us: f64,
+    /// 99th percentile, in microseconds.
+    pub p99_us: f64,
+}
+
+/// Asks until the time is over, and prints what was measured.
+pub fn run(args: &PingArgs) -> anyhow::Result<ExitCode> {
+    let mut socket = TcpStream::connect(args.server)?;
+    socket.set_nodelay(true)?;
+    socket.write_all(&[Direction::Echo as u8, 0, 0, 0, 0])?;
+    let mut buf = [7; BYTES];
+    let mut times = Vec::with_capacity(1 << 16);
+    let end = Instant::now() + Duration::from_millis(args.millis);
+    while Instant::now() < end {
+        let asked = Instant::now();
+        socket.write_all(&buf)?;
+        socket.read_exact(&mut buf)?;
+        times.push(asked.elapsed().as_secs_f64() * 1e6);
+    }
+    let mut counted = times.split_off(WARM_UP.min(times.len() / 2));
+    counted.sort_by(f64::total_cmp);
+    let rank = |p: f64| counted.get((p * counted.len() as f64) as usize).copied().unwrap_or(0.0);
+    let pinged = Pinged { rounds: counted.len(), p50_us: rank(0.5), p99_us: rank(0.99) };
+    println!("{}", serde_json::to_string(&pinged)?);
+    Ok(ExitCode::SUCCESS)
+}

@@ -1,0 +1,8 @@
+//! The body of HELLO and ACCEPT.
+#![no_main]
+
+#[path = "../../session-user/proto/tests/harness/mod.rs"]
+#[allow(dead_code)]
+mod harness;
+
+libfuzzer_sys::fuzz_target!(|input: &[u8]| harness::params(input));

@@ -52,9 +52,35 @@ impl Drop for Running {
     }
 }
 
+/// What the bed is made of.
+#[derive(Clone, Debug)]
+pub struct BedConfig {
+    /// The `holdfast` program.
+    pub program: PathBuf,
+    /// Whether the transports run over IPv6.
+    pub v6: bool,
+    /// Whether there are agents at all.
+    pub holdfast: bool,
+    /// What the client may reach; by default every port of the lab's targets.
+    pub allow: Vec<String>,
+    /// Further lines of the client's configuration.
+    pub client_extra: String,
+    /// Further lines of the gateway's configuration.
+    pub gateway_extra: String,
+}
+
+impl BedConfig {
+    /// The usual bed, with `program` as agent.
+    pub fn new(program: PathBuf) -> Self {
+        let allow = vec![format!("{}/32:*", Lab::target(false)), format!("[{}]/128:*", Lab::target(true))];
+        Self { program, v6: false, holdfast: true, allow, client_extra: String::new(), gateway_extra: String::new() }
+    }
+}
+
 /// Two agents in the lab, with a session between them.
 pub struct Bed {
     dir: PathBuf,
+    config: BedConfig,
     /// Programs in it are captured.
     pub cgroup: TestCgroup,
     /// The agent of the client.
@@ -71,18 +97,21 @@ pub fn own_program() -> anyhow::Result<PathBuf> {
 }
 
 impl Bed {
-    /// Makes lab, identities, agents and session; without `holdfast`, the lab alone.
-    pub fn new(dir: &Path, v6: bool, holdfast: bool) -> anyhow::Result<Self> {
+    /// Makes lab, identities, agents and session; without agents, the lab alone.
+    pub fn new(dir: &Path, config: BedConfig) -> anyhow::Result<Self> {
         let lab = Lab::new(&LabConfig::default())?;
         let cgroup = TestCgroup::new()?;
-        let mut bed = Self { dir: dir.to_owned(), cgroup, client_agent: None, gateway_agent: None, lab };
-        if holdfast {
-            bed.start_agents(v6)?;
+        let mut bed = Self { dir: dir.to_owned(), config, cgroup, client_agent: None, gateway_agent: None, lab };
+        if bed.config.holdfast {
+            bed.make_identities()?;
+            bed.start_gateway()?;
+            bed.start_client()?;
+            bed.await_session()?;
         }
         Ok(bed)
     }
 
-    fn start_agents(&mut self, v6: bool) -> anyhow::Result<()> {
+    fn make_identities(&self) -> anyhow::Result<()> {
         let now = SystemTime::now();
         let hour = Duration::from_secs(3600);
         let ca = self.dir.join("pki");
@@ -91,10 +120,36 @@ impl Bed {
             pki::issue(&ca, unit, hour, &ca, now, true)?;
         }
         fs::write(self.dir.join("gateway.toml"), self.gateway_config())?;
-        fs::write(self.dir.join("client.toml"), self.client_config(v6))?;
+        fs::write(self.dir.join("client.toml"), self.client_config())?;
+        Ok(())
+    }
+
+    /// Starts the gateway's agent (again).
+    pub fn start_gateway(&mut self) -> anyhow::Result<()> {
         self.gateway_agent = Some(self.agent(self.lab.server(), "gateway agent", "gateway.toml")?);
+        Ok(())
+    }
+
+    /// Starts the client's agent (again).
+    pub fn start_client(&mut self) -> anyhow::Result<()> {
         self.client_agent = Some(self.agent(self.lab.client(), "client agent", "client.toml")?);
-        self.await_session()
+        Ok(())
+    }
+
+    /// Starts a program in the client's namespace, captured.
+    pub fn spawn_captured(&self, mut command: Command) -> std::io::Result<Child> {
+        self.cgroup.enter(&mut command).map_err(std::io::Error::other)?;
+        self.lab.client().spawn(command)
+    }
+
+    /// The folder of identities, configurations and logs.
+    pub fn dir(&self) -> &Path {
+        &self.dir
+    }
+
+    /// What an agent has logged: `client` or `gateway`.
+    pub fn log(&self, unit: &str) -> String {
+        fs::read_to_string(self.dir.join(format!("{unit}.toml.log"))).unwrap_or_default()
     }
 
     fn identity(&self, unit: &str) -> String {
@@ -105,26 +160,30 @@ impl Bed {
 
     fn gateway_config(&self) -> String {
         let control = self.dir.join("gateway.sock");
-        let to = format!("[\"{}/32:*\", \"[{}]/128:*\"]", Lab::target(false), Lab::target(true));
+        let to: Vec<String> = self.config.allow.iter().map(|t| format!("\"{t}\"")).collect();
         format!(
-            "{}[agent]\ncontrol = \"{}\"\n[accept]\nlisten = [\"0.0.0.0:{PORT}\", \"[::]:{PORT}\"]\n[[accept.allow]]\npeer = \"client\"\nto = {to}\n",
+            "{}[agent]\ncontrol = \"{}\"\n[accept]\nlisten = [\"0.0.0.0:{PORT}\", \"[::]:{PORT}\"]\n\
+             [[accept.allow]]\npeer = \"client\"\nto = [{}]\n{}",
             self.identity("gateway"),
-            control.display()
+            control.display(),
+            to.join(", "),
+            self.config.gateway_extra
         )
     }
 
-    fn client_config(&self, v6: bool) -> String {
+    fn client_config(&self) -> String {
         let control = self.client_control();
-        let gateway = std::net::SocketAddr::new(Lab::gateway(v6), PORT);
+        let gateway = std::net::SocketAddr::new(Lab::gateway(self.config.v6), PORT);
         let [wifi, lte] = LinkName::ALL.map(LinkName::name);
         format!(
             "{}[agent]\ncontrol = \"{}\"\ncapture_cgroups = [\"{}\"]\n[[peer]]\nname = \"gateway\"\naddresses = [\"{gateway}\"]\n\
-             [[capture]]\npeer = \"gateway\"\nto = [\"{}\", \"{}\"]\n[links]\nprefer = [\"{wifi}\", \"{lte}\"]\n",
+             [[capture]]\npeer = \"gateway\"\nto = [\"{}\", \"{}\"]\n[links]\nprefer = [\"{wifi}\", \"{lte}\"]\n{}",
             self.identity("client"),
             control.display(),
             self.cgroup.path().display(),
             Lab::target(false),
             Lab::target(true),
+            self.config.client_extra
         )
     }
 
@@ -134,8 +193,8 @@ impl Bed {
     }
 
     fn agent(&self, netns: &Netns, name: &'static str, config: &str) -> anyhow::Result<Running> {
-        let log = fs::File::create(self.dir.join(format!("{config}.log")))?;
-        let mut command = Command::new(own_program()?);
+        let log = fs::OpenOptions::new().create(true).append(true).open(self.dir.join(format!("{config}.log")))?;
+        let mut command = Command::new(&self.config.program);
         command.arg("agent").arg("--config").arg(self.dir.join(config));
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(log);
         let child = netns.spawn(command).with_context(|| format!("the {name} cannot be started"))?;
@@ -154,7 +213,8 @@ impl Bed {
             .collect()
     }
 
-    fn await_session(&mut self) -> anyhow::Result<()> {
+    /// Waits until the session stands.
+    pub fn await_session(&mut self) -> anyhow::Result<()> {
         let up = self.wait(START_TIMEOUT, |s| s.transports.iter().any(|t| t.active && t.up));
         up.with_context(|| format!("no session stands\n{}", self.last_words()))
     }

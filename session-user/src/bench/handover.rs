@@ -11,7 +11,7 @@ use indicatif::{ProgressBar, ProgressStyle};
 use session_lab::{Lab, LinkName};
 
 use super::app::{Direction, Pace, Seen, Served, now_ns, read_arrivals};
-use super::bed::Bed;
+use super::bed::{Bed, BedConfig, own_program};
 use super::programs::{Client, Server, collect};
 use super::report::{Row, print_rows};
 use super::stats::{Summary, longest_gap_ms};
@@ -127,16 +127,13 @@ pub fn progress(label: &str, runs: usize) -> ProgressBar {
 
 fn measure(args: &HandoverArgs, directions: &[Direction], pace: Pace, runs: usize) -> anyhow::Result<Vec<Row>> {
     let dir = super::scratch()?;
-    let mut bed = Bed::new(dir.path(), args.v6, true)?;
+    let mut bed = Bed::new(dir.path(), BedConfig { v6: args.v6, ..BedConfig::new(own_program()?) })?;
     let listen = SocketAddr::new(Lab::target(args.v6), 0);
     let server = Server::start(listen, dir.path(), |c| bed.lab.server().spawn(c))?;
     let mut clients = Vec::new();
     for &direction in directions {
         let arrivals = dir.path().join(format!("client-{}", direction.name()));
-        let client = Client::start(server.addr, direction, pace, Duration::ZERO, arrivals, |mut command| {
-            bed.cgroup.enter(&mut command).map_err(std::io::Error::other)?;
-            bed.lab.client().spawn(command)
-        })?;
+        let client = Client::start(server.addr, direction, pace, Duration::ZERO, arrivals, |command| bed.spawn_captured(command))?;
         clients.push(client);
     }
     let label = match (pace, directions) {
@@ -245,7 +242,7 @@ fn balance(direction: Direction, seen: &Seen, served: Option<&Served>) -> (u64, 
 /// The same application and the same cuts over a plain connection.
 fn plain(args: &HandoverArgs, runs: usize, pace: Pace) -> anyhow::Result<Vec<Row>> {
     let dir = super::scratch()?;
-    let bed = Bed::new(dir.path(), args.v6, false)?;
+    let bed = Bed::new(dir.path(), BedConfig { v6: args.v6, holdfast: false, ..BedConfig::new(own_program()?) })?;
     let listen = SocketAddr::new(Lab::target(args.v6), 0);
     let server = Server::start(listen, dir.path(), |c| bed.lab.server().spawn(c))?;
     let bar = progress("plain TCP", runs);

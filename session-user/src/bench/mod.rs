@@ -1,7 +1,7 @@
 //! `holdfast bench`: measures handovers, in a lab of its own or against the running agent.
 
 pub mod app;
-mod bed;
+pub mod bed;
 mod handover;
 mod live;
 mod pattern;

@@ -13,7 +13,7 @@ use serde::Serialize;
 use session_lab::{Lab, Netns};
 
 use super::app::{Direction, Pace};
-use super::bed::{Bed, Running, own_program};
+use super::bed::{Bed, BedConfig, Running, own_program};
 use super::handover::progress;
 use super::ping::Pinged;
 use super::programs::{Client, Server};
@@ -96,7 +96,7 @@ impl Spread {
 pub fn run(args: &ThroughputArgs) -> anyhow::Result<ExitCode> {
     ensure!(nix::unistd::geteuid().is_root(), "it makes network namespaces: it needs root");
     let dir = super::scratch()?;
-    let bed = Bed::new(dir.path(), false, true)?;
+    let bed = Bed::new(dir.path(), BedConfig::new(own_program()?))?;
     let target = Server::start(SocketAddr::new(Lab::target(false), 0), dir.path(), |c| bed.lab.server().spawn(c))?;
     let far = proxy(bed.lab.server(), SocketAddr::new(Lab::gateway(false), FAR_PORT), target.addr)?;
     let near_at = SocketAddr::from((Ipv4Addr::LOCALHOST, NEAR_PORT));
@@ -141,11 +141,8 @@ fn proxy(netns: &Netns, listen: SocketAddr, to: SocketAddr) -> anyhow::Result<Ru
 }
 
 /// Starts a client's command in the client's namespace, in the captured cgroup if it must be.
-fn start(bed: &Bed, captured: bool, mut command: Command) -> std::io::Result<Child> {
-    if captured {
-        bed.cgroup.enter(&mut command).map_err(std::io::Error::other)?;
-    }
-    bed.lab.client().spawn(command)
+fn start(bed: &Bed, captured: bool, command: Command) -> std::io::Result<Child> {
+    if captured { bed.spawn_captured(command) } else { bed.lab.client().spawn(command) }
 }
 
 #[allow(clippy::too_many_arguments)] // Each is a different thing that a pass needs.

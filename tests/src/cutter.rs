@@ -18,13 +18,20 @@ pub struct Cutter {
 
 impl Default for Cutter {
     fn default() -> Self {
-        Self { cuts: 0, calm: Duration::from_millis(150) }
+        Self {
+            cuts: 0,
+            calm: Duration::from_millis(150),
+        }
     }
 }
 
 impl Cutter {
     /// Cuts until `done` says that the program has ended; returns how many cuts there were.
-    pub fn until(&mut self, bed: &mut Bed, mut done: impl FnMut() -> bool) -> anyhow::Result<usize> {
+    pub fn until(
+        &mut self,
+        bed: &mut Bed,
+        mut done: impl FnMut() -> bool,
+    ) -> anyhow::Result<usize> {
         while !done() {
             self.once(bed)?;
         }
@@ -37,7 +44,9 @@ impl Cutter {
         std::thread::sleep(self.calm);
         bed.lab.cut(LinkName::Wifi)?;
         let moved = bed.wait(MOVE_LIMIT, |s| {
-            s.transports.iter().any(|t| t.active && t.up && t.link == LinkName::Lte.name())
+            s.transports
+                .iter()
+                .any(|t| t.active && t.up && t.link == LinkName::Lte.name())
         });
         moved.with_context(|| format!("the session does not move\n{}", bed.last_words()))?;
         self.cuts += 1;

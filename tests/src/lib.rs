@@ -22,7 +22,11 @@ pub const CUTS: usize = 10;
 pub fn program() -> PathBuf {
     let target = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../target/release/holdfast");
     let program = std::env::var_os("HOLDFAST_BIN").map_or(target, PathBuf::from);
-    assert!(program.is_file(), "{} is missing: run `cargo xtask build`", program.display());
+    assert!(
+        program.is_file(),
+        "{} is missing: run `cargo xtask build`",
+        program.display()
+    );
     program
 }
 
@@ -42,10 +46,15 @@ impl TestBed {
     /// A bed with changes.
     pub fn with(change: impl FnOnce(&mut BedConfig)) -> anyhow::Result<Self> {
         ensure!(nix::unistd::geteuid().is_root(), "system tests need root");
-        let dir = tempfile::Builder::new().prefix("holdfast-test-").tempdir()?;
+        let dir = tempfile::Builder::new()
+            .prefix("holdfast-test-")
+            .tempdir()?;
         let mut config = BedConfig::new(program());
         change(&mut config);
-        Ok(Self { bed: Bed::new(dir.path(), config)?, dir })
+        Ok(Self {
+            bed: Bed::new(dir.path(), config)?,
+            dir,
+        })
     }
 
     /// The folder, for files of the test.
@@ -57,8 +66,14 @@ impl TestBed {
     pub fn start(&self, words: &[&str]) -> anyhow::Result<Child> {
         let (program, arguments) = words.split_first().context("there is no program")?;
         let mut command = Command::new(program);
-        command.args(arguments).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
-        self.bed.spawn_captured(command).with_context(|| format!("`{program}` cannot be started"))
+        command
+            .args(arguments)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped());
+        self.bed
+            .spawn_captured(command)
+            .with_context(|| format!("`{program}` cannot be started"))
     }
 
     /// Runs a program captured, to its end.
@@ -101,8 +116,14 @@ pub fn finish(mut child: Child, limit: Duration) -> anyhow::Result<Output> {
         }
         std::thread::sleep(Duration::from_millis(5));
     };
-    let take = |t: Option<std::thread::JoinHandle<Vec<u8>>>| t.and_then(|t| t.join().ok()).unwrap_or_default();
-    Ok(Output { status, stdout: take(out), stderr: take(err) })
+    let take = |t: Option<std::thread::JoinHandle<Vec<u8>>>| {
+        t.and_then(|t| t.join().ok()).unwrap_or_default()
+    };
+    Ok(Output {
+        status,
+        stdout: take(out),
+        stderr: take(err),
+    })
 }
 
 fn read_all(mut from: impl std::io::Read + Send + 'static) -> std::thread::JoinHandle<Vec<u8>> {
@@ -115,7 +136,11 @@ fn read_all(mut from: impl std::io::Read + Send + 'static) -> std::thread::JoinH
 }
 
 /// Waits until `good`, looking again and again.
-pub fn eventually(what: &str, limit: Duration, mut good: impl FnMut() -> bool) -> anyhow::Result<()> {
+pub fn eventually(
+    what: &str,
+    limit: Duration,
+    mut good: impl FnMut() -> bool,
+) -> anyhow::Result<()> {
     let deadline = Instant::now() + limit;
     while !good() {
         ensure!(Instant::now() < deadline, "not within {limit:?}: {what}");
@@ -126,9 +151,15 @@ pub fn eventually(what: &str, limit: Duration, mut good: impl FnMut() -> bool) -
 
 /// Waits until something listens on `addr` inside `netns`.
 pub fn await_listener(netns: &Netns, addr: std::net::SocketAddr) -> anyhow::Result<()> {
-    eventually(&format!("a server listens on {addr}"), Duration::from_secs(30), || {
-        netns.run(move || std::net::TcpStream::connect_timeout(&addr, Duration::from_secs(1)).is_ok())
-    })
+    eventually(
+        &format!("a server listens on {addr}"),
+        Duration::from_secs(30),
+        || {
+            netns.run(move || {
+                std::net::TcpStream::connect_timeout(&addr, Duration::from_secs(1)).is_ok()
+            })
+        },
+    )
 }
 
 /// A random-looking file of `bytes` bytes; returns its SHA-256.

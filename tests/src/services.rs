@@ -17,9 +17,16 @@ struct Daemon(Child);
 impl Daemon {
     fn start(lab: &Lab, mut command: Command, log: &Path) -> anyhow::Result<Self> {
         let log = fs::File::create(log)?;
-        command.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);
+        command
+            .stdin(Stdio::null())
+            .stdout(log.try_clone()?)
+            .stderr(log);
         let name = command.get_program().to_string_lossy().into_owned();
-        Ok(Self(lab.server().spawn(command).with_context(|| format!("`{name}` cannot be started"))?))
+        Ok(Self(
+            lab.server()
+                .spawn(command)
+                .with_context(|| format!("`{name}` cannot be started"))?,
+        ))
     }
 }
 
@@ -27,7 +34,10 @@ impl Drop for Daemon {
     fn drop(&mut self) {
         // SIGTERM first: a server takes its children with it.
         if let Ok(pid) = i32::try_from(self.0.id()) {
-            let _ = nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), nix::sys::signal::Signal::SIGTERM);
+            let _ = nix::sys::signal::kill(
+                nix::unistd::Pid::from_raw(pid),
+                nix::sys::signal::Signal::SIGTERM,
+            );
         }
         for _ in 0..100 {
             if matches!(self.0.try_wait(), Ok(Some(_))) {
@@ -64,7 +74,12 @@ impl Nginx {
     pub fn start(lab: &Lab, dir: &Path) -> anyhow::Result<Self> {
         let dir = folder(dir, "nginx")?;
         let root = folder(&dir, "root")?;
-        let (d, v4, v6, port) = (dir.display(), Lab::target(false), Lab::target(true), Self::PORT);
+        let (d, v4, v6, port) = (
+            dir.display(),
+            Lab::target(false),
+            Lab::target(true),
+            Self::PORT,
+        );
         let temp: String = ["client_body", "proxy", "fastcgi", "uwsgi", "scgi"]
             .iter()
             .map(|t| format!("{t}_temp_path {d}/{t};\n"))
@@ -77,10 +92,17 @@ impl Nginx {
         let file = dir.join("nginx.conf");
         fs::write(&file, conf)?;
         let mut command = Command::new("nginx");
-        command.arg("-c").arg(&file).arg("-e").arg(dir.join("error.log"));
+        command
+            .arg("-c")
+            .arg(&file)
+            .arg("-e")
+            .arg(dir.join("error.log"));
         let daemon = Daemon::start(lab, command, &dir.join("log"))?;
         await_listener(lab.server(), SocketAddr::new(v4, port))?;
-        Ok(Self { _daemon: daemon, root })
+        Ok(Self {
+            _daemon: daemon,
+            root,
+        })
     }
 }
 
@@ -100,7 +122,10 @@ impl Sshd {
         let dir = folder(dir, "ssh")?;
         let (host_key, key, known) = (dir.join("host"), dir.join("client"), dir.join("known"));
         for path in [&host_key, &key] {
-            let status = Command::new("ssh-keygen").args(["-q", "-t", "ed25519", "-N", "", "-f"]).arg(path).status()?;
+            let status = Command::new("ssh-keygen")
+                .args(["-q", "-t", "ed25519", "-N", "", "-f"])
+                .arg(path)
+                .status()?;
             ensure!(status.success(), "ssh-keygen failed");
         }
         let public = fs::read_to_string(host_key.with_extension("pub"))?;
@@ -126,13 +151,25 @@ impl Sshd {
         let mut command = Command::new("/usr/sbin/sshd");
         command.args(["-D", "-e", "-f"]).arg(&file);
         let daemon = Daemon::start(lab, command, &dir.join("log"))?;
-        await_listener(lab.server(), SocketAddr::new(Lab::target(false), Self::PORT))?;
-        Ok(Self { _daemon: daemon, key, known })
+        await_listener(
+            lab.server(),
+            SocketAddr::new(Lab::target(false), Self::PORT),
+        )?;
+        Ok(Self {
+            _daemon: daemon,
+            key,
+            known,
+        })
     }
 
     /// Options for `ssh` and `scp`.
     pub fn options(&self) -> Vec<String> {
-        let mut out = vec!["-F".to_owned(), "none".to_owned(), "-i".to_owned(), self.key.display().to_string()];
+        let mut out = vec![
+            "-F".to_owned(),
+            "none".to_owned(),
+            "-i".to_owned(),
+            self.key.display().to_string(),
+        ];
         for option in [
             format!("UserKnownHostsFile={}", self.known.display()),
             "IdentitiesOnly=yes".to_owned(),
@@ -163,25 +200,52 @@ impl Postgres {
             .map(|e| e.path().join("bin"))
             .max()
             .context("PostgreSQL has no version installed")?;
-        let user = nix::unistd::User::from_name("postgres")?.context("there is no user `postgres`")?;
+        let user =
+            nix::unistd::User::from_name("postgres")?.context("there is no user `postgres`")?;
         std::os::unix::fs::chown(&dir, Some(user.uid.as_raw()), Some(user.gid.as_raw()))?;
         let data = dir.join("data");
         let as_postgres = |program: PathBuf| {
             let mut command = Command::new("setpriv");
-            command.args(["--reuid=postgres", "--regid=postgres", "--init-groups", "--"]).arg(program);
-            command.current_dir("/").env("HOME", "/nonexistent").env("LC_ALL", "C.UTF-8");
+            command
+                .args([
+                    "--reuid=postgres",
+                    "--regid=postgres",
+                    "--init-groups",
+                    "--",
+                ])
+                .arg(program);
+            command
+                .current_dir("/")
+                .env("HOME", "/nonexistent")
+                .env("LC_ALL", "C.UTF-8");
             command
         };
         let mut initdb = as_postgres(bin.join("initdb"));
-        initdb.args(["-A", "trust", "-N", "-D"]).arg(&data).stdout(Stdio::null());
+        initdb
+            .args(["-A", "trust", "-N", "-D"])
+            .arg(&data)
+            .stdout(Stdio::null());
         ensure!(initdb.status()?.success(), "initdb failed");
-        fs::write(data.join("pg_hba.conf"), "host all all 0.0.0.0/0 trust\nhost all all ::/0 trust\n")?;
+        fs::write(
+            data.join("pg_hba.conf"),
+            "host all all 0.0.0.0/0 trust\nhost all all ::/0 trust\n",
+        )?;
         let mut command = as_postgres(bin.join("postgres"));
-        let listen = format!("listen_addresses={},{}", Lab::target(false), Lab::target(true));
-        command.arg("-D").arg(&data).args(["-c", &listen, "-c", &format!("port={}", Self::PORT)]);
+        let listen = format!(
+            "listen_addresses={},{}",
+            Lab::target(false),
+            Lab::target(true)
+        );
+        command
+            .arg("-D")
+            .arg(&data)
+            .args(["-c", &listen, "-c", &format!("port={}", Self::PORT)]);
         command.args(["-c", "unix_socket_directories=", "-c", "fsync=off"]);
         let daemon = Daemon::start(lab, command, &dir.join("log"))?;
-        await_listener(lab.server(), SocketAddr::new(Lab::target(false), Self::PORT))?;
+        await_listener(
+            lab.server(),
+            SocketAddr::new(Lab::target(false), Self::PORT),
+        )?;
         Ok(Self { _daemon: daemon })
     }
 }
@@ -199,10 +263,29 @@ impl Redis {
     pub fn start(lab: &Lab, dir: &Path) -> anyhow::Result<Self> {
         let dir = folder(dir, "redis")?;
         let mut command = Command::new("redis-server");
-        command.args(["--port", &Self::PORT.to_string(), "--save", "", "--appendonly", "no", "--protected-mode", "no"]);
-        command.args(["--bind", &Lab::target(false).to_string(), &Lab::target(true).to_string()]).arg("--dir").arg(&dir);
+        command.args([
+            "--port",
+            &Self::PORT.to_string(),
+            "--save",
+            "",
+            "--appendonly",
+            "no",
+            "--protected-mode",
+            "no",
+        ]);
+        command
+            .args([
+                "--bind",
+                &Lab::target(false).to_string(),
+                &Lab::target(true).to_string(),
+            ])
+            .arg("--dir")
+            .arg(&dir);
         let daemon = Daemon::start(lab, command, &dir.join("log"))?;
-        await_listener(lab.server(), SocketAddr::new(Lab::target(false), Self::PORT))?;
+        await_listener(
+            lab.server(),
+            SocketAddr::new(Lab::target(false), Self::PORT),
+        )?;
         Ok(Self { _daemon: daemon })
     }
 }

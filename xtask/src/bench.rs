@@ -30,7 +30,11 @@ pub fn run(root: &Path, args: &BenchArgs) -> anyhow::Result<()> {
     let binary = build::run(root)?;
     let binary = binary.display().to_string();
     let What::Throughput = args.what;
-    let mut command = if sh::is_root() { sh::command(root, &binary, &[]) } else { sh::command(root, "sudo", &[&binary]) };
+    let mut command = if sh::is_root() {
+        sh::command(root, &binary, &[])
+    } else {
+        sh::command(root, "sudo", &[&binary])
+    };
     command.args(["bench", "throughput"]);
     if args.json {
         command.arg("--json");

@@ -8,6 +8,16 @@ use crate::{ebpf, sh};
 pub fn run(root: &Path) -> anyhow::Result<PathBuf> {
     eprintln!("building the eBPF programs");
     ebpf::build(root)?;
-    sh::run(&mut sh::command(root, "cargo", &["build", "--release", "--locked", "--package", "session-user"]))?;
+    sh::run(&mut sh::command(
+        root,
+        "cargo",
+        &[
+            "build",
+            "--release",
+            "--locked",
+            "--package",
+            "session-user",
+        ],
+    ))?;
     Ok(root.join("target/release/holdfast"))
 }

@@ -15,14 +15,24 @@ const PLAIN_RUNS: &str = "1";
 pub fn run(root: &Path, yes: bool, as_json: bool) -> anyhow::Result<()> {
     setup::run(yes)?;
     let binary = build::run(root)?;
-    let binary = binary.to_str().context("the path of the workspace is not UTF-8")?;
+    let binary = binary
+        .to_str()
+        .context("the path of the workspace is not UTF-8")?;
     let bench = |extra: &[&str]| -> anyhow::Result<Vec<Value>> {
-        let mut command = if sh::is_root() { sh::command(root, binary, &[]) } else { sh::command(root, "sudo", &[binary]) };
-        command.args(["bench", "handover", "--lab", "--scenario", "cut", "--json"]).args(extra);
+        let mut command = if sh::is_root() {
+            sh::command(root, binary, &[])
+        } else {
+            sh::command(root, "sudo", &[binary])
+        };
+        command
+            .args(["bench", "handover", "--lab", "--scenario", "cut", "--json"])
+            .args(extra);
         let (_, text) = sh::output(&mut command)?;
         serde_json::from_str(&text).context("the bench printed no rows")
     };
-    eprintln!("an application talks to a server while its link is cut {RUNS} times, through Holdfast");
+    eprintln!(
+        "an application talks to a server while its link is cut {RUNS} times, through Holdfast"
+    );
     let rows = bench(&["--runs", RUNS, "--paced-only"])?;
     eprintln!("the same without Holdfast");
     let plain = bench(&["--runs", PLAIN_RUNS, "--against", "tcp"])?;
@@ -32,13 +42,20 @@ pub fn run(root: &Path, yes: bool, as_json: bool) -> anyhow::Result<()> {
     } else {
         show(&rows, &plain);
     }
-    ensure!(summary["bytes_lost"] == 0 && summary["app_errors"] == 0, "the application noticed");
+    ensure!(
+        summary["bytes_lost"] == 0 && summary["app_errors"] == 0,
+        "the application noticed"
+    );
     Ok(())
 }
 
 fn summary(rows: &[Value], plain: &[Value]) -> Value {
     let sum = |rows: &[Value], key: &str| rows.iter().filter_map(|r| r[key].as_u64()).sum::<u64>();
-    let worst = |rows: &[Value], key: &str| rows.iter().filter_map(|r| r["stall_ms"][key].as_f64()).fold(0.0, f64::max);
+    let worst = |rows: &[Value], key: &str| {
+        rows.iter()
+            .filter_map(|r| r["stall_ms"][key].as_f64())
+            .fold(0.0, f64::max)
+    };
     let survived = |rows: &[Value]| rows.iter().all(|r| r["survived"] == true);
     json!({
         "bytes_lost": sum(rows, "bytes_lost"),
@@ -57,11 +74,18 @@ fn summary(rows: &[Value], plain: &[Value]) -> Value {
 }
 
 fn show(rows: &[Value], plain: &[Value]) {
-    println!("{:<10} {:<10} {:>5} {:>11} {:>7} {:>12} {:>12}  fate", "", "direction", "cuts", "bytes lost", "errors", "stall p95", "stall max");
+    println!(
+        "{:<10} {:<10} {:>5} {:>11} {:>7} {:>12} {:>12}  fate",
+        "", "direction", "cuts", "bytes lost", "errors", "stall p95", "stall max"
+    );
     for (name, rows) in [("holdfast", rows), ("plain TCP", plain)] {
         for row in rows {
             let number = |v: &Value| v.as_f64().unwrap_or(0.0);
-            let fate = if row["survived"] == true { "the application noticed nothing" } else { "the connection died" };
+            let fate = if row["survived"] == true {
+                "the application noticed nothing"
+            } else {
+                "the connection died"
+            };
             println!(
                 "{name:<10} {:<10} {:>5} {:>11} {:>7} {:>9.1} ms {:>9.1} ms  {fate}",
                 row["direction"].as_str().unwrap_or(""),

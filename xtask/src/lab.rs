@@ -27,17 +27,32 @@ pub fn run(args: &LabArgs) -> anyhow::Result<()> {
         "server" => lab.server(),
         other => bail!("there is no namespace `{other}`: expected client, router or server"),
     };
-    eprintln!("client: wifi0, lte0; server: {}; targets: {}, {}", Lab::gateway(false), Lab::target(false), Lab::target(true));
+    eprintln!(
+        "client: wifi0, lte0; server: {}; targets: {}, {}",
+        Lab::gateway(false),
+        Lab::target(false),
+        Lab::target(true)
+    );
     for netns in [lab.client(), lab.router(), lab.server()] {
         let fd = std::os::fd::AsRawFd::as_raw_fd(&netns.fd());
-        eprintln!("  to enter the {}: nsenter --net=/proc/{}/fd/{fd}", netns.name(), std::process::id());
+        eprintln!(
+            "  to enter the {}: nsenter --net=/proc/{}/fd/{fd}",
+            netns.name(),
+            std::process::id()
+        );
     }
     let shell = std::env::var("SHELL").unwrap_or_else(|_| "/bin/sh".to_owned());
-    let words = if args.command.is_empty() { vec![shell] } else { args.command.clone() };
+    let words = if args.command.is_empty() {
+        vec![shell]
+    } else {
+        args.command.clone()
+    };
     let (program, arguments) = words.split_first().context("there is no command")?;
     let mut command = Command::new(program);
     command.args(arguments).process_group(0);
-    let mut child = netns.spawn(command).with_context(|| format!("`{program}` cannot be started"))?;
+    let mut child = netns
+        .spawn(command)
+        .with_context(|| format!("`{program}` cannot be started"))?;
     foreground(child.id());
     let status = child.wait()?;
     std::process::exit(status.code().unwrap_or(1))

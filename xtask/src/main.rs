@@ -70,7 +70,9 @@ enum Task {
 /// The workspace.
 fn root() -> PathBuf {
     let manifest = PathBuf::from(env!("CARGO_MANIFEST_DIR"));
-    manifest.parent().map_or_else(|| manifest.clone(), PathBuf::from)
+    manifest
+        .parent()
+        .map_or_else(|| manifest.clone(), PathBuf::from)
 }
 
 fn main() -> ExitCode {

@@ -9,10 +9,25 @@ use anyhow::{Context, bail};
 use crate::{ebpf, sh};
 
 /// To compile eBPF without rustup's nightly.
-const EBPF_PACKAGES: [&str; 6] =
-    ["rustc-web", "cargo-web", "libstd-rust-web-dev-bpf", "llvm-22-dev", "libpolly-22-dev", "rust-web-clippy"];
+const EBPF_PACKAGES: [&str; 6] = [
+    "rustc-web",
+    "cargo-web",
+    "libstd-rust-web-dev-bpf",
+    "llvm-22-dev",
+    "libpolly-22-dev",
+    "rust-web-clippy",
+];
 /// To build C code of dependencies, and for the lab.
-const BASE_PACKAGES: [&str; 8] = ["build-essential", "cmake", "pkg-config", "iproute2", "nftables", "util-linux", "procps", "ca-certificates"];
+const BASE_PACKAGES: [&str; 8] = [
+    "build-essential",
+    "cmake",
+    "pkg-config",
+    "iproute2",
+    "nftables",
+    "util-linux",
+    "procps",
+    "ca-certificates",
+];
 /// Real programs that the system tests run.
 const TEST_PACKAGES: [&str; 9] = [
     "nginx-light",
@@ -30,7 +45,12 @@ const LLVM_PREFIX: &str = "/usr/lib/llvm-22";
 
 /// Looks, asks, installs.
 pub fn run(yes: bool) -> anyhow::Result<()> {
-    let mut packages: Vec<&str> = BASE_PACKAGES.iter().chain(&TEST_PACKAGES).copied().filter(|p| !installed(p)).collect();
+    let mut packages: Vec<&str> = BASE_PACKAGES
+        .iter()
+        .chain(&TEST_PACKAGES)
+        .copied()
+        .filter(|p| !installed(p))
+        .collect();
     // nginx in any flavour serves.
     if sh::find("nginx").is_some() || Path::new("/usr/sbin/nginx").exists() {
         packages.retain(|p| *p != "nginx-light");
@@ -39,15 +59,23 @@ pub fn run(yes: bool) -> anyhow::Result<()> {
         packages.extend(EBPF_PACKAGES.iter().filter(|p| !installed(p)));
     }
     if !packages.is_empty() {
-        ask(yes, &format!("install with apt-get: {}", packages.join(" ")))?;
+        ask(
+            yes,
+            &format!("install with apt-get: {}", packages.join(" ")),
+        )?;
         install(&packages)?;
     }
     if sh::find("bpf-linker").is_none() {
-        ask(yes, &format!("install with cargo: bpf-linker {BPF_LINKER} (about a minute)"))?;
+        ask(
+            yes,
+            &format!("install with cargo: bpf-linker {BPF_LINKER} (about a minute)"),
+        )?;
         let mut cargo = Command::new("cargo");
         cargo.args(["install", "bpf-linker", "--version", BPF_LINKER, "--locked"]);
         if Path::new(LLVM_PREFIX).exists() {
-            cargo.args(["--no-default-features", "--features", "llvm-22"]).env("LLVM_PREFIX", LLVM_PREFIX);
+            cargo
+                .args(["--no-default-features", "--features", "llvm-22"])
+                .env("LLVM_PREFIX", LLVM_PREFIX);
         }
         sh::run(&mut cargo)?;
     }
@@ -61,7 +89,10 @@ pub fn run(yes: bool) -> anyhow::Result<()> {
 }
 
 fn installed(package: &str) -> bool {
-    let output = Command::new("dpkg-query").args(["-W", "-f", "${Status}", package]).stderr(Stdio::null()).output();
+    let output = Command::new("dpkg-query")
+        .args(["-W", "-f", "${Status}", package])
+        .stderr(Stdio::null())
+        .output();
     output.is_ok_and(|o| String::from_utf8_lossy(&o.stdout).contains("install ok installed"))
 }
 
@@ -77,7 +108,11 @@ fn ask(yes: bool, what: &str) -> anyhow::Result<()> {
     std::io::stderr().flush()?;
     let mut answer = String::new();
     std::io::stdin().lock().read_line(&mut answer)?;
-    if matches!(answer.trim(), "y" | "Y" | "yes") { Ok(()) } else { bail!("not installed, as you said") }
+    if matches!(answer.trim(), "y" | "Y" | "yes") {
+        Ok(())
+    } else {
+        bail!("not installed, as you said")
+    }
 }
 
 /// Installs without letting Debian start the servers: the tests start their own.
@@ -107,6 +142,8 @@ fn privileged(program: &str, arguments: &[&str]) -> Command {
         sudo.arg("--preserve-env=DEBIAN_FRONTEND").arg(program);
         sudo
     };
-    command.args(arguments).env("DEBIAN_FRONTEND", "noninteractive");
+    command
+        .args(arguments)
+        .env("DEBIAN_FRONTEND", "noninteractive");
     command
 }

@@ -8,7 +8,12 @@ use anyhow::bail;
 use crate::{build, setup, sh};
 
 /// Crates whose tests need nothing but the crate; the system tests come after them.
-const UNIT_PACKAGES: [&str; 4] = ["session-ebpf-common", "session-user", "session-lab", "xtask"];
+const UNIT_PACKAGES: [&str; 4] = [
+    "session-ebpf-common",
+    "session-user",
+    "session-lab",
+    "xtask",
+];
 
 /// Arguments of `sim`.
 #[derive(clap::Args)]
@@ -33,7 +38,18 @@ pub fn sim(root: &Path, args: &SimArgs) -> anyhow::Result<()> {
     let mut command = sh::command(
         root,
         "cargo",
-        &["run", "--release", "--locked", "--package", "session-proto", "--features", "sim", "--example", "sim", "--"],
+        &[
+            "run",
+            "--release",
+            "--locked",
+            "--package",
+            "session-proto",
+            "--features",
+            "sim",
+            "--example",
+            "sim",
+            "--",
+        ],
     );
     if args.trace {
         command.args(["--seed", &from, "--trace"]);
@@ -50,7 +66,10 @@ pub fn run(root: &Path, yes: bool, filter: Option<&str>) -> anyhow::Result<()> {
     let mut failed = Vec::new();
     let mut step = |name: &str, done: anyhow::Result<()>, began: Instant| {
         let verdict = if done.is_ok() { "passed" } else { "FAILED" };
-        eprintln!("== {name}: {verdict} in {:.0} s", began.elapsed().as_secs_f64());
+        eprintln!(
+            "== {name}: {verdict} in {:.0} s",
+            began.elapsed().as_secs_f64()
+        );
         if let Err(error) = done {
             eprintln!("{error:#}");
             failed.push(name.to_owned());
@@ -58,7 +77,18 @@ pub fn run(root: &Path, yes: bool, filter: Option<&str>) -> anyhow::Result<()> {
     };
     if filter.is_none() {
         let began = Instant::now();
-        let mut proto = sh::command(root, "cargo", &["test", "--locked", "--package", "session-proto", "--features", "sim"]);
+        let mut proto = sh::command(
+            root,
+            "cargo",
+            &[
+                "test",
+                "--locked",
+                "--package",
+                "session-proto",
+                "--features",
+                "sim",
+            ],
+        );
         step("session core, with simulation", sh::run(&mut proto), began);
         for package in UNIT_PACKAGES {
             let began = Instant::now();
@@ -66,17 +96,38 @@ pub fn run(root: &Path, yes: bool, filter: Option<&str>) -> anyhow::Result<()> {
             step(package, sh::run(&mut tests), began);
         }
         let began = Instant::now();
-        let benches = ["bench", "--locked", "--package", "session-benches", "--", "--test"];
-        step("benches compile and run once", sh::run(&mut sh::command(root, "cargo", &benches)), began);
+        let benches = [
+            "bench",
+            "--locked",
+            "--package",
+            "session-benches",
+            "--",
+            "--test",
+        ];
+        step(
+            "benches compile and run once",
+            sh::run(&mut sh::command(root, "cargo", &benches)),
+            began,
+        );
     }
     let began = Instant::now();
     if sh::is_root() {
         // One at a time: each measures or loads a whole lab of its own on few processors.
-        let mut system = sh::command(root, "cargo", &["test", "--locked", "--package", "session-tests"]);
+        let mut system = sh::command(
+            root,
+            "cargo",
+            &["test", "--locked", "--package", "session-tests"],
+        );
         system.args(filter).args(["--", "--test-threads=1"]);
         step("system tests", sh::run(&mut system), began);
     } else {
-        step("system tests", Err(anyhow::anyhow!("NOT RUN: they make network namespaces and need root")), began);
+        step(
+            "system tests",
+            Err(anyhow::anyhow!(
+                "NOT RUN: they make network namespaces and need root"
+            )),
+            began,
+        );
     }
     if !failed.is_empty() {
         bail!("failed: {}", failed.join(", "));

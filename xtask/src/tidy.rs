@@ -22,7 +22,11 @@ pub fn run(root: &Path) -> anyhow::Result<()> {
     let mut breaks = Vec::new();
     for path in sources(root) {
         let text = fs::read_to_string(&path)?;
-        let shown = path.strip_prefix(root).unwrap_or(&path).display().to_string();
+        let shown = path
+            .strip_prefix(root)
+            .unwrap_or(&path)
+            .display()
+            .to_string();
         let mut wrong = |line: usize, what: &str| breaks.push(format!("{shown}:{line}: {what}"));
         check_length(&text, &mut wrong);
         check_words(&shown, &text, &mut wrong);
@@ -42,7 +46,14 @@ pub fn run(root: &Path) -> anyhow::Result<()> {
 
 fn sources(root: &Path) -> Vec<PathBuf> {
     let mut out = Vec::new();
-    for folder in ["session-ebpf", "session-user", "xtask", "tests", "benches", "fuzz"] {
+    for folder in [
+        "session-ebpf",
+        "session-user",
+        "xtask",
+        "tests",
+        "benches",
+        "fuzz",
+    ] {
         walk(&root.join(folder), &mut out);
     }
     out.sort();
@@ -53,7 +64,10 @@ fn walk(folder: &Path, out: &mut Vec<PathBuf>) {
     for entry in fs::read_dir(folder).into_iter().flatten().flatten() {
         let path = entry.path();
         if path.is_dir() {
-            if path.file_name().is_none_or(|n| n != "target" && n != "corpus") {
+            if path
+                .file_name()
+                .is_none_or(|n| n != "target" && n != "corpus")
+            {
                 walk(&path, out);
             }
         } else if path.extension().is_some_and(|e| e == "rs") {
@@ -65,10 +79,16 @@ fn walk(folder: &Path, out: &mut Vec<PathBuf>) {
 type Wrong<'a> = dyn FnMut(usize, &str) + 'a;
 
 fn check_length(text: &str, wrong: &mut Wrong<'_>) {
-    let code = text.split("#[cfg(test)]\nmod tests {").next().unwrap_or(text);
+    let code = text
+        .split("#[cfg(test)]\nmod tests {")
+        .next()
+        .unwrap_or(text);
     let lines = code.lines().count();
     if lines > LINES_MAX {
-        wrong(lines, &format!("{lines} lines: split it (at most {LINES_MAX})"));
+        wrong(
+            lines,
+            &format!("{lines} lines: split it (at most {LINES_MAX})"),
+        );
     }
 }
 
@@ -101,7 +121,9 @@ fn check_unsafe(text: &str, wrong: &mut Wrong<'_>) {
         if !opens {
             continue;
         }
-        let near = lines[number.saturating_sub(8)..=number].iter().any(|l| l.contains("SAFETY"));
+        let near = lines[number.saturating_sub(8)..=number]
+            .iter()
+            .any(|l| l.contains("SAFETY"));
         if !near {
             wrong(number + 1, "`unsafe` without a SAFETY line");
         }
@@ -109,7 +131,9 @@ fn check_unsafe(text: &str, wrong: &mut Wrong<'_>) {
 }
 
 fn check_layers(file: &str, text: &str, wrong: &mut Wrong<'_>) {
-    let Some(inside) = file.strip_prefix("session-user/src/") else { return };
+    let Some(inside) = file.strip_prefix("session-user/src/") else {
+        return;
+    };
     let module = inside.split(['/', '.']).next().unwrap_or("");
     let code = text.split("#[cfg(test)]").next().unwrap_or(text);
     for (number, line) in code.lines().enumerate() {
@@ -134,7 +158,10 @@ fn imports(line: &str) -> Vec<String> {
     let code = line.split("//").next().unwrap_or("");
     let mut out = Vec::new();
     for part in code.split("crate::").skip(1) {
-        let name: String = part.chars().take_while(|c| c.is_ascii_lowercase() || *c == '_' || c.is_ascii_digit()).collect();
+        let name: String = part
+            .chars()
+            .take_while(|c| c.is_ascii_lowercase() || *c == '_' || c.is_ascii_digit())
+            .collect();
         if !name.is_empty() {
             out.push(name);
         }
@@ -149,7 +176,16 @@ fn check_core(file: &str, text: &str, wrong: &mut Wrong<'_>) {
     }
     for (number, line) in text.lines().enumerate() {
         let code = line.split("//").next().unwrap_or("");
-        for banned in ["std::time::Instant", "SystemTime", "std::fs", "std::net::Tcp", "std::net::Udp", "tokio", "std::thread", "std::env"] {
+        for banned in [
+            "std::time::Instant",
+            "SystemTime",
+            "std::fs",
+            "std::net::Tcp",
+            "std::net::Udp",
+            "tokio",
+            "std::thread",
+            "std::env",
+        ] {
             if code.contains(banned) {
                 wrong(number + 1, &format!("the core may not use {banned}"));
             }
@@ -159,15 +195,29 @@ fn check_core(file: &str, text: &str, wrong: &mut Wrong<'_>) {
 
 /// Links between documents lead somewhere.
 fn check_documents(root: &Path, breaks: &mut Vec<String>) -> anyhow::Result<()> {
-    let mut documents: Vec<PathBuf> =
-        ["README.md", "ARCHITECTURE.md", "CONTRIBUTING.md", "CHANGELOG.md"].iter().map(|d| root.join(d)).collect();
+    let mut documents: Vec<PathBuf> = [
+        "README.md",
+        "ARCHITECTURE.md",
+        "CONTRIBUTING.md",
+        "CHANGELOG.md",
+    ]
+    .iter()
+    .map(|d| root.join(d))
+    .collect();
     for entry in fs::read_dir(root.join("docs"))?.flatten() {
         documents.push(entry.path());
     }
-    for path in documents.iter().filter(|p| p.extension().is_some_and(|e| e == "md")) {
+    for path in documents
+        .iter()
+        .filter(|p| p.extension().is_some_and(|e| e == "md"))
+    {
         let text = fs::read_to_string(path)?;
         let folder = path.parent().unwrap_or(root);
-        for target in text.split("](").skip(1).filter_map(|rest| rest.split(')').next()) {
+        for target in text
+            .split("](")
+            .skip(1)
+            .filter_map(|rest| rest.split(')').next())
+        {
             let file = target.split('#').next().unwrap_or("");
             if file.is_empty() || target.contains("://") || folder.join(file).exists() {
                 continue;
@@ -194,16 +244,50 @@ mod tests {
 
     #[test]
     fn layers_are_told_apart() {
-        assert_eq!(told("session-user/src/link/mod.rs", "use crate::policy::Path;\n").len(), 1);
-        assert_eq!(told("session-user/src/capture/mod.rs", "use crate::capture::x;\nuse crate::glob;\n").len(), 0);
-        assert_eq!(told("session-user/src/driver/mod.rs", "use crate::agent::Agent;\n").len(), 1);
-        assert_eq!(told("session-user/src/agent/mod.rs", "use crate::driver::Driver;\n").len(), 0);
+        assert_eq!(
+            told("session-user/src/link/mod.rs", "use crate::policy::Path;\n").len(),
+            1
+        );
+        assert_eq!(
+            told(
+                "session-user/src/capture/mod.rs",
+                "use crate::capture::x;\nuse crate::glob;\n"
+            )
+            .len(),
+            0
+        );
+        assert_eq!(
+            told(
+                "session-user/src/driver/mod.rs",
+                "use crate::agent::Agent;\n"
+            )
+            .len(),
+            1
+        );
+        assert_eq!(
+            told(
+                "session-user/src/agent/mod.rs",
+                "use crate::driver::Driver;\n"
+            )
+            .len(),
+            0
+        );
     }
 
     #[test]
     fn unsafe_and_clocks_are_found() {
         assert_eq!(told("a.rs", "fn f() { unsafe { g() } }\n").len(), 1);
-        assert_eq!(told("a.rs", "// SAFETY: g is sound.\nunsafe { g() }\n").len(), 0);
-        assert_eq!(told("session-user/proto/src/x.rs", "let t = std::time::Instant::now();\n").len(), 1);
+        assert_eq!(
+            told("a.rs", "// SAFETY: g is sound.\nunsafe { g() }\n").len(),
+            0
+        );
+        assert_eq!(
+            told(
+                "session-user/proto/src/x.rs",
+                "let t = std::time::Instant::now();\n"
+            )
+            .len(),
+            1
+        );
     }
 }

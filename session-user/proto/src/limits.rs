@@ -93,5 +93,15 @@ pub const TRANSPORT_QUEUE_BYTES: usize = 512 * 1024;
 /// How long a closing session lingers to have its CLOSE acknowledged.
 pub const CLOSE_LINGER: Duration = Duration::from_secs(3);
 
+/// Answers to PINGs that wait for a transport's socket; further PINGs are not answered.
+pub const PONGS_QUEUED_MAX: usize = 64;
+
+/// Received pieces that may hold on to the buffers that they came in, for all streams of a session
+/// together; beyond it they are copied into buffers of their own.
+pub const LOOSE_PIECES_MAX: usize = 128;
+
+/// Pieces beyond a gap that a session keeps: as many as there are record numbers in the window.
+pub const PIECES_AHEAD_MAX: usize = 1 << 16;
+
 /// Most transports of one session at once.
 pub const TRANSPORTS_MAX: usize = 16;

@@ -68,11 +68,11 @@ impl RangeSet {
             return;
         }
         let (mut start, mut end) = (range.start, range.end);
-        if let Some((&s, &e)) = self.above.range(..=start).next_back() {
-            if e >= start {
-                start = s;
-                end = end.max(e);
-            }
+        if let Some((&s, &e)) = self.above.range(..=start).next_back()
+            && e >= start
+        {
+            start = s;
+            end = end.max(e);
         }
         while let Some((&s, &e)) = self.above.range(start..=end).next() {
             end = end.max(e);
@@ -119,7 +119,7 @@ mod tests {
             for v in 0..201 {
                 prop_assert_eq!(ranges.contains(v), plain.contains(&v));
             }
-            let first_missing = (0..).find(|v| !plain.contains(v)).unwrap();
+            let first_missing = (0..=200).find(|v| !plain.contains(v)).unwrap();
             prop_assert_eq!(ranges.cumulative(), first_missing);
             let mut last_end = ranges.cumulative();
             for r in ranges.above() {

@@ -3,6 +3,8 @@
 
 mod harness;
 
+#![allow(clippy::disallowed_methods)] // Tests read their corpus and their seed.
+
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::path::PathBuf;
 

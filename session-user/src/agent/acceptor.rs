@@ -108,7 +108,14 @@ impl Acceptor {
                     return Err(Refused::UnknownSession);
                 };
                 // A driver that has just ended drops the socket, and the peer dials again.
-                let _ = entry.commands.send(Command::Accept { counter, stream, input }).await;
+                let _ = entry
+                    .commands
+                    .send(Command::Accept {
+                        counter,
+                        stream,
+                        input,
+                    })
+                    .await;
                 Ok(())
             }
             Kind::Full => self.admit_full(stream, input).await,
@@ -130,7 +137,14 @@ impl Acceptor {
         }
         stream.write_all(&Reply::new(Status::Ok).encode()).await?;
         let identity = Arc::clone(&self.common.identity);
-        let pending = establish::respond(identity, stream, input, self.handshake_timeout, self.session.clone()).await?;
+        let pending = establish::respond(
+            identity,
+            stream,
+            input,
+            self.handshake_timeout,
+            self.session.clone(),
+        )
+        .await?;
         drop(permit);
         self.begin(pending).await;
         Ok(())
@@ -156,10 +170,22 @@ impl Acceptor {
         let id = established.session.id();
         let (commands, mut inbox) = mpsc::channel(64);
         tracing::info!(%peer, remote = %established.path.remote, session = %hex::encode(id), "a session begins");
-        self.registry.insert(id, Entry { peer: peer.clone(), instance, initiator: false, commands });
+        self.registry.insert(
+            id,
+            Entry {
+                peer: peer.clone(),
+                instance,
+                initiator: false,
+                commands,
+            },
+        );
         self.registry.supersede(id, &peer, instance).await;
         let responder = Responder::new(Arc::clone(&self.allow), self.dial_timeout);
-        let driver = Driver::new(established, self.common.clone(), Side::Responder(Box::new(responder)));
+        let driver = Driver::new(
+            established,
+            self.common.clone(),
+            Side::Responder(Box::new(responder)),
+        );
         let ended = driver.run(&mut inbox).await;
         self.registry.remove(id);
         tracing::info!(%peer, session = %hex::encode(id), ?ended, "a session has ended");
@@ -185,5 +211,8 @@ async fn reply(stream: &mut TcpStream, status: Status) {
 
 /// Opens the listeners of `[accept]`; the error names the address.
 pub fn listen(addresses: &[SocketAddr]) -> Result<Vec<TcpListener>, (SocketAddr, std::io::Error)> {
-    addresses.iter().map(|&addr| crate::transport::listen(addr).map_err(|e| (addr, e))).collect()
+    addresses
+        .iter()
+        .map(|&addr| crate::transport::listen(addr).map_err(|e| (addr, e)))
+        .collect()
 }

@@ -53,9 +53,15 @@ impl Captures {
         Self { requests }
     }
 
-    async fn ask<T>(&self, request: impl FnOnce(oneshot::Sender<T>) -> Request) -> Result<T, Error> {
+    async fn ask<T>(
+        &self,
+        request: impl FnOnce(oneshot::Sender<T>) -> Request,
+    ) -> Result<T, Error> {
         let (reply, answer) = oneshot::channel();
-        self.requests.send(request(reply)).await.map_err(|_| Error::Gone)?;
+        self.requests
+            .send(request(reply))
+            .await
+            .map_err(|_| Error::Gone)?;
         answer.await.map_err(|_| Error::Gone)
     }
 
@@ -82,7 +88,11 @@ impl Captures {
     }
 }
 
-async fn serve(mut capture: Capture, queues: Vec<Arc<CaptureQueue>>, mut inbox: mpsc::Receiver<Request>) {
+async fn serve(
+    mut capture: Capture,
+    queues: Vec<Arc<CaptureQueue>>,
+    mut inbox: mpsc::Receiver<Request>,
+) {
     loop {
         tokio::select! {
             request = inbox.recv() => match request {
@@ -114,7 +124,10 @@ fn apply(capture: &mut Capture, request: Request) {
             let _ = reply.send(());
         }
         Request::State(reply) => {
-            drop(reply.send(State { attached: capture.attached(), counters: capture.counters() }));
+            drop(reply.send(State {
+                attached: capture.attached(),
+                counters: capture.counters(),
+            }));
         }
     }
 }
@@ -122,7 +135,10 @@ fn apply(capture: &mut Capture, request: Request) {
 /// A socket that nobody can take is dropped, which resets it.
 fn dispatch(queues: &[Arc<CaptureQueue>], captured: Captured) {
     let Some(queue) = queues.get(captured.peer as usize) else {
-        tracing::error!(peer = captured.peer, "a captured connection names a peer that is not configured");
+        tracing::error!(
+            peer = captured.peer,
+            "a captured connection names a peer that is not configured"
+        );
         return;
     };
     if let Err(captured) = queue.push(captured) {

@@ -14,8 +14,9 @@ use super::runs::Runs;
 use crate::capture_queue::CaptureQueue;
 use crate::config::Config;
 use crate::control::{
-    CaptureReport, ControlError, ControlHandler, Credentials, ErrorCode, HandoverReport, LinkReport, PeerReport,
-    Permissions, Request, Response, SessionReport, StatusReport, StreamReport, TransportReport,
+    CaptureReport, ControlError, ControlHandler, Credentials, ErrorCode, HandoverReport,
+    LinkReport, PeerReport, Permissions, Request, Response, SessionReport, StatusReport,
+    StreamReport, TransportReport,
 };
 use crate::driver::{self, Command, Common, SessionSnapshot};
 use crate::link::{Link, LinkSnapshot, LinkState};
@@ -60,25 +61,48 @@ impl ControlHandler for Shared {
         match request {
             Request::Status => Ok(Response::Status(self.status().await)),
             Request::Links => Ok(Response::Links(self.link_reports().await)),
-            Request::Sessions => {
-                Ok(Response::Sessions(self.registry.snapshots().await.iter().map(session_report).collect()))
-            }
+            Request::Sessions => Ok(Response::Sessions(
+                self.registry
+                    .snapshots()
+                    .await
+                    .iter()
+                    .map(session_report)
+                    .collect(),
+            )),
             Request::Handover { link } => self.handover(&link).await,
             Request::Attach { cgroup } => {
-                self.capture()?.attach(&cgroup).await.map_err(capture_failed)?;
-                Ok(Response::Done(format!("{} is captured from now on", cgroup.display())))
+                self.capture()?
+                    .attach(&cgroup)
+                    .await
+                    .map_err(capture_failed)?;
+                Ok(Response::Done(format!(
+                    "{} is captured from now on",
+                    cgroup.display()
+                )))
             }
             Request::Detach { cgroup } => {
-                self.capture()?.detach(&cgroup).await.map_err(capture_failed)?;
-                Ok(Response::Done(format!("{} is no longer captured", cgroup.display())))
+                self.capture()?
+                    .detach(&cgroup)
+                    .await
+                    .map_err(capture_failed)?;
+                Ok(Response::Done(format!(
+                    "{} is no longer captured",
+                    cgroup.display()
+                )))
             }
             Request::Run => {
-                let scope = self.runs.begin(self.capture()?, who.pid).await.map_err(|e| failed(e, "`holdfast doctor` says what is missing"))?;
+                let scope = self
+                    .runs
+                    .begin(self.capture()?, who.pid)
+                    .await
+                    .map_err(|e| failed(e, "`holdfast doctor` says what is missing"))?;
                 Ok(Response::Done(scope.display().to_string()))
             }
             Request::Reload => {
                 self.reread().await;
-                Ok(Response::Done("certificates and CRL are read anew".to_owned()))
+                Ok(Response::Done(
+                    "certificates and CRL are read anew".to_owned(),
+                ))
             }
         }
     }
@@ -90,7 +114,12 @@ fn capture_failed(error: captures::Error) -> ControlError {
 
 impl Shared {
     fn capture(&self) -> Result<&Captures, ControlError> {
-        let none = || failed("this unit captures nothing: there is no [[capture]] rule", "add one, and restart the agent");
+        let none = || {
+            failed(
+                "this unit captures nothing: there is no [[capture]] rule",
+                "add one, and restart the agent",
+            )
+        };
         self.captures.as_ref().ok_or_else(none)
     }
 
@@ -98,7 +127,9 @@ impl Shared {
     pub async fn reread(&self) {
         match self.common.identity.reload() {
             Ok(()) => tracing::info!("certificates and CRL were read anew"),
-            Err(error) => tracing::error!(%error, "certificates and CRL could not be read anew: the old ones stay"),
+            Err(error) => {
+                tracing::error!(%error, "certificates and CRL could not be read anew: the old ones stay")
+            }
         }
         self.registry.tell_all(|| Command::CheckIdentity).await;
     }
@@ -116,14 +147,22 @@ impl Shared {
             Some(captures) => captures.state().await.ok(),
             None => None,
         };
-        let left = self.common.identity.not_after().and_then(|t| t.duration_since(SystemTime::now()).ok());
+        let left = self
+            .common
+            .identity
+            .not_after()
+            .and_then(|t| t.duration_since(SystemTime::now()).ok());
         StatusReport {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             pid: std::process::id(),
             uptime_s: self.started.elapsed().as_secs(),
             identity: self.common.identity.name().uri(),
             certificate_left_s: left.unwrap_or_default().as_secs(),
-            peers: self.peers.iter().map(|p| peer_report(p, &sessions)).collect(),
+            peers: self
+                .peers
+                .iter()
+                .map(|p| peer_report(p, &sessions))
+                .collect(),
             accepted_sessions: sessions.iter().filter(|s| !s.initiator).count(),
             capture: capture.map(|state| CaptureReport {
                 cgroups: state.attached,
@@ -145,7 +184,12 @@ impl Shared {
             }
         }
         let snapshot = Arc::clone(&self.links.borrow());
-        let remotes: Vec<_> = self.config.peers.iter().flat_map(|p| p.addresses.iter().copied()).collect();
+        let remotes: Vec<_> = self
+            .config
+            .peers
+            .iter()
+            .flat_map(|p| p.addresses.iter().copied())
+            .collect();
         let wanted = PolicyConfig {
             prefer: self.config.links.prefer.clone(),
             exclude: self.config.links.exclude.clone(),
@@ -153,7 +197,11 @@ impl Shared {
         };
         let history = PathHistory::default();
         let decision = policy::choose(&snapshot, &wanted, None, &remotes, &history, Instant::now());
-        snapshot.links.iter().map(|link| link_report(link, &decision, &rtt)).collect()
+        snapshot
+            .links
+            .iter()
+            .map(|link| link_report(link, &decision, &rtt))
+            .collect()
     }
 
     async fn handover(&self, link: &str) -> Result<Response, ControlError> {
@@ -162,7 +210,10 @@ impl Shared {
         let mut errors = Vec::new();
         for (_, entry) in self.registry.all().into_iter().filter(|(_, e)| e.initiator) {
             let (reply, answer) = oneshot::channel();
-            let command = Command::Handover { link: link.to_owned(), reply };
+            let command = Command::Handover {
+                link: link.to_owned(),
+                reply,
+            };
             if entry.commands.send(command).await.is_err() {
                 continue;
             }
@@ -174,27 +225,50 @@ impl Shared {
         }
         match (done.is_empty(), errors.is_empty()) {
             (_, false) => Err(failed(errors.join("\n"), advice)),
-            (true, true) => Err(failed("there is no session to move", "`holdfast status` says why")),
+            (true, true) => Err(failed(
+                "there is no session to move",
+                "`holdfast status` says why",
+            )),
             (false, true) => Ok(Response::Done(done.join("\n"))),
         }
     }
 }
 
 fn peer_report(peer: &PeerHandle, sessions: &[SessionSnapshot]) -> PeerReport {
-    let session = sessions.iter().rev().find(|s| s.initiator && s.peer == peer.name);
-    let link = session.and_then(|s| s.carriers.iter().find(|c| c.active && c.up)).map(|c| c.link.clone());
+    let session = sessions
+        .iter()
+        .rev()
+        .find(|s| s.initiator && s.peer == peer.name);
+    let link = session
+        .and_then(|s| s.carriers.iter().find(|c| c.active && c.up))
+        .map(|c| c.link.clone());
     let (state, reason) = match (&*peer.state.borrow(), session) {
         (PeerState::Up, Some(s)) if s.held_for.is_some() => ("holding", None),
         (PeerState::Up, _) => ("up", None),
         (PeerState::Connecting(reason), _) => ("connecting", reason.clone()),
     };
-    PeerReport { name: peer.name.clone(), state: state.to_owned(), link, reason, waiting: peer.captures.len() }
+    PeerReport {
+        name: peer.name.clone(),
+        state: state.to_owned(),
+        link,
+        reason,
+        waiting: peer.captures.len(),
+    }
 }
 
-fn link_report(link: &Link, decision: &policy::Decision, rtt: &BTreeMap<String, Option<Duration>>) -> LinkReport {
+fn link_report(
+    link: &Link,
+    decision: &policy::Decision,
+    rtt: &BTreeMap<String, Option<Duration>>,
+) -> LinkReport {
     let chosen = decision.ordered.iter().find(|c| c.path.link == link.name);
-    let rejected = decision.rejected.iter().find(|(name, _)| *name == link.name);
-    let reason = chosen.map(|c| c.reason.clone()).or(rejected.map(|(_, why)| why.clone()));
+    let rejected = decision
+        .rejected
+        .iter()
+        .find(|(name, _)| *name == link.name);
+    let reason = chosen
+        .map(|c| c.reason.clone())
+        .or(rejected.map(|(_, why)| why.clone()));
     LinkReport {
         name: link.name.clone(),
         kind: link.kind.to_string(),
@@ -206,7 +280,11 @@ fn link_report(link: &Link, decision: &policy::Decision, rtt: &BTreeMap<String, 
         .to_owned(),
         usable: chosen.is_some(),
         reason: reason.unwrap_or_default(),
-        addresses: link.addresses.iter().map(|a| format!("{}/{}", a.ip, a.prefix)).collect(),
+        addresses: link
+            .addresses
+            .iter()
+            .map(|a| format!("{}/{}", a.ip, a.prefix))
+            .collect(),
         mtu: link.mtu,
         in_use: rtt.contains_key(&link.name),
         rtt_ms: rtt.get(&link.name).copied().flatten().map(millis),
@@ -222,8 +300,18 @@ fn session_report(s: &SessionSnapshot) -> SessionReport {
         id: hex::encode(s.id),
         peer: s.peer.clone(),
         software: s.software.clone(),
-        role: if s.initiator { "initiator" } else { "responder" }.to_owned(),
-        state: if s.held_for.is_some() { "holding" } else { "up" }.to_owned(),
+        role: if s.initiator {
+            "initiator"
+        } else {
+            "responder"
+        }
+        .to_owned(),
+        state: if s.held_for.is_some() {
+            "holding"
+        } else {
+            "up"
+        }
+        .to_owned(),
         age_s: s.since.elapsed().unwrap_or_default().as_secs(),
         held_s: s.held_for.map(|d| d.as_secs()),
         transports: s.carriers.iter().map(transport_report).collect(),
@@ -268,7 +356,11 @@ fn stream_report(s: &driver::StreamReport) -> StreamReport {
 
 fn handover_report(h: &driver::HandoverReport) -> HandoverReport {
     HandoverReport {
-        when_s: h.when.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs_f64(),
+        when_s: h
+            .when
+            .duration_since(SystemTime::UNIX_EPOCH)
+            .unwrap_or_default()
+            .as_secs_f64(),
         from: h.from.clone(),
         to: h.to.clone(),
         trigger: h.trigger.clone(),

@@ -70,9 +70,18 @@ impl Agent {
     async fn start(config: Config) -> anyhow::Result<Self> {
         raise_descriptor_limit();
         let identity = Arc::new(Identity::load(&identity_paths(&config))?);
-        let control = crate::control::listen(&config.agent.control, config.agent.control_group.as_deref())
-            .with_context(|| format!("the control socket {} cannot be used", config.agent.control.display()))?;
-        let monitor = MonitorConfig { debounce: config.links.debounce, ..MonitorConfig::default() };
+        let control =
+            crate::control::listen(&config.agent.control, config.agent.control_group.as_deref())
+                .with_context(|| {
+                    format!(
+                        "the control socket {} cannot be used",
+                        config.agent.control.display()
+                    )
+                })?;
+        let monitor = MonitorConfig {
+            debounce: config.links.debounce,
+            ..MonitorConfig::default()
+        };
         let links = LinkMonitor::start(&monitor).context("the links cannot be watched")?;
 
         let registry = Registry::default();
@@ -102,7 +111,12 @@ impl Agent {
             runs: runs::Runs::default(),
         });
         tasks.spawn(crate::control::serve(control, Arc::clone(&shared)));
-        Ok(Self { shared, admit, tasks, _links: links })
+        Ok(Self {
+            shared,
+            admit,
+            tasks,
+            _links: links,
+        })
     }
 
     async fn serve(mut self) -> anyhow::Result<ExitCode> {
@@ -133,12 +147,22 @@ impl Agent {
         }
         let mut told = false;
         loop {
-            let open: usize = self.shared.registry.snapshots().await.iter().map(|s| s.streams.len() + s.waiting).sum();
+            let open: usize = self
+                .shared
+                .registry
+                .snapshots()
+                .await
+                .iter()
+                .map(|s| s.streams.len() + s.waiting)
+                .sum();
             if open == 0 {
                 return;
             }
             if !std::mem::replace(&mut told, true) {
-                tracing::info!(streams = open, "draining: waiting for the streams to end; a second signal ends them");
+                tracing::info!(
+                    streams = open,
+                    "draining: waiting for the streams to end; a second signal ends them"
+                );
             }
             tokio::select! {
                 () = tokio::time::sleep(DRAIN_LOOK) => {}
@@ -150,7 +174,10 @@ impl Agent {
 
     /// Says goodbye to every peer.
     async fn part(mut self) {
-        let close = || Command::Close { code: close_code::SHUTDOWN, reason: "the unit is shutting down".to_owned() };
+        let close = || Command::Close {
+            code: close_code::SHUTDOWN,
+            reason: "the unit is shutting down".to_owned(),
+        };
         self.shared.stop_peers();
         self.shared.registry.tell_all(close).await;
         let gone = async {
@@ -192,7 +219,9 @@ pub fn identity_paths(config: &Config) -> IdentityPaths {
 
 fn session_config(config: &Config) -> anyhow::Result<session_proto::session::Config> {
     let mut instance = [0; 16];
-    SystemRandom::new().fill(&mut instance).map_err(|_| anyhow::anyhow!("the kernel gives no random bytes"))?;
+    SystemRandom::new()
+        .fill(&mut instance)
+        .map_err(|_| anyhow::anyhow!("the kernel gives no random bytes"))?;
     Ok(session_proto::session::Config {
         instance,
         software: format!("holdfast {}", env!("CARGO_PKG_VERSION")),
@@ -220,9 +249,17 @@ fn accept_sessions(
     admit: &Arc<Semaphore>,
     tasks: &mut JoinSet<()>,
 ) -> anyhow::Result<()> {
-    let Some(accept) = &config.accept else { return Ok(()) };
-    let rules: Vec<AllowRule> =
-        accept.allow.iter().map(|(peer, to)| AllowRule { peer: peer.clone(), to: to.clone() }).collect();
+    let Some(accept) = &config.accept else {
+        return Ok(());
+    };
+    let rules: Vec<AllowRule> = accept
+        .allow
+        .iter()
+        .map(|(peer, to)| AllowRule {
+            peer: peer.clone(),
+            to: to.clone(),
+        })
+        .collect();
     let acceptor = Acceptor {
         registry: registry.clone(),
         common: common.clone(),
@@ -274,13 +311,21 @@ fn keep_sessions(
             state,
         };
         let (stop, stopped) = watch::channel(false);
-        handles.push(commands::PeerHandle { name: configured.name.clone(), captures, state: seen, stop });
+        handles.push(commands::PeerHandle {
+            name: configured.name.clone(),
+            captures,
+            state: seen,
+            stop,
+        });
         tasks.spawn(peer.run(stopped));
     }
     handles
 }
 
-async fn start_capture(config: &Config, queues: Vec<Arc<CaptureQueue>>) -> anyhow::Result<Option<Captures>> {
+async fn start_capture(
+    config: &Config,
+    queues: Vec<Arc<CaptureQueue>>,
+) -> anyhow::Result<Option<Captures>> {
     if config.captures.is_empty() {
         return Ok(None);
     }
@@ -299,7 +344,10 @@ async fn start_capture(config: &Config, queues: Vec<Arc<CaptureQueue>>) -> anyho
     let capture = Capture::load(&CaptureConfig { rules, log })?;
     let captures = Captures::start(capture, queues);
     for cgroup in &config.agent.capture_cgroups {
-        captures.attach(cgroup).await.with_context(|| format!("[agent] capture_cgroups: {}", cgroup.display()))?;
+        captures
+            .attach(cgroup)
+            .await
+            .with_context(|| format!("[agent] capture_cgroups: {}", cgroup.display()))?;
     }
     Ok(Some(captures))
 }

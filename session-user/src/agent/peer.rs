@@ -7,7 +7,9 @@ use tokio::sync::{mpsc, watch};
 
 use super::registry::{Entry, Registry};
 use crate::capture_queue::CaptureQueue;
-use crate::driver::{Common, Driver, Ended, Established, Initiator, InitiatorConfig, Side, establish};
+use crate::driver::{
+    Common, Driver, Ended, Established, Initiator, InitiatorConfig, Side, establish,
+};
 use crate::link::LinkSnapshot;
 use crate::policy::{self, Action, Path, PathHistory, PolicyConfig};
 use crate::transport::TransportOptions;
@@ -70,10 +72,16 @@ impl Peer {
             };
             match self.drive(established).await {
                 Ended::Replaced(new) => next = Some(*new),
-                Ended::Closed { code, reason, by_peer } => {
+                Ended::Closed {
+                    code,
+                    reason,
+                    by_peer,
+                } => {
                     tracing::warn!(peer = %self.name, code, %reason, by_peer, "the session has ended");
                 }
-                Ended::PeerGone => tracing::warn!(peer = %self.name, "the session has ended: the peer is gone"),
+                Ended::PeerGone => {
+                    tracing::warn!(peer = %self.name, "the session has ended: the peer is gone")
+                }
             }
         }
     }
@@ -83,7 +91,12 @@ impl Peer {
         let (commands, mut inbox) = mpsc::channel(64);
         let instance = established.session.peer().instance;
         tracing::info!(peer = %self.name, link = %established.path.link, session = %hex::encode(id), "a session begins");
-        let entry = Entry { peer: self.name.clone(), instance, initiator: true, commands };
+        let entry = Entry {
+            peer: self.name.clone(),
+            instance,
+            initiator: true,
+            commands,
+        };
         self.registry.insert(id, entry);
         self.state.send_replace(PeerState::Up);
         let initiator = Initiator::new(InitiatorConfig {
@@ -98,7 +111,11 @@ impl Peer {
             session: self.session.clone(),
             handshake_timeout: self.handshake_timeout,
         });
-        let driver = Driver::new(established, self.common.clone(), Side::Initiator(Box::new(initiator)));
+        let driver = Driver::new(
+            established,
+            self.common.clone(),
+            Side::Initiator(Box::new(initiator)),
+        );
         let ended = driver.run(&mut inbox).await;
         self.registry.remove(id);
         self.state.send_replace(PeerState::Connecting(None));
@@ -116,13 +133,18 @@ impl Peer {
                     Err(error) => {
                         tracing::warn!(peer = %self.name, %path, %error, "no session");
                         history.record_failure(&path.link, path.remote, Instant::now());
-                        self.state.send_replace(PeerState::Connecting(Some(error.to_string())));
+                        self.state
+                            .send_replace(PeerState::Connecting(Some(error.to_string())));
                     }
                 }
             }
             // A link that comes up is a reason to try at once.
             let changed = tokio::time::timeout(backoff, self.links.changed()).await;
-            backoff = if changed.is_ok() { BACKOFF_FIRST } else { (backoff * 2).min(BACKOFF_MAX) };
+            backoff = if changed.is_ok() {
+                BACKOFF_FIRST
+            } else {
+                (backoff * 2).min(BACKOFF_MAX)
+            };
             if matches!(changed, Ok(Err(_))) {
                 std::future::pending::<()>().await;
             }
@@ -131,12 +153,23 @@ impl Peer {
 
     fn paths(&mut self, history: &PathHistory) -> Vec<Path> {
         let snapshot = Arc::clone(&self.links.borrow_and_update());
-        let decision = policy::choose(&snapshot, &self.policy, None, &self.remotes, history, Instant::now());
+        let decision = policy::choose(
+            &snapshot,
+            &self.policy,
+            None,
+            &self.remotes,
+            history,
+            Instant::now(),
+        );
         if decision.action == Action::Hold {
             let reason = decision.reason.clone();
             self.state.send_replace(PeerState::Connecting(Some(reason)));
         }
-        decision.ordered.into_iter().map(|choice| choice.path).collect()
+        decision
+            .ordered
+            .into_iter()
+            .map(|choice| choice.path)
+            .collect()
     }
 
     fn request(&self, path: &Path) -> establish::Request {

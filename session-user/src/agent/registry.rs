@@ -52,8 +52,14 @@ impl TokenBook for Registry {
         if tokens.is_empty() {
             return;
         }
-        tables.named.insert(session, tokens.iter().map(|(token, _)| *token).collect());
-        tables.tokens.extend(tokens.into_iter().map(|(token, counter)| (token, (session, counter))));
+        tables
+            .named
+            .insert(session, tokens.iter().map(|(token, _)| *token).collect());
+        tables.tokens.extend(
+            tokens
+                .into_iter()
+                .map(|(token, counter)| (token, (session, counter))),
+        );
     }
 }
 
@@ -82,17 +88,29 @@ impl Registry {
 
     /// The session `id`, if it is one with `peer`.
     pub fn of_peer(&self, id: [u8; 16], peer: &str) -> Option<Entry> {
-        self.lock().sessions.get(&id).filter(|e| e.peer == peer).cloned()
+        self.lock()
+            .sessions
+            .get(&id)
+            .filter(|e| e.peer == peer)
+            .cloned()
     }
 
     /// All sessions.
     pub fn all(&self) -> Vec<([u8; 16], Entry)> {
-        self.lock().sessions.iter().map(|(id, entry)| (*id, entry.clone())).collect()
+        self.lock()
+            .sessions
+            .iter()
+            .map(|(id, entry)| (*id, entry.clone()))
+            .collect()
     }
 
     /// How many sessions were accepted from peers.
     pub fn accepted(&self) -> usize {
-        self.lock().sessions.values().filter(|e| !e.initiator).count()
+        self.lock()
+            .sessions
+            .values()
+            .filter(|e| !e.initiator)
+            .count()
     }
 
     /// Ends what a new session of `peer` makes obsolete: sessions of an earlier start of that
@@ -112,7 +130,13 @@ impl Registry {
                 continue;
             };
             // A driver that has just ended needs no command.
-            let _ = entry.commands.send(Command::Close { code, reason: reason.to_owned() }).await;
+            let _ = entry
+                .commands
+                .send(Command::Close {
+                    code,
+                    reason: reason.to_owned(),
+                })
+                .await;
         }
     }
 

@@ -49,7 +49,8 @@ impl Runs {
 
     /// Stops watching: commands that still run keep their scope, which captures nothing any more.
     pub async fn remove_all(&self) {
-        let mut watchers = std::mem::take(&mut *self.watchers.lock().unwrap_or_else(PoisonError::into_inner));
+        let mut watchers =
+            std::mem::take(&mut *self.watchers.lock().unwrap_or_else(PoisonError::into_inner));
         watchers.abort_all();
         while watchers.join_next().await.is_some() {}
         if let Ok(root) = cgroup::cgroup2_root() {

@@ -81,7 +81,9 @@ struct Arrivals {
 
 impl Arrivals {
     fn to(path: Option<&Path>) -> io::Result<Self> {
-        Ok(Self { out: path.map(File::create).transpose()?.map(BufWriter::new) })
+        Ok(Self {
+            out: path.map(File::create).transpose()?.map(BufWriter::new),
+        })
     }
 
     fn note(&mut self) -> io::Result<()> {
@@ -95,7 +97,10 @@ impl Arrivals {
 /// Reads what [`run_client`] and [`serve`] wrote down.
 pub fn read_arrivals(path: &Path) -> io::Result<Vec<u64>> {
     let raw = std::fs::read(path)?;
-    Ok(raw.chunks_exact(8).map(|c| c.iter().rev().fold(0, |n, &b| n << 8 | u64::from(b))).collect())
+    Ok(raw
+        .chunks_exact(8)
+        .map(|c| c.iter().rev().fold(0, |n, &b| n << 8 | u64::from(b)))
+        .collect())
 }
 
 /// A client's orders.
@@ -236,7 +241,11 @@ pub struct Served {
 
 /// Serves connections of `listener`, each on a thread; `report` is called at the end of each.
 /// Arrivals of uploads go to files in `dir`.
-pub fn serve(listener: &TcpListener, dir: &Path, report: &(dyn Fn(Served) + Send + Sync)) -> io::Result<()> {
+pub fn serve(
+    listener: &TcpListener,
+    dir: &Path,
+    report: &(dyn Fn(Served) + Send + Sync),
+) -> io::Result<()> {
     thread::scope(|scope| {
         for number in 0u32.. {
             let (socket, _) = listener.accept()?;
@@ -259,18 +268,29 @@ fn serve_one(mut socket: TcpStream, arrivals: &Path) -> Option<Served> {
         0 => Pace::Bulk,
         bytes => Pace::PerMillisecond(bytes as usize),
     };
-    let mut served = Served { direction, seen: Seen::default(), arrivals: None };
+    let mut served = Served {
+        direction,
+        seen: Seen::default(),
+        arrivals: None,
+    };
     if direction == Direction::Upload {
         served.arrivals = Some(arrivals.to_owned());
     }
-    let outcome = socket.set_nodelay(true).and_then(|()| serve_direction(&mut socket, pace, arrivals, &mut served));
+    let outcome = socket
+        .set_nodelay(true)
+        .and_then(|()| serve_direction(&mut socket, pace, arrivals, &mut served));
     if let Err(error) = outcome {
         served.seen.errors.push(error.to_string());
     }
     Some(served)
 }
 
-fn serve_direction(socket: &mut TcpStream, pace: Pace, arrivals: &Path, served: &mut Served) -> io::Result<()> {
+fn serve_direction(
+    socket: &mut TcpStream,
+    pace: Pace,
+    arrivals: &Path,
+    served: &mut Served,
+) -> io::Result<()> {
     match served.direction {
         Direction::Download => {
             let stop = Arc::new(AtomicBool::new(false));

@@ -72,8 +72,18 @@ pub struct BedConfig {
 impl BedConfig {
     /// The usual bed, with `program` as agent.
     pub fn new(program: PathBuf) -> Self {
-        let allow = vec![format!("{}/32:*", Lab::target(false)), format!("[{}]/128:*", Lab::target(true))];
-        Self { program, v6: false, holdfast: true, allow, client_extra: String::new(), gateway_extra: String::new() }
+        let allow = vec![
+            format!("{}/32:*", Lab::target(false)),
+            format!("[{}]/128:*", Lab::target(true)),
+        ];
+        Self {
+            program,
+            v6: false,
+            holdfast: true,
+            allow,
+            client_extra: String::new(),
+            gateway_extra: String::new(),
+        }
     }
 }
 
@@ -101,7 +111,14 @@ impl Bed {
     pub fn new(dir: &Path, config: BedConfig) -> anyhow::Result<Self> {
         let lab = Lab::new(&LabConfig::default())?;
         let cgroup = TestCgroup::new()?;
-        let mut bed = Self { dir: dir.to_owned(), config, cgroup, client_agent: None, gateway_agent: None, lab };
+        let mut bed = Self {
+            dir: dir.to_owned(),
+            config,
+            cgroup,
+            client_agent: None,
+            gateway_agent: None,
+            lab,
+        };
         if bed.config.holdfast {
             bed.make_identities()?;
             bed.start_gateway()?;
@@ -126,7 +143,8 @@ impl Bed {
 
     /// Starts the gateway's agent (again).
     pub fn start_gateway(&mut self) -> anyhow::Result<()> {
-        self.gateway_agent = Some(self.agent(self.lab.server(), "gateway agent", "gateway.toml")?);
+        self.gateway_agent =
+            Some(self.agent(self.lab.server(), "gateway agent", "gateway.toml")?);
         Ok(())
     }
 
@@ -138,7 +156,9 @@ impl Bed {
 
     /// Starts a program in the client's namespace, captured.
     pub fn spawn_captured(&self, mut command: Command) -> std::io::Result<Child> {
-        self.cgroup.enter(&mut command).map_err(std::io::Error::other)?;
+        self.cgroup
+            .enter(&mut command)
+            .map_err(std::io::Error::other)?;
         self.lab.client().spawn(command)
     }
 
@@ -155,12 +175,19 @@ impl Bed {
     fn identity(&self, unit: &str) -> String {
         let pki = self.dir.join("pki");
         let pki = pki.display();
-        format!("[identity]\ncertificate = \"{pki}/{unit}.crt\"\nkey = \"{pki}/{unit}.key\"\nca = \"{pki}/ca.crt\"\ncrl = \"{pki}/crl.pem\"\n")
+        format!(
+            "[identity]\ncertificate = \"{pki}/{unit}.crt\"\nkey = \"{pki}/{unit}.key\"\nca = \"{pki}/ca.crt\"\ncrl = \"{pki}/crl.pem\"\n"
+        )
     }
 
     fn gateway_config(&self) -> String {
         let control = self.dir.join("gateway.sock");
-        let to: Vec<String> = self.config.allow.iter().map(|t| format!("\"{t}\"")).collect();
+        let to: Vec<String> = self
+            .config
+            .allow
+            .iter()
+            .map(|t| format!("\"{t}\""))
+            .collect();
         format!(
             "{}[agent]\ncontrol = \"{}\"\n[accept]\nlisten = [\"0.0.0.0:{PORT}\", \"[::]:{PORT}\"]\n\
              [[accept.allow]]\npeer = \"client\"\nto = [{}]\n{}",
@@ -193,11 +220,22 @@ impl Bed {
     }
 
     fn agent(&self, netns: &Netns, name: &'static str, config: &str) -> anyhow::Result<Running> {
-        let log = fs::OpenOptions::new().create(true).append(true).open(self.dir.join(format!("{config}.log")))?;
+        let log = fs::OpenOptions::new()
+            .create(true)
+            .append(true)
+            .open(self.dir.join(format!("{config}.log")))?;
         let mut command = Command::new(&self.config.program);
-        command.arg("agent").arg("--config").arg(self.dir.join(config));
-        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(log);
-        let child = netns.spawn(command).with_context(|| format!("the {name} cannot be started"))?;
+        command
+            .arg("agent")
+            .arg("--config")
+            .arg(self.dir.join(config));
+        command
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(log);
+        let child = netns
+            .spawn(command)
+            .with_context(|| format!("the {name} cannot be started"))?;
         Ok(Running { child, name })
     }
 
@@ -208,33 +246,48 @@ impl Bed {
             .map(|file| {
                 let text = fs::read_to_string(self.dir.join(file)).unwrap_or_default();
                 let lines: Vec<&str> = text.lines().rev().take(8).collect();
-                format!("{file}:\n  {}\n", lines.into_iter().rev().collect::<Vec<_>>().join("\n  "))
+                format!(
+                    "{file}:\n  {}\n",
+                    lines.into_iter().rev().collect::<Vec<_>>().join("\n  ")
+                )
             })
             .collect()
     }
 
     /// Waits until the session stands.
     pub fn await_session(&mut self) -> anyhow::Result<()> {
-        let up = self.wait(START_TIMEOUT, |s| s.transports.iter().any(|t| t.active && t.up));
+        let up = self.wait(START_TIMEOUT, |s| {
+            s.transports.iter().any(|t| t.active && t.up)
+        });
         up.with_context(|| format!("no session stands\n{}", self.last_words()))
     }
 
     /// The client's session, if there is one.
     pub fn session(&self) -> Option<SessionReport> {
-        let Ok(Response::Sessions(sessions)) = Client::connect(&self.client_control()).ok()?.call(&Request::Sessions) else {
+        let Ok(Response::Sessions(sessions)) = Client::connect(&self.client_control())
+            .ok()?
+            .call(&Request::Sessions)
+        else {
             return None;
         };
         sessions.into_iter().find(|s| s.role == "initiator")
     }
 
     /// Waits until the session is as `good` says.
-    pub fn wait(&mut self, limit: Duration, good: impl Fn(&SessionReport) -> bool) -> anyhow::Result<()> {
+    pub fn wait(
+        &mut self,
+        limit: Duration,
+        good: impl Fn(&SessionReport) -> bool,
+    ) -> anyhow::Result<()> {
         let deadline = Instant::now() + limit;
         loop {
             if self.session().is_some_and(|s| good(&s)) {
                 return Ok(());
             }
-            for agent in [&mut self.client_agent, &mut self.gateway_agent].into_iter().flatten() {
+            for agent in [&mut self.client_agent, &mut self.gateway_agent]
+                .into_iter()
+                .flatten()
+            {
                 agent.check()?;
             }
             ensure!(Instant::now() < deadline, "it took longer than {limit:?}");
@@ -245,8 +298,17 @@ impl Bed {
     /// Waits until `link` carries the session, and nothing else does.
     pub fn await_link(&mut self, link: LinkName, limit: Duration) -> anyhow::Result<()> {
         let only = |s: &SessionReport| {
-            s.transports.len() == 1 && s.transports.iter().all(|t| t.active && t.up && t.link == link.name())
+            s.transports.len() == 1
+                && s.transports
+                    .iter()
+                    .all(|t| t.active && t.up && t.link == link.name())
         };
-        self.wait(limit, only).with_context(|| format!("the session does not move to {}\n{}", link.name(), self.last_words()))
+        self.wait(limit, only).with_context(|| {
+            format!(
+                "the session does not move to {}\n{}",
+                link.name(),
+                self.last_words()
+            )
+        })
     }
 }

@@ -85,16 +85,33 @@ pub struct HandoverArgs {
 pub fn run(args: &HandoverArgs, control: &Path) -> anyhow::Result<ExitCode> {
     let rows = match (args.lab, args.target) {
         (true, _) => in_lab(args)?,
-        (false, Some(target)) => super::live::run(args.link.as_deref(), target, usize::from(args.runs), control)?,
-        (false, None) => anyhow::bail!("give --lab, or --target and --link to measure the running agent"),
+        (false, Some(target)) => super::live::run(
+            args.link.as_deref(),
+            target,
+            usize::from(args.runs),
+            control,
+        )?,
+        (false, None) => {
+            anyhow::bail!("give --lab, or --target and --link to measure the running agent")
+        }
     };
     print_rows(&rows, args.json)?;
-    let good = args.against.is_some() || rows.iter().all(|r| r.survived && r.bytes_lost == 0 && r.app_errors == 0);
-    Ok(if good { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+    let good = args.against.is_some()
+        || rows
+            .iter()
+            .all(|r| r.survived && r.bytes_lost == 0 && r.app_errors == 0);
+    Ok(if good {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    })
 }
 
 fn in_lab(args: &HandoverArgs) -> anyhow::Result<Vec<Row>> {
-    ensure!(nix::unistd::geteuid().is_root(), "--lab makes network namespaces: it needs root");
+    ensure!(
+        nix::unistd::geteuid().is_root(),
+        "--lab makes network namespaces: it needs root"
+    );
     let runs = usize::from(args.runs);
     let paced = Pace::PerMillisecond(PACED_BYTES);
     if args.against == Some(Against::Tcp) {
@@ -103,7 +120,12 @@ fn in_lab(args: &HandoverArgs) -> anyhow::Result<Vec<Row>> {
     let mut rows = measure(args, &Direction::ALL, paced, runs)?;
     if !args.paced_only {
         for direction in [Direction::Download, Direction::Upload] {
-            rows.extend(measure(args, &[direction], Pace::Bulk, runs.min(BULK_RUNS_MAX))?);
+            rows.extend(measure(
+                args,
+                &[direction],
+                Pace::Bulk,
+                runs.min(BULK_RUNS_MAX),
+            )?);
         }
     }
     Ok(rows)
@@ -125,15 +147,33 @@ pub fn progress(label: &str, runs: usize) -> ProgressBar {
     bar
 }
 
-fn measure(args: &HandoverArgs, directions: &[Direction], pace: Pace, runs: usize) -> anyhow::Result<Vec<Row>> {
+fn measure(
+    args: &HandoverArgs,
+    directions: &[Direction],
+    pace: Pace,
+    runs: usize,
+) -> anyhow::Result<Vec<Row>> {
     let dir = super::scratch()?;
-    let mut bed = Bed::new(dir.path(), BedConfig { v6: args.v6, ..BedConfig::new(own_program()?) })?;
+    let mut bed = Bed::new(
+        dir.path(),
+        BedConfig {
+            v6: args.v6,
+            ..BedConfig::new(own_program()?)
+        },
+    )?;
     let listen = SocketAddr::new(Lab::target(args.v6), 0);
     let server = Server::start(listen, dir.path(), |c| bed.lab.server().spawn(c))?;
     let mut clients = Vec::new();
     for &direction in directions {
         let arrivals = dir.path().join(format!("client-{}", direction.name()));
-        let client = Client::start(server.addr, direction, pace, Duration::ZERO, arrivals, |command| bed.spawn_captured(command))?;
+        let client = Client::start(
+            server.addr,
+            direction,
+            pace,
+            Duration::ZERO,
+            arrivals,
+            |command| bed.spawn_captured(command),
+        )?;
         clients.push(client);
     }
     let label = match (pace, directions) {
@@ -158,7 +198,9 @@ fn measure(args: &HandoverArgs, directions: &[Direction], pace: Pace, runs: usiz
     seen.iter()
         .map(|(direction, arrivals, seen)| {
             let served = served.get(direction.name());
-            row("holdfast", *direction, pace, &cuts, arrivals, seen, served, seconds)
+            row(
+                "holdfast", *direction, pace, &cuts, arrivals, seen, served, seconds,
+            )
         })
         .collect()
 }
@@ -167,19 +209,33 @@ fn measure(args: &HandoverArgs, directions: &[Direction], pace: Pace, runs: usiz
 fn cut_once(bed: &mut Bed, run: usize) -> anyhow::Result<Cut> {
     bed.await_link(LinkName::Wifi, MOVE_LIMIT)?;
     // The cut must not keep step with the application's clock or the agent's timers.
-    std::thread::sleep(Duration::from_micros(20_000 + (run as u64 * 7_919) % 50_000));
+    std::thread::sleep(Duration::from_micros(
+        20_000 + (run as u64 * 7_919) % 50_000,
+    ));
     let control_from = now_ns();
     std::thread::sleep(CONTROL_WINDOW);
     let control = (control_from, now_ns());
     let from = now_ns();
     bed.lab.cut(LinkName::Wifi)?;
-    bed.wait(MOVE_LIMIT, |s| s.transports.iter().any(|t| t.active && t.up && t.link == LinkName::Lte.name()))
-        .context("the session does not move")?;
+    bed.wait(MOVE_LIMIT, |s| {
+        s.transports
+            .iter()
+            .any(|t| t.active && t.up && t.link == LinkName::Lte.name())
+    })
+    .context("the session does not move")?;
     std::thread::sleep(AFTER_MOVE);
     let window = (from, now_ns());
-    let handover = bed.session().and_then(|s| s.handovers.into_iter().rfind(|h| !h.soft && h.noticed_ns >= from));
+    let handover = bed.session().and_then(|s| {
+        s.handovers
+            .into_iter()
+            .rfind(|h| !h.soft && h.noticed_ns >= from)
+    });
     bed.lab.restore(LinkName::Wifi)?;
-    Ok(Cut { control, window, handover })
+    Ok(Cut {
+        control,
+        window,
+        handover,
+    })
 }
 
 #[allow(clippy::too_many_arguments)] // Each is a different thing that was measured.
@@ -193,26 +249,45 @@ fn row(
     served: Option<&Served>,
     seconds: f64,
 ) -> anyhow::Result<Row> {
-    let file = served.and_then(|s| s.arrivals.as_deref()).unwrap_or(arrivals);
-    let times = read_arrivals(file).with_context(|| format!("{} cannot be read", file.display()))?;
+    let file = served
+        .and_then(|s| s.arrivals.as_deref())
+        .unwrap_or(arrivals);
+    let times =
+        read_arrivals(file).with_context(|| format!("{} cannot be read", file.display()))?;
     let gaps = |window: fn(&Cut) -> (u64, u64)| -> Vec<f64> {
-        cuts.iter().map(window).map(|(from, to)| longest_gap_ms(&times, from, to)).collect()
+        cuts.iter()
+            .map(window)
+            .map(|(from, to)| longest_gap_ms(&times, from, to))
+            .collect()
     };
     let stalls = gaps(|c| c.window);
     let since = |get: fn(&HandoverReport) -> Option<u64>| -> Vec<f64> {
-        let one = |c: &Cut| Some(get(c.handover.as_ref()?)?.saturating_sub(c.window.0) as f64 / 1e6);
+        let one =
+            |c: &Cut| Some(get(c.handover.as_ref()?)?.saturating_sub(c.window.0) as f64 / 1e6);
         cuts.iter().filter_map(one).collect()
     };
-    let replayed: Vec<f64> = cuts.iter().filter_map(|c| c.handover.as_ref()).map(|h| h.replayed_bytes as f64).collect();
+    let replayed: Vec<f64> = cuts
+        .iter()
+        .filter_map(|c| c.handover.as_ref())
+        .map(|h| h.replayed_bytes as f64)
+        .collect();
     let (sent, received, wrong) = balance(direction, seen, served);
-    let errors = seen.errors.iter().chain(served.iter().flat_map(|s| &s.seen.errors));
+    let errors = seen
+        .errors
+        .iter()
+        .chain(served.iter().flat_map(|s| &s.seen.errors));
     let errors: Vec<String> = errors.cloned().collect();
     Ok(Row {
         system: system.to_owned(),
         scenario: "cut".to_owned(),
         direction: direction.name().to_owned(),
         mode: "single".to_owned(),
-        pace: if pace == Pace::Bulk { "bulk" } else { "1 kB/ms" }.to_owned(),
+        pace: if pace == Pace::Bulk {
+            "bulk"
+        } else {
+            "1 kB/ms"
+        }
+        .to_owned(),
         runs: cuts.len(),
         survived: errors.is_empty(),
         bytes_lost: sent.abs_diff(received) + wrong,
@@ -234,7 +309,9 @@ fn balance(direction: Direction, seen: &Seen, served: Option<&Served>) -> (u64, 
         (Direction::Download, Some(served)) => (served.seen.sent, seen.received, seen.wrong),
         // The server never said what it sent: it did not see the connection end.
         (Direction::Download, None) => (u64::MAX, seen.received, seen.wrong),
-        (Direction::Upload, served) => (seen.sent, seen.received, served.map_or(0, |s| s.seen.wrong)),
+        (Direction::Upload, served) => {
+            (seen.sent, seen.received, served.map_or(0, |s| s.seen.wrong))
+        }
         (Direction::Echo, _) => (seen.sent, seen.received, seen.wrong),
     }
 }
@@ -242,27 +319,49 @@ fn balance(direction: Direction, seen: &Seen, served: Option<&Served>) -> (u64, 
 /// The same application and the same cuts over a plain connection.
 fn plain(args: &HandoverArgs, runs: usize, pace: Pace) -> anyhow::Result<Vec<Row>> {
     let dir = super::scratch()?;
-    let bed = Bed::new(dir.path(), BedConfig { v6: args.v6, holdfast: false, ..BedConfig::new(own_program()?) })?;
+    let bed = Bed::new(
+        dir.path(),
+        BedConfig {
+            v6: args.v6,
+            holdfast: false,
+            ..BedConfig::new(own_program()?)
+        },
+    )?;
     let listen = SocketAddr::new(Lab::target(args.v6), 0);
     let server = Server::start(listen, dir.path(), |c| bed.lab.server().spawn(c))?;
     let bar = progress("plain TCP", runs);
     let mut rows: HashMap<&'static str, Row> = HashMap::new();
     for _ in 0..runs {
         for one in plain_once(&bed, &server, dir.path(), pace)? {
-            let name = Direction::ALL.into_iter().find(|d| d.name() == one.direction).map_or("", Direction::name);
-            rows.entry(name).and_modify(|all| all.add(&one)).or_insert(one);
+            let name = Direction::ALL
+                .into_iter()
+                .find(|d| d.name() == one.direction)
+                .map_or("", Direction::name);
+            rows.entry(name)
+                .and_modify(|all| all.add(&one))
+                .or_insert(one);
         }
         bar.inc(1);
     }
     bar.finish_and_clear();
-    Ok(Direction::ALL.into_iter().filter_map(|d| rows.remove(d.name())).collect())
+    Ok(Direction::ALL
+        .into_iter()
+        .filter_map(|d| rows.remove(d.name()))
+        .collect())
 }
 
 fn plain_once(bed: &Bed, server: &Server, dir: &Path, pace: Pace) -> anyhow::Result<Vec<Row>> {
     let mut clients = Vec::new();
     for direction in Direction::ALL {
         let arrivals = dir.join(format!("plain-{}", direction.name()));
-        clients.push(Client::start(server.addr, direction, pace, PLAIN_TIMEOUT, arrivals, |c| bed.lab.client().spawn(c))?);
+        clients.push(Client::start(
+            server.addr,
+            direction,
+            pace,
+            PLAIN_TIMEOUT,
+            arrivals,
+            |c| bed.lab.client().spawn(c),
+        )?);
     }
     let control_from = now_ns() + 200_000_000;
     std::thread::sleep(Duration::from_millis(200) + CONTROL_WINDOW);
@@ -273,19 +372,43 @@ fn plain_once(bed: &Bed, server: &Server, dir: &Path, pace: Pace) -> anyhow::Res
     while Instant::now() < deadline && !clients.iter_mut().all(Client::ended) {
         std::thread::sleep(Duration::from_millis(20));
     }
-    let cuts = [Cut { control, window: (from, now_ns()), handover: None }];
+    let cuts = [Cut {
+        control,
+        window: (from, now_ns()),
+        handover: None,
+    }];
     let mut rows = Vec::new();
     for client in clients {
         let (direction, arrivals) = (client.direction, client.arrivals.clone());
         let seen = client.finish(PLAIN_TIMEOUT + Duration::from_secs(3))?;
         // The server's end may hang for minutes; what the client saw is enough.
-        let served = Served { direction, seen: Seen { sent: seen.received, ..Seen::default() }, arrivals: None };
-        let arrivals = if direction == Direction::Upload { dir.join("none") } else { arrivals };
+        let served = Served {
+            direction,
+            seen: Seen {
+                sent: seen.received,
+                ..Seen::default()
+            },
+            arrivals: None,
+        };
+        let arrivals = if direction == Direction::Upload {
+            dir.join("none")
+        } else {
+            arrivals
+        };
         if direction == Direction::Upload {
             std::fs::write(&arrivals, [])?;
         }
         let seconds = (cuts[0].window.1 - from) as f64 / 1e9;
-        rows.push(row("tcp", direction, pace, &cuts, &arrivals, &seen, Some(&served), seconds)?);
+        rows.push(row(
+            "tcp",
+            direction,
+            pace,
+            &cuts,
+            &arrivals,
+            &seen,
+            Some(&served),
+            seconds,
+        )?);
     }
     bed.lab.restore(LinkName::Wifi)?;
     Ok(rows)

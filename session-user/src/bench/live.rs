@@ -36,16 +36,23 @@ impl Drop for Restore<'_> {
 }
 
 fn set(link: &str, state: &str) -> anyhow::Result<()> {
-    let status = Command::new("ip").args(["link", "set", link, state]).status().context("`ip` cannot be started")?;
-    ensure!(status.success(), "`ip link set {link} {state}` failed: {status}");
+    let status = Command::new("ip")
+        .args(["link", "set", link, state])
+        .status()
+        .context("`ip` cannot be started")?;
+    ensure!(
+        status.success(),
+        "`ip link set {link} {state}` failed: {status}"
+    );
     Ok(())
 }
 
 fn session(control: &Path) -> anyhow::Result<SessionReport> {
     match Control::connect(control)?.call(&Request::Sessions)? {
-        Response::Sessions(sessions) => {
-            sessions.into_iter().find(|s| s.role == "initiator").context("the agent has no session with a peer")
-        }
+        Response::Sessions(sessions) => sessions
+            .into_iter()
+            .find(|s| s.role == "initiator")
+            .context("the agent has no session with a peer"),
         _ => bail!("the agent's answer is not a list of sessions"),
     }
 }
@@ -53,27 +60,51 @@ fn session(control: &Path) -> anyhow::Result<SessionReport> {
 fn wait(control: &Path, good: impl Fn(&SessionReport) -> bool) -> anyhow::Result<()> {
     let deadline = Instant::now() + MOVE_LIMIT;
     while !session(control).is_ok_and(|s| good(&s)) {
-        ensure!(Instant::now() < deadline, "the session does not move within {MOVE_LIMIT:?}");
+        ensure!(
+            Instant::now() < deadline,
+            "the session does not move within {MOVE_LIMIT:?}"
+        );
         std::thread::sleep(Duration::from_millis(5));
     }
     Ok(())
 }
 
 fn carried_by(session: &SessionReport) -> Option<&str> {
-    session.transports.iter().find(|t| t.active && t.up).map(|t| t.link.as_str())
+    session
+        .transports
+        .iter()
+        .find(|t| t.active && t.up)
+        .map(|t| t.link.as_str())
 }
 
 /// Cuts `link` (the one in use if none is named) `runs` times while an echo runs to `target`.
-pub fn run(link: Option<&str>, target: SocketAddr, runs: usize, control: &Path) -> anyhow::Result<Vec<Row>> {
+pub fn run(
+    link: Option<&str>,
+    target: SocketAddr,
+    runs: usize,
+    control: &Path,
+) -> anyhow::Result<Vec<Row>> {
     let first = session(control)?;
-    let used = carried_by(&first).context("no link carries the session")?.to_owned();
+    let used = carried_by(&first)
+        .context("no link carries the session")?
+        .to_owned();
     let link = link.unwrap_or(&used).to_owned();
-    ensure!(link == used, "{link} is not in use ({used} is): `holdfast handover {link}` moves the session to it");
+    ensure!(
+        link == used,
+        "{link} is not in use ({used} is): `holdfast handover {link}` moves the session to it"
+    );
     let dir = super::scratch()?;
     let arrivals = dir.path().join("echo");
     let pace = Pace::PerMillisecond(PACED_BYTES);
     let streams = first.streams_total;
-    let client = Client::start(target, Direction::Echo, pace, Duration::ZERO, arrivals.clone(), |mut c| c.spawn())?;
+    let client = Client::start(
+        target,
+        Direction::Echo,
+        pace,
+        Duration::ZERO,
+        arrivals.clone(),
+        |mut c| c.spawn(),
+    )?;
     wait(control, |s| s.streams_total > streams)
         .context("the application is not captured: start this command with `holdfast run --`")?;
     let bar = progress(&link, runs);
@@ -96,8 +127,14 @@ pub fn run(link: Option<&str>, target: SocketAddr, runs: usize, control: &Path) 
     let seconds = (now_ns() - began) as f64 / 1e9;
     let seen = client.finish(MOVE_LIMIT)?;
     let times = read_arrivals(&arrivals)?;
-    let stalls: Vec<f64> = cuts.iter().map(|(_, w)| longest_gap_ms(&times, w.0, w.1)).collect();
-    let calm: Vec<f64> = cuts.iter().map(|(c, _)| longest_gap_ms(&times, c.0, c.1)).collect();
+    let stalls: Vec<f64> = cuts
+        .iter()
+        .map(|(_, w)| longest_gap_ms(&times, w.0, w.1))
+        .collect();
+    let calm: Vec<f64> = cuts
+        .iter()
+        .map(|(c, _)| longest_gap_ms(&times, c.0, c.1))
+        .collect();
     Ok(vec![Row {
         system: "holdfast".to_owned(),
         scenario: "cut".to_owned(),

@@ -52,8 +52,17 @@ pub fn run(args: &PingArgs) -> anyhow::Result<ExitCode> {
     }
     let mut counted = times.split_off(WARM_UP.min(times.len() / 2));
     counted.sort_by(f64::total_cmp);
-    let rank = |p: f64| counted.get((p * counted.len() as f64) as usize).copied().unwrap_or(0.0);
-    let pinged = Pinged { rounds: counted.len(), p50_us: rank(0.5), p99_us: rank(0.99) };
+    let rank = |p: f64| {
+        counted
+            .get((p * counted.len() as f64) as usize)
+            .copied()
+            .unwrap_or(0.0)
+    };
+    let pinged = Pinged {
+        rounds: counted.len(),
+        p50_us: rank(0.5),
+        p99_us: rank(0.99),
+    };
     println!("{}", serde_json::to_string(&pinged)?);
     Ok(ExitCode::SUCCESS)
 }

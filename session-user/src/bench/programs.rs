@@ -47,7 +47,8 @@ pub struct ClientArgs {
 
 /// Serves; the first line says where, and every connection that ends is a line.
 pub fn server(args: &ServerArgs) -> anyhow::Result<ExitCode> {
-    let listener = TcpListener::bind(args.listen).with_context(|| format!("cannot listen on {}", args.listen))?;
+    let listener = TcpListener::bind(args.listen)
+        .with_context(|| format!("cannot listen on {}", args.listen))?;
     println!("{}", listener.local_addr()?);
     let report = |served: Served| {
         if let Ok(line) = serde_json::to_string(&served) {
@@ -71,7 +72,11 @@ pub fn client(args: &ClientArgs) -> anyhow::Result<ExitCode> {
     let orders = ClientOrders {
         server: args.server,
         direction: args.direction,
-        pace: if args.pace == 0 { Pace::Bulk } else { Pace::PerMillisecond(args.pace) },
+        pace: if args.pace == 0 {
+            Pace::Bulk
+        } else {
+            Pace::PerMillisecond(args.pace)
+        },
         arrivals: Some(args.arrivals.clone()),
         user_timeout: (!timeout.is_zero()).then_some(timeout),
     };
@@ -90,9 +95,21 @@ pub struct Server {
 
 impl Server {
     /// Starts one; `start` puts the command where it belongs.
-    pub fn start(listen: SocketAddr, dir: &Path, start: impl FnOnce(Command) -> std::io::Result<Child>) -> anyhow::Result<Self> {
+    pub fn start(
+        listen: SocketAddr,
+        dir: &Path,
+        start: impl FnOnce(Command) -> std::io::Result<Child>,
+    ) -> anyhow::Result<Self> {
         let mut command = Command::new(own_program()?);
-        command.args(["bench", "app-server", "--listen", &listen.to_string(), "--dir"]).arg(dir);
+        command
+            .args([
+                "bench",
+                "app-server",
+                "--listen",
+                &listen.to_string(),
+                "--dir",
+            ])
+            .arg(dir);
         command.stdin(Stdio::null()).stdout(Stdio::piped());
         let mut child = start(command).context("the application's server cannot be started")?;
         let out = child.stdout.take().context("the server has no output")?;
@@ -104,8 +121,14 @@ impl Server {
                 }
             }
         });
-        let first = lines.recv_timeout(Duration::from_secs(10)).context("the server does not listen")?;
-        Ok(Self { child, lines, addr: first.parse()? })
+        let first = lines
+            .recv_timeout(Duration::from_secs(10))
+            .context("the server does not listen")?;
+        Ok(Self {
+            child,
+            lines,
+            addr: first.parse()?,
+        })
     }
 
     /// What the next connection to end saw.
@@ -149,10 +172,20 @@ impl Client {
         let mut command = Command::new(own_program()?);
         command.args(["bench", "app-client", "--direction", direction.name()]);
         command.args(["--server", &server.to_string(), "--pace", &pace.to_string()]);
-        command.args(["--user-timeout-ms", &user_timeout.as_millis().to_string(), "--arrivals"]).arg(&arrivals);
+        command
+            .args([
+                "--user-timeout-ms",
+                &user_timeout.as_millis().to_string(),
+                "--arrivals",
+            ])
+            .arg(&arrivals);
         command.stdin(Stdio::piped()).stdout(Stdio::piped());
         let child = start(command).context("the application's client cannot be started")?;
-        Ok(Self { child, direction, arrivals })
+        Ok(Self {
+            child,
+            direction,
+            arrivals,
+        })
     }
 
     /// Whether it has ended by itself.
@@ -168,7 +201,10 @@ impl Client {
             if Instant::now() > deadline {
                 self.child.kill()?;
                 self.child.wait()?;
-                let seen = Seen { errors: vec![format!("it hung for {limit:?}")], ..Seen::default() };
+                let seen = Seen {
+                    errors: vec![format!("it hung for {limit:?}")],
+                    ..Seen::default()
+                };
                 return Ok(seen);
             }
             std::thread::sleep(Duration::from_millis(5));
@@ -179,7 +215,10 @@ impl Client {
         }
         match serde_json::from_str(text.trim()) {
             Ok(seen) => Ok(seen),
-            Err(error) => bail!("the {} client says nothing of use: {error}", self.direction.name()),
+            Err(error) => bail!(
+                "the {} client says nothing of use: {error}",
+                self.direction.name()
+            ),
         }
     }
 }
@@ -188,7 +227,9 @@ impl Client {
 pub fn collect(server: &Server, expected: usize, limit: Duration) -> HashMap<&'static str, Served> {
     let mut out = HashMap::new();
     for _ in 0..expected {
-        let Some(served) = server.next_served(limit) else { break };
+        let Some(served) = server.next_served(limit) else {
+            break;
+        };
         out.insert(served.direction.name(), served);
     }
     out

@@ -22,7 +22,9 @@ pub struct ProxyArgs {
 
 /// Forwards until it is killed; the first line says where it listens.
 pub fn run(args: &ProxyArgs) -> anyhow::Result<ExitCode> {
-    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()?;
     runtime.block_on(async {
         let listener = TcpListener::bind(args.listen).await?;
         println!("{}", listener.local_addr()?);

@@ -69,7 +69,14 @@ pub fn print_rows(rows: &[Row], json: bool) -> anyhow::Result<()> {
         let fate = if row.survived { "survived" } else { "DIED" };
         println!(
             "{} {} {} ({}): {fate} {} cuts, {} bytes lost, {} errors, {:.1} Mbit/s",
-            row.system, row.scenario, row.direction, row.pace, row.runs, row.bytes_lost, row.app_errors, row.goodput_mbit
+            row.system,
+            row.scenario,
+            row.direction,
+            row.pace,
+            row.runs,
+            row.bytes_lost,
+            row.app_errors,
+            row.goodput_mbit
         );
         for (name, s) in [
             ("stall", &row.stall_ms),
@@ -77,10 +84,16 @@ pub fn print_rows(rows: &[Row], json: bool) -> anyhow::Result<()> {
             ("detection", &row.detection_ms),
             ("resume", &row.resume_ms),
         ] {
-            println!("  {name:14} p50 {:8.2} ms   p95 {:8.2} ms   max {:8.2} ms", s.p50, s.p95, s.max);
+            println!(
+                "  {name:14} p50 {:8.2} ms   p95 {:8.2} ms   max {:8.2} ms",
+                s.p50, s.p95, s.max
+            );
         }
         let r = &row.replayed_bytes;
-        println!("  {:14} p50 {:8.0} B    p95 {:8.0} B    max {:8.0} B", "replayed", r.p50, r.p95, r.max);
+        println!(
+            "  {:14} p50 {:8.0} B    p95 {:8.0} B    max {:8.0} B",
+            "replayed", r.p50, r.p95, r.max
+        );
         for error in &row.errors {
             println!("  error: {error}");
         }

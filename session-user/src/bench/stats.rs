@@ -22,7 +22,11 @@ impl Summary {
             let n = (p * sorted.len() as f64).ceil() as usize;
             sorted.get(n.saturating_sub(1)).copied().unwrap_or(0.0)
         };
-        Self { p50: rank(0.5), p95: rank(0.95), max: sorted.last().copied().unwrap_or(0.0) }
+        Self {
+            p50: rank(0.5),
+            p95: rank(0.95),
+            max: sorted.last().copied().unwrap_or(0.0),
+        }
     }
 }
 
@@ -50,7 +54,10 @@ pub fn histogram(values: &[f64]) -> String {
         counts[bucket(v)] += 1;
     }
     let most = counts.iter().copied().max().unwrap_or(0).max(1);
-    let (Some(first), Some(last)) = (counts.iter().position(|c| *c > 0), counts.iter().rposition(|c| *c > 0)) else {
+    let (Some(first), Some(last)) = (
+        counts.iter().position(|c| *c > 0),
+        counts.iter().rposition(|c| *c > 0),
+    ) else {
         return String::new();
     };
     let mut out = String::new();
@@ -78,7 +85,14 @@ mod tests {
     #[test]
     fn percentiles_are_of_the_nearest_rank() {
         let values: Vec<f64> = (1..=100).rev().map(f64::from).collect();
-        assert_eq!(Summary::of(&values), Summary { p50: 50.0, p95: 95.0, max: 100.0 });
+        assert_eq!(
+            Summary::of(&values),
+            Summary {
+                p50: 50.0,
+                p95: 95.0,
+                max: 100.0
+            }
+        );
         assert_eq!(Summary::of(&[]), Summary::default());
     }
 }

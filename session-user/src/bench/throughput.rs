@@ -49,8 +49,11 @@ enum System {
     Holdfast,
 }
 
-const SYSTEMS: [(System, &str); 3] =
-    [(System::Direct, "direct"), (System::Proxy, "plain two-hop proxy"), (System::Holdfast, "holdfast")];
+const SYSTEMS: [(System, &str); 3] = [
+    (System::Direct, "direct"),
+    (System::Proxy, "plain two-hop proxy"),
+    (System::Holdfast, "holdfast"),
+];
 
 /// One pass of one system.
 #[derive(Clone, Copy, Debug)]
@@ -88,20 +91,40 @@ impl Spread {
         let mut values: Vec<f64> = passes.iter().map(get).collect();
         values.sort_by(f64::total_cmp);
         let at = |i: usize| values.get(i).copied().unwrap_or(0.0);
-        Self { median: at(values.len() / 2), min: at(0), max: at(values.len().saturating_sub(1)) }
+        Self {
+            median: at(values.len() / 2),
+            min: at(0),
+            max: at(values.len().saturating_sub(1)),
+        }
     }
 }
 
 /// Measures and prints.
 pub fn run(args: &ThroughputArgs) -> anyhow::Result<ExitCode> {
-    ensure!(nix::unistd::geteuid().is_root(), "it makes network namespaces: it needs root");
+    ensure!(
+        nix::unistd::geteuid().is_root(),
+        "it makes network namespaces: it needs root"
+    );
     let dir = super::scratch()?;
     let bed = Bed::new(dir.path(), BedConfig::new(own_program()?))?;
-    let target = Server::start(SocketAddr::new(Lab::target(false), 0), dir.path(), |c| bed.lab.server().spawn(c))?;
-    let far = proxy(bed.lab.server(), SocketAddr::new(Lab::gateway(false), FAR_PORT), target.addr)?;
+    let target = Server::start(SocketAddr::new(Lab::target(false), 0), dir.path(), |c| {
+        bed.lab.server().spawn(c)
+    })?;
+    let far = proxy(
+        bed.lab.server(),
+        SocketAddr::new(Lab::gateway(false), FAR_PORT),
+        target.addr,
+    )?;
     let near_at = SocketAddr::from((Ipv4Addr::LOCALHOST, NEAR_PORT));
-    let near = proxy(bed.lab.client(), near_at, SocketAddr::new(Lab::gateway(false), FAR_PORT))?;
-    let (agent_near, agent_far) = (pid(bed.client_agent.as_ref())?, pid(bed.gateway_agent.as_ref())?);
+    let near = proxy(
+        bed.lab.client(),
+        near_at,
+        SocketAddr::new(Lab::gateway(false), FAR_PORT),
+    )?;
+    let (agent_near, agent_far) = (
+        pid(bed.client_agent.as_ref())?,
+        pid(bed.gateway_agent.as_ref())?,
+    );
     let bar = progress("throughput", usize::from(args.passes) * SYSTEMS.len());
     let mut passes: [Vec<Pass>; 3] = Default::default();
     for _ in 0..args.passes {
@@ -113,13 +136,25 @@ pub fn run(args: &ThroughputArgs) -> anyhow::Result<ExitCode> {
             };
             let captured = *system == System::Holdfast;
             let seconds = Duration::from_secs(args.seconds.into());
-            passes[index].push(one_pass(&bed, dir.path(), &target, server, captured, ends, seconds)?);
+            passes[index].push(one_pass(
+                &bed,
+                dir.path(),
+                &target,
+                server,
+                captured,
+                ends,
+                seconds,
+            )?);
             bar.inc(1);
         }
     }
     bar.finish_and_clear();
     let proxy_rate = Spread::of(&passes[1], |p| p.mb_per_s).median;
-    let rows: Vec<Row> = SYSTEMS.iter().zip(&passes).map(|((_, name), p)| row(name, p, proxy_rate)).collect();
+    let rows: Vec<Row> = SYSTEMS
+        .iter()
+        .zip(&passes)
+        .map(|((_, name), p)| row(name, p, proxy_rate))
+        .collect();
     print(&rows, args.json)?;
     Ok(ExitCode::SUCCESS)
 }
@@ -130,7 +165,14 @@ fn pid(agent: Option<&Running>) -> anyhow::Result<u32> {
 
 fn proxy(netns: &Netns, listen: SocketAddr, to: SocketAddr) -> anyhow::Result<Running> {
     let mut command = Command::new(own_program()?);
-    command.args(["bench", "app-proxy", "--listen", &listen.to_string(), "--to", &to.to_string()]);
+    command.args([
+        "bench",
+        "app-proxy",
+        "--listen",
+        &listen.to_string(),
+        "--to",
+        &to.to_string(),
+    ]);
     command.stdin(Stdio::null()).stdout(Stdio::piped());
     let mut child = netns.spawn(command)?;
     let out = child.stdout.take().context("the proxy has no output")?;
@@ -142,7 +184,11 @@ fn proxy(netns: &Netns, listen: SocketAddr, to: SocketAddr) -> anyhow::Result<Ru
 
 /// Starts a client's command in the client's namespace, in the captured cgroup if it must be.
 fn start(bed: &Bed, captured: bool, command: Command) -> std::io::Result<Child> {
-    if captured { bed.spawn_captured(command) } else { bed.lab.client().spawn(command) }
+    if captured {
+        bed.spawn_captured(command)
+    } else {
+        bed.lab.client().spawn(command)
+    }
 }
 
 #[allow(clippy::too_many_arguments)] // Each is a different thing that a pass needs.
@@ -158,22 +204,50 @@ fn one_pass(
     let cpu = |pid: fn((u32, u32)) -> u32| ends.map_or(Ok(0.0), |e| cpu_seconds(pid(e)));
     let before = (cpu(|e| e.0)?, cpu(|e| e.1)?);
     let began = Instant::now();
-    let client = Client::start(server, Direction::Upload, Pace::Bulk, Duration::ZERO, dir.join("up"), |c| start(bed, captured, c))?;
+    let client = Client::start(
+        server,
+        Direction::Upload,
+        Pace::Bulk,
+        Duration::ZERO,
+        dir.join("up"),
+        |c| start(bed, captured, c),
+    )?;
     std::thread::sleep(seconds);
     let seen = client.finish(FINISH_LIMIT)?;
     let took = began.elapsed().as_secs_f64();
-    ensure!(seen.errors.is_empty(), "the transfer failed: {}", seen.errors.join("; "));
-    ensure!(seen.sent == seen.received, "{} bytes were sent and {} received", seen.sent, seen.received);
+    ensure!(
+        seen.errors.is_empty(),
+        "the transfer failed: {}",
+        seen.errors.join("; ")
+    );
+    ensure!(
+        seen.sent == seen.received,
+        "{} bytes were sent and {} received",
+        seen.sent,
+        seen.received
+    );
     let after = (cpu(|e| e.0)?, cpu(|e| e.1)?);
     // The server has told of this connection: take the line away.
-    target.next_served(FINISH_LIMIT).context("the server did not see the connection end")?;
+    target
+        .next_served(FINISH_LIMIT)
+        .context("the server did not see the connection end")?;
     let gb = seen.received as f64 / 1e9;
     let mut ping = Command::new(own_program()?);
-    ping.args(["bench", "app-ping", "--server", &server.to_string(), "--millis", "1500"]);
+    ping.args([
+        "bench",
+        "app-ping",
+        "--server",
+        &server.to_string(),
+        "--millis",
+        "1500",
+    ]);
     ping.stdin(Stdio::null()).stdout(Stdio::piped());
     let output = start(bed, captured, ping)?.wait_with_output()?;
-    let pinged: Pinged = serde_json::from_slice(&output.stdout).context("the ping-pong printed nothing of use")?;
-    target.next_served(FINISH_LIMIT).context("the server did not see the ping-pong end")?;
+    let pinged: Pinged =
+        serde_json::from_slice(&output.stdout).context("the ping-pong printed nothing of use")?;
+    target
+        .next_served(FINISH_LIMIT)
+        .context("the server did not see the ping-pong end")?;
     Ok(Pass {
         mb_per_s: seen.received as f64 / 1e6 / took,
         near_s_per_gb: (after.0 - before.0) / gb,
@@ -186,7 +260,13 @@ fn one_pass(
 /// User and system time of a process (proc_pid_stat(5), fields 14 and 15).
 fn cpu_seconds(pid: u32) -> anyhow::Result<f64> {
     let text = fs::read_to_string(format!("/proc/{pid}/stat"))?;
-    let fields = text.rsplit(')').next().unwrap_or("").split_whitespace().skip(11).take(2);
+    let fields = text
+        .rsplit(')')
+        .next()
+        .unwrap_or("")
+        .split_whitespace()
+        .skip(11)
+        .take(2);
     let ticks: f64 = fields.filter_map(|f| f.parse::<f64>().ok()).sum();
     Ok(ticks / TICKS_PER_SECOND)
 }

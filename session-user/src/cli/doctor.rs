@@ -31,23 +31,43 @@ struct Finding {
 impl Finding {
     fn new(name: &str, ok: bool, detail: impl Into<String>, advice: &str) -> Self {
         let advice = if ok { String::new() } else { advice.to_owned() };
-        Self { name: name.to_owned(), ok, detail: detail.into(), advice }
+        Self {
+            name: name.to_owned(),
+            ok,
+            detail: detail.into(),
+            advice,
+        }
     }
 }
 
 pub fn doctor(config: &Path, control: &Path, json: bool) -> Result<ExitCode, Failure> {
     let mut findings: Vec<Finding> = crate::capture::probe()
         .into_iter()
-        .map(|c| Finding { name: c.name.to_owned(), ok: c.ok, detail: c.detail, advice: c.advice })
+        .map(|c| Finding {
+            name: c.name.to_owned(),
+            ok: c.ok,
+            detail: c.detail,
+            advice: c.advice,
+        })
         .collect();
     findings.push(descriptors());
     findings.extend(configuration(config));
     findings.extend(reverse_path());
     let running = Client::connect(control);
-    let detail = running.as_ref().map_or_else(ToString::to_string, |_| "it answers".to_owned());
-    findings.push(Finding::new("agent", running.is_ok(), detail, "start it: `systemctl start holdfast` or `holdfast agent`"));
+    let detail = running
+        .as_ref()
+        .map_or_else(ToString::to_string, |_| "it answers".to_owned());
+    findings.push(Finding::new(
+        "agent",
+        running.is_ok(),
+        detail,
+        "start it: `systemctl start holdfast` or `holdfast agent`",
+    ));
     if json {
-        print(&format!("{}\n", serde_json::to_string_pretty(&findings).map_err(anyhow::Error::from)?));
+        print(&format!(
+            "{}\n",
+            serde_json::to_string_pretty(&findings).map_err(anyhow::Error::from)?
+        ));
     } else {
         for f in &findings {
             let mark = if f.ok { "ok  " } else { "FAIL" };
@@ -78,24 +98,57 @@ fn configuration(path: &Path) -> Vec<Finding> {
     let config = match Config::load(path) {
         Ok(config) => config,
         Err(error) => {
-            return vec![Finding::new("configuration", false, error.to_string(), "`holdfast config example` shows every key")];
+            return vec![Finding::new(
+                "configuration",
+                false,
+                error.to_string(),
+                "`holdfast config example` shows every key",
+            )];
         }
     };
-    let mut out = vec![Finding::new("configuration", true, path.display().to_string(), "")];
-    out.push(match Identity::load(&crate::agent::identity_paths(&config)) {
-        Err(error) => Finding::new("identity", false, error.to_string(), "`holdfast pki issue` makes one"),
-        Ok(identity) => {
-            let left = identity.not_after().and_then(|t| t.duration_since(SystemTime::now()).ok());
-            let left = left.unwrap_or_default().as_secs();
-            let detail = format!("{}, valid for {}", identity.name().uri(), super::table::age(left));
-            Finding::new("identity", left > SOON_S, detail, "issue a new certificate: `holdfast pki issue`")
-        }
-    });
+    let mut out = vec![Finding::new(
+        "configuration",
+        true,
+        path.display().to_string(),
+        "",
+    )];
+    out.push(
+        match Identity::load(&crate::agent::identity_paths(&config)) {
+            Err(error) => Finding::new(
+                "identity",
+                false,
+                error.to_string(),
+                "`holdfast pki issue` makes one",
+            ),
+            Ok(identity) => {
+                let left = identity
+                    .not_after()
+                    .and_then(|t| t.duration_since(SystemTime::now()).ok());
+                let left = left.unwrap_or_default().as_secs();
+                let detail = format!(
+                    "{}, valid for {}",
+                    identity.name().uri(),
+                    super::table::age(left)
+                );
+                Finding::new(
+                    "identity",
+                    left > SOON_S,
+                    detail,
+                    "issue a new certificate: `holdfast pki issue`",
+                )
+            }
+        },
+    );
     let key = &config.identity.key;
     if let Ok(found) = fs::metadata(key) {
         let mode = found.permissions().mode() & 0o777;
         let detail = format!("{} has mode {mode:04o}", key.display());
-        out.push(Finding::new("key file", mode & 0o077 == 0, detail, "others can read it: chmod 600"));
+        out.push(Finding::new(
+            "key file",
+            mode & 0o077 == 0,
+            detail,
+            "others can read it: chmod 600",
+        ));
     }
     out
 }
@@ -104,7 +157,11 @@ fn configuration(path: &Path) -> Vec<Finding> {
 fn reverse_path() -> Vec<Finding> {
     let all = rp_filter("all");
     let mut out = Vec::new();
-    for entry in fs::read_dir("/proc/sys/net/ipv4/conf").into_iter().flatten().flatten() {
+    for entry in fs::read_dir("/proc/sys/net/ipv4/conf")
+        .into_iter()
+        .flatten()
+        .flatten()
+    {
         let name = entry.file_name().to_string_lossy().into_owned();
         if matches!(name.as_str(), "all" | "default" | "lo") {
             continue;
@@ -118,17 +175,26 @@ fn reverse_path() -> Vec<Finding> {
         }
     }
     if out.is_empty() {
-        out.push(Finding::new("reverse path", true, "no link loses its replies to strict filtering", ""));
+        out.push(Finding::new(
+            "reverse path",
+            true,
+            "no link loses its replies to strict filtering",
+            "",
+        ));
     }
     out
 }
 
 fn rp_filter(name: &str) -> u8 {
-    let text = fs::read_to_string(format!("/proc/sys/net/ipv4/conf/{name}/rp_filter")).unwrap_or_default();
+    let text =
+        fs::read_to_string(format!("/proc/sys/net/ipv4/conf/{name}/rp_filter")).unwrap_or_default();
     text.trim().parse().unwrap_or(0)
 }
 
 fn has_default_route(link: &str) -> bool {
     let routes = fs::read_to_string("/proc/net/route").unwrap_or_default();
-    routes.lines().map(|l| l.split_whitespace().collect::<Vec<_>>()).any(|f| f.len() > 7 && f[0] == link && f[1] == "00000000")
+    routes
+        .lines()
+        .map(|l| l.split_whitespace().collect::<Vec<_>>())
+        .any(|f| f.len() > 7 && f[0] == link && f[1] == "00000000")
 }

@@ -33,7 +33,11 @@ pub struct Failure {
 impl Failure {
     /// A failure with advice, which may be empty.
     pub fn new(exit: Exit, message: impl Into<String>, advice: impl Into<String>) -> Self {
-        Self { exit, message: message.into(), advice: advice.into() }
+        Self {
+            exit,
+            message: message.into(),
+            advice: advice.into(),
+        }
     }
 
     /// Writes the message to standard error and gives the exit code.
@@ -52,7 +56,11 @@ impl From<anyhow::Error> for Failure {
     fn from(error: anyhow::Error) -> Self {
         if let Some(io) = error.downcast_ref::<std::io::Error>() {
             if io.kind() == std::io::ErrorKind::PermissionDenied {
-                return Self::new(Exit::NotPermitted, format!("{error:#}"), "become root, or give the agent's user the capabilities that `holdfast doctor` names");
+                return Self::new(
+                    Exit::NotPermitted,
+                    format!("{error:#}"),
+                    "become root, or give the agent's user the capabilities that `holdfast doctor` names",
+                );
             }
         }
         Self::new(Exit::Failed, format!("{error:#}"), "")
@@ -61,24 +69,42 @@ impl From<anyhow::Error> for Failure {
 
 impl From<ConfigError> for Failure {
     fn from(error: ConfigError) -> Self {
-        Self::new(Exit::Config, error.to_string(), "`holdfast config example` shows every key")
+        Self::new(
+            Exit::Config,
+            error.to_string(),
+            "`holdfast config example` shows every key",
+        )
     }
 }
 
 impl From<ClientError> for Failure {
     fn from(error: ClientError) -> Self {
         match error {
-            ClientError::NotRunning { error: ref io, .. } if io.kind() == std::io::ErrorKind::PermissionDenied => {
-                Self::new(Exit::NotPermitted, error.to_string(), "become root, or have `control_group` set in [agent]")
+            ClientError::NotRunning { error: ref io, .. }
+                if io.kind() == std::io::ErrorKind::PermissionDenied =>
+            {
+                Self::new(
+                    Exit::NotPermitted,
+                    error.to_string(),
+                    "become root, or have `control_group` set in [agent]",
+                )
             }
             ClientError::NotRunning { .. } => Self::new(
                 Exit::NotRunning,
                 error.to_string(),
                 "is the agent running? Start it with `holdfast agent`, or name its socket with --control",
             ),
-            ClientError::Broken(_) => Self::new(Exit::Failed, error.to_string(), "the agent's log may say why"),
+            ClientError::Broken(_) => Self::new(
+                Exit::Failed,
+                error.to_string(),
+                "the agent's log may say why",
+            ),
             ClientError::Refused(refused) => {
-                let exit = if refused.code == ErrorCode::NotPermitted { Exit::NotPermitted } else { Exit::Failed };
+                let exit = if refused.code == ErrorCode::NotPermitted {
+                    Exit::NotPermitted
+                } else {
+                    Exit::Failed
+                };
                 Self::new(exit, refused.message, refused.advice)
             }
         }

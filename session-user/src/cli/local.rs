@@ -81,14 +81,38 @@ impl From<pki::PkiError> for Failure {
 pub fn pki(command: Pki) -> Result<ExitCode, Failure> {
     let now = SystemTime::now();
     match command {
-        Pki::Init { domain, dir, validity, force } => {
+        Pki::Init {
+            domain,
+            dir,
+            validity,
+            force,
+        } => {
             pki::init(&dir, &domain, validity, now, force)?;
-            print(&format!("made a CA for {domain} in {}\nkeep ca.key where nobody else reads it\n", dir.display()));
+            print(&format!(
+                "made a CA for {domain} in {}\nkeep ca.key where nobody else reads it\n",
+                dir.display()
+            ));
         }
-        Pki::Issue { name, dir, validity, out, force } => {
-            let issued = pki::issue(&dir, &name, validity, out.as_deref().unwrap_or(&dir), now, force)?;
+        Pki::Issue {
+            name,
+            dir,
+            validity,
+            out,
+            force,
+        } => {
+            let issued = pki::issue(
+                &dir,
+                &name,
+                validity,
+                out.as_deref().unwrap_or(&dir),
+                now,
+                force,
+            )?;
             let (certificate, key) = (issued.certificate.display(), issued.key.display());
-            print(&format!("{}  serial {}\n{certificate}\n{key}\n", issued.uri, issued.serial));
+            print(&format!(
+                "{}  serial {}\n{certificate}\n{key}\n",
+                issued.uri, issued.serial
+            ));
         }
         Pki::Revoke { what, dir } => {
             let newly = pki::revoke(&dir, &what, now)?;
@@ -109,13 +133,19 @@ pub fn config(command: ConfigCommand) -> Result<ExitCode, Failure> {
         ConfigCommand::Example => print(Config::EXAMPLE),
         ConfigCommand::Check { file } => {
             let config = Config::load(&file)?;
-            let identity = Identity::load(&crate::agent::identity_paths(&config)).map_err(|e| ConfigError {
-                file: file.display().to_string(),
-                line: 0,
-                key: "identity".to_owned(),
-                message: e.to_string(),
+            let identity = Identity::load(&crate::agent::identity_paths(&config)).map_err(|e| {
+                ConfigError {
+                    file: file.display().to_string(),
+                    line: 0,
+                    key: "identity".to_owned(),
+                    message: e.to_string(),
+                }
             })?;
-            print(&format!("{}: good; this unit is {}\n", file.display(), identity.name().uri()));
+            print(&format!(
+                "{}: good; this unit is {}\n",
+                file.display(),
+                identity.name().uri()
+            ));
         }
     }
     Ok(ExitCode::SUCCESS)
@@ -127,11 +157,20 @@ pub fn agent(path: &Path) -> Result<ExitCode, Failure> {
         file: path.display().to_string(),
         line: 0,
         key: "agent.log".to_owned(),
-        message: format!("{e}: expected a level or a filter, such as \"info\" or \"session_user=debug\""),
+        message: format!(
+            "{e}: expected a level or a filter, such as \"info\" or \"session_user=debug\""
+        ),
     })?;
     let ansi = std::io::IsTerminal::is_terminal(&std::io::stderr());
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(ansi).init();
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .with_ansi(ansi)
+        .init();
     // One worker for the sessions, one for the rest: a session is a task of its own.
-    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().map_err(anyhow::Error::from)?;
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()
+        .map_err(anyhow::Error::from)?;
     Ok(runtime.block_on(crate::agent::run(path, config))?)
 }

@@ -139,8 +139,11 @@ mod tests {
 
     #[test]
     fn run_leaves_the_commands_own_options_alone() {
-        let cli = Cli::try_parse_from(["holdfast", "run", "--", "curl", "--json", "{}", "-v"]).unwrap();
-        let Command::Run { command } = cli.command else { panic!("not run") };
+        let cli =
+            Cli::try_parse_from(["holdfast", "run", "--", "curl", "--json", "{}", "-v"]).unwrap();
+        let Command::Run { command } = cli.command else {
+            panic!("not run")
+        };
         assert_eq!(command, ["curl", "--json", "{}", "-v"]);
     }
 }

@@ -15,7 +15,11 @@ fn ask(control: &Path, request: &Request) -> Result<Response, Failure> {
 
 fn unexpected() -> Failure {
     let error = ClientError::Broken("it is not an answer to what was asked".to_owned());
-    Failure::new(Exit::Failed, error.to_string(), "is the command of the same version as the agent?")
+    Failure::new(
+        Exit::Failed,
+        error.to_string(),
+        "is the command of the same version as the agent?",
+    )
 }
 
 fn json(value: &impl Serialize) -> Result<ExitCode, Failure> {
@@ -25,21 +29,38 @@ fn json(value: &impl Serialize) -> Result<ExitCode, Failure> {
 }
 
 fn done(control: &Path, request: &Request) -> Result<ExitCode, Failure> {
-    let Response::Done(words) = ask(control, request)? else { return Err(unexpected()) };
+    let Response::Done(words) = ask(control, request)? else {
+        return Err(unexpected());
+    };
     print(&format!("{words}\n"));
     Ok(ExitCode::SUCCESS)
 }
 
 pub fn attach(control: &Path, cgroup: &Path) -> Result<ExitCode, Failure> {
-    done(control, &Request::Attach { cgroup: cgroup.to_owned() })
+    done(
+        control,
+        &Request::Attach {
+            cgroup: cgroup.to_owned(),
+        },
+    )
 }
 
 pub fn detach(control: &Path, cgroup: &Path) -> Result<ExitCode, Failure> {
-    done(control, &Request::Detach { cgroup: cgroup.to_owned() })
+    done(
+        control,
+        &Request::Detach {
+            cgroup: cgroup.to_owned(),
+        },
+    )
 }
 
 pub fn handover(control: &Path, link: &str) -> Result<ExitCode, Failure> {
-    done(control, &Request::Handover { link: link.to_owned() })
+    done(
+        control,
+        &Request::Handover {
+            link: link.to_owned(),
+        },
+    )
 }
 
 pub fn reload(control: &Path) -> Result<ExitCode, Failure> {
@@ -47,7 +68,9 @@ pub fn reload(control: &Path) -> Result<ExitCode, Failure> {
 }
 
 pub fn status(control: &Path, as_json: bool) -> Result<ExitCode, Failure> {
-    let Response::Status(status) = ask(control, &Request::Status)? else { return Err(unexpected()) };
+    let Response::Status(status) = ask(control, &Request::Status)? else {
+        return Err(unexpected());
+    };
     if as_json {
         return json(&status);
     }
@@ -69,11 +92,20 @@ fn status_text(status: &StatusReport) -> String {
         for peer in &status.peers {
             let link = peer.link.clone().unwrap_or_default();
             let reason = peer.reason.clone().unwrap_or_default();
-            table.row(vec![peer.name.clone(), peer.state.clone(), link, peer.waiting.to_string(), reason]);
+            table.row(vec![
+                peer.name.clone(),
+                peer.state.clone(),
+                link,
+                peer.waiting.to_string(),
+                reason,
+            ]);
         }
         out.push_str(&table.render());
     }
-    out.push_str(&format!("accepted sessions: {}\n", status.accepted_sessions));
+    out.push_str(&format!(
+        "accepted sessions: {}\n",
+        status.accepted_sessions
+    ));
     match &status.capture {
         None => out.push_str("capture: none configured\n"),
         Some(capture) => {
@@ -90,23 +122,38 @@ fn status_text(status: &StatusReport) -> String {
 }
 
 pub fn links(control: &Path, as_json: bool) -> Result<ExitCode, Failure> {
-    let Response::Links(links) = ask(control, &Request::Links)? else { return Err(unexpected()) };
+    let Response::Links(links) = ask(control, &Request::Links)? else {
+        return Err(unexpected());
+    };
     if as_json {
         return json(&links);
     }
     let mut table = Table::new(&["LINK", "KIND", "STATE", "USE", "RTT", "ADDRESSES", "WHY"]);
     for link in links {
         let used = if link.in_use { "in use" } else { "" };
-        let rtt = link.rtt_ms.map(|ms| format!("{ms:.1} ms")).unwrap_or_default();
+        let rtt = link
+            .rtt_ms
+            .map(|ms| format!("{ms:.1} ms"))
+            .unwrap_or_default();
         let addresses = link.addresses.join(" ");
-        table.row(vec![link.name, link.kind, link.state, used.to_owned(), rtt, addresses, link.reason]);
+        table.row(vec![
+            link.name,
+            link.kind,
+            link.state,
+            used.to_owned(),
+            rtt,
+            addresses,
+            link.reason,
+        ]);
     }
     print(&table.render());
     Ok(ExitCode::SUCCESS)
 }
 
 pub fn sessions(control: &Path, as_json: bool) -> Result<ExitCode, Failure> {
-    let Response::Sessions(sessions) = ask(control, &Request::Sessions)? else { return Err(unexpected()) };
+    let Response::Sessions(sessions) = ask(control, &Request::Sessions)? else {
+        return Err(unexpected());
+    };
     if as_json {
         return json(&sessions);
     }
@@ -120,7 +167,10 @@ pub fn sessions(control: &Path, as_json: bool) -> Result<ExitCode, Failure> {
 }
 
 fn session_text(s: &SessionReport) -> String {
-    let held = s.held_s.map(|held| format!(" for {}", age(held))).unwrap_or_default();
+    let held = s
+        .held_s
+        .map(|held| format!(" for {}", age(held)))
+        .unwrap_or_default();
     let mut out = format!(
         "{}  peer {}  {}  {}{held}  age {}  in {}  out {}  resent {}  handovers {}\n",
         &s.id[..8.min(s.id.len())],
@@ -134,21 +184,39 @@ fn session_text(s: &SessionReport) -> String {
         s.handovers_total
     );
     for t in &s.transports {
-        let link = if t.link.is_empty() { "from peer" } else { &t.link };
+        let link = if t.link.is_empty() {
+            "from peer"
+        } else {
+            &t.link
+        };
         let active = if t.active { "active" } else { "idle" };
-        let rtt = t.rtt_ms.map(|ms| format!("rtt {ms:.1} ms")).unwrap_or_default();
-        out.push_str(&format!("  transport {link}  {} -> {}  {active}  {rtt}\n", t.local, t.remote));
+        let rtt = t
+            .rtt_ms
+            .map(|ms| format!("rtt {ms:.1} ms"))
+            .unwrap_or_default();
+        out.push_str(&format!(
+            "  transport {link}  {} -> {}  {active}  {rtt}\n",
+            t.local, t.remote
+        ));
     }
     for stream in &s.streams {
         let (tx, rx) = (bytes(stream.tx), bytes(stream.rx));
-        out.push_str(&format!("  stream {}  {}  {}  tx {tx}  rx {rx}\n", stream.id, stream.target, stream.state));
+        out.push_str(&format!(
+            "  stream {}  {}  {}  tx {tx}  rx {rx}\n",
+            stream.id, stream.target, stream.state
+        ));
     }
     if let Some(h) = s.handovers.last() {
-        let took = h.resumed_ns.map(|ns| format!("{:.1} ms", ns.saturating_sub(h.noticed_ns) as f64 / 1e6));
+        let took = h
+            .resumed_ns
+            .map(|ns| format!("{:.1} ms", ns.saturating_sub(h.noticed_ns) as f64 / 1e6));
         let took = took.unwrap_or_else(|| "not done".to_owned());
         let kind = if h.soft { "soft" } else { "hard" };
         let replayed = bytes(h.replayed_bytes);
-        out.push_str(&format!("  last handover {} -> {}  {kind}  {}  {took}  replayed {replayed}\n", h.from, h.to, h.trigger));
+        out.push_str(&format!(
+            "  last handover {} -> {}  {kind}  {}  {took}  replayed {replayed}\n",
+            h.from, h.to, h.trigger
+        ));
     }
     out
 }

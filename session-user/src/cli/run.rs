@@ -10,10 +10,18 @@ use crate::control::{Client, Request};
 
 pub fn run(control: &Path, command: &[String]) -> Result<ExitCode, Failure> {
     Client::connect(control)?.call(&Request::Run)?;
-    let Some((program, arguments)) = command.split_first() else { return Ok(ExitCode::from(2)) };
+    let Some((program, arguments)) = command.split_first() else {
+        return Ok(ExitCode::from(2));
+    };
     // Only returns if it fails.
     let error = Command::new(program).args(arguments).exec();
     eprintln!("holdfast: {program}: {error}");
     // As a shell has it (POSIX.1-2024, Shell Command Language, 2.8.2).
-    Ok(ExitCode::from(if error.kind() == std::io::ErrorKind::NotFound { 127 } else { 126 }))
+    Ok(ExitCode::from(
+        if error.kind() == std::io::ErrorKind::NotFound {
+            127
+        } else {
+            126
+        },
+    ))
 }

@@ -11,7 +11,9 @@ pub struct Table {
 impl Table {
     /// A table with this heading.
     pub fn new(heading: &[&str]) -> Self {
-        Self { rows: vec![heading.iter().map(|h| (*h).to_owned()).collect()] }
+        Self {
+            rows: vec![heading.iter().map(|h| (*h).to_owned()).collect()],
+        }
     }
 
     /// Adds a row; missing values show as `-`.
@@ -23,7 +25,14 @@ impl Table {
     /// The table as text.
     pub fn render(&self) -> String {
         let columns = self.rows.iter().map(Vec::len).max().unwrap_or(0);
-        let width = |i: usize| self.rows.iter().filter_map(|r| r.get(i)).map(|c| c.chars().count()).max().unwrap_or(0);
+        let width = |i: usize| {
+            self.rows
+                .iter()
+                .filter_map(|r| r.get(i))
+                .map(|c| c.chars().count())
+                .max()
+                .unwrap_or(0)
+        };
         let widths: Vec<usize> = (0..columns).map(width).collect();
         let mut out = String::new();
         for row in &self.rows {
@@ -53,7 +62,11 @@ pub fn bytes(n: u64) -> String {
         value /= 1000.0;
         unit += 1;
     }
-    if unit == 0 { format!("{n} B") } else { format!("{value:.1} {}", UNITS[unit]) }
+    if unit == 0 {
+        format!("{n} B")
+    } else {
+        format!("{value:.1} {}", UNITS[unit])
+    }
 }
 
 /// `3d4h`, `5m12s`, `9s`.
@@ -73,9 +86,16 @@ mod tests {
     #[test]
     fn columns_align_and_gaps_show() {
         let mut table = Table::new(&["LINK", "STATE", "WHY"]);
-        table.row(vec!["wifi0".into(), "usable".into(), "first in prefer".into()]);
+        table.row(vec![
+            "wifi0".into(),
+            "usable".into(),
+            "first in prefer".into(),
+        ]);
         table.row(vec!["lte0".into(), String::new(), "no carrier".into()]);
-        assert_eq!(table.render(), "LINK   STATE   WHY\nwifi0  usable  first in prefer\nlte0   -       no carrier\n");
+        assert_eq!(
+            table.render(),
+            "LINK   STATE   WHY\nwifi0  usable  first in prefer\nlte0   -       no carrier\n"
+        );
     }
 
     #[test]

@@ -178,28 +178,65 @@ impl Source<'_> {
     fn error(&self, span: &Range<usize>, key: &str, message: impl Into<String>) -> ConfigError {
         let upto = self.text.get(..span.start).unwrap_or(self.text);
         let line = upto.bytes().filter(|b| *b == b'\n').count() + 1;
-        ConfigError { file: self.file.to_owned(), line, key: key.to_owned(), message: message.into() }
+        ConfigError {
+            file: self.file.to_owned(),
+            line,
+            key: key.to_owned(),
+            message: message.into(),
+        }
     }
 
     /// Converts a value that was typed, or takes the default.
-    fn or<T>(&self, key: &str, typed: Option<&raw::Text>, default: T, parse: impl Fn(&str) -> std::result::Result<T, String>) -> Result<T> {
+    fn or<T>(
+        &self,
+        key: &str,
+        typed: Option<&raw::Text>,
+        default: T,
+        parse: impl Fn(&str) -> std::result::Result<T, String>,
+    ) -> Result<T> {
         typed.map_or(Ok(default), |text| self.one(key, text, parse))
     }
 
-    fn one<T>(&self, key: &str, text: &raw::Text, parse: impl Fn(&str) -> std::result::Result<T, String>) -> Result<T> {
+    fn one<T>(
+        &self,
+        key: &str,
+        text: &raw::Text,
+        parse: impl Fn(&str) -> std::result::Result<T, String>,
+    ) -> Result<T> {
         parse(text.get_ref()).map_err(|message| self.error(&text.span(), key, message))
     }
 
-    fn all<T>(&self, key: &str, texts: &[raw::Text], parse: impl Fn(&str) -> std::result::Result<T, String>) -> Result<Vec<T>> {
-        texts.iter().map(|text| self.one(key, text, &parse)).collect()
+    fn all<T>(
+        &self,
+        key: &str,
+        texts: &[raw::Text],
+        parse: impl Fn(&str) -> std::result::Result<T, String>,
+    ) -> Result<Vec<T>> {
+        texts
+            .iter()
+            .map(|text| self.one(key, text, &parse))
+            .collect()
     }
 
-    fn within(&self, key: &str, typed: Option<&Spanned<u64>>, default: u64, range: RangeInclusive<u64>) -> Result<u64> {
-        let Some(value) = typed else { return Ok(default) };
+    fn within(
+        &self,
+        key: &str,
+        typed: Option<&Spanned<u64>>,
+        default: u64,
+        range: RangeInclusive<u64>,
+    ) -> Result<u64> {
+        let Some(value) = typed else {
+            return Ok(default);
+        };
         if range.contains(value.get_ref()) {
             return Ok(*value.get_ref());
         }
-        let message = format!("{} is out of range: expected {} to {}", value.get_ref(), range.start(), range.end());
+        let message = format!(
+            "{} is out of range: expected {} to {}",
+            value.get_ref(),
+            range.start(),
+            range.end()
+        );
         Err(self.error(&value.span(), key, message))
     }
 }
@@ -225,7 +262,13 @@ impl Config {
         let source = Source { file, text };
         let raw: raw::Raw = toml::from_str(text).map_err(|error| {
             let span = error.span().unwrap_or(0..0);
-            let line = text.get(span.clone()).unwrap_or_default().lines().next().unwrap_or_default().trim();
+            let line = text
+                .get(span.clone())
+                .unwrap_or_default()
+                .lines()
+                .next()
+                .unwrap_or_default()
+                .trim();
             let key = if line.is_empty() { "toml" } else { line };
             source.error(&span, key, error.message())
         })?;
@@ -247,11 +290,20 @@ impl Config {
             captures: captures(&source, &raw.capture, &peers)?,
             peers,
             links: Links {
-                debounce: source.or("links.debounce", raw.links.debounce.as_ref(), Duration::from_millis(100), duration)?,
+                debounce: source.or(
+                    "links.debounce",
+                    raw.links.debounce.as_ref(),
+                    Duration::from_millis(100),
+                    duration,
+                )?,
                 prefer: raw.links.prefer,
                 exclude: raw.links.exclude,
             },
-            accept: raw.accept.as_ref().map(|a| accept(&source, a)).transpose()?,
+            accept: raw
+                .accept
+                .as_ref()
+                .map(|a| accept(&source, a))
+                .transpose()?,
             session: session(&source, &raw.session)?,
             transport: transport(&source, &raw.transport)?,
         })
@@ -264,11 +316,14 @@ fn address(text: &str) -> std::result::Result<SocketAddr, String> {
 
 fn network(text: &str) -> std::result::Result<IpNet, String> {
     let host = || text.parse::<std::net::IpAddr>().map(IpNet::from);
-    text.parse().or_else(|_| host()).map_err(|_| format!("`{text}` is not a network, such as \"10.0.0.0/8\" or \"2001:db8::/32\""))
+    text.parse().or_else(|_| host()).map_err(|_| {
+        format!("`{text}` is not a network, such as \"10.0.0.0/8\" or \"2001:db8::/32\"")
+    })
 }
 
 fn ports(text: &str) -> std::result::Result<RangeInclusive<u16>, String> {
-    let expected = || format!("`{text}` is not a port or a range of ports, such as \"443\" or \"8000-8999\"");
+    let expected =
+        || format!("`{text}` is not a port or a range of ports, such as \"443\" or \"8000-8999\"");
     let port = |t: &str| t.trim().parse::<u16>().ok().filter(|p| *p > 0);
     let (low, high) = text.split_once('-').unwrap_or((text, text));
     let range = port(low).zip(port(high)).filter(|(low, high)| low <= high);
@@ -280,49 +335,94 @@ fn peers(source: &Source<'_>, raw: &[raw::Peer]) -> Result<Vec<Peer>> {
     for peer in raw {
         let name = peer.name.get_ref();
         if out.iter().any(|p| p.name == *name) {
-            return Err(source.error(&peer.name.span(), "peer.name", format!("`{name}` is given twice")));
+            return Err(source.error(
+                &peer.name.span(),
+                "peer.name",
+                format!("`{name}` is given twice"),
+            ));
         }
         if name.is_empty() {
-            return Err(source.error(&peer.name.span(), "peer.name", "expected the name in the peer's certificate"));
+            return Err(source.error(
+                &peer.name.span(),
+                "peer.name",
+                "expected the name in the peer's certificate",
+            ));
         }
         let addresses = source.all("peer.addresses", peer.addresses.get_ref(), address)?;
         if addresses.is_empty() {
-            return Err(source.error(&peer.addresses.span(), "peer.addresses", "expected at least one address"));
+            return Err(source.error(
+                &peer.addresses.span(),
+                "peer.addresses",
+                "expected at least one address",
+            ));
         }
-        out.push(Peer { name: name.clone(), addresses });
+        out.push(Peer {
+            name: name.clone(),
+            addresses,
+        });
     }
     Ok(out)
 }
 
 fn captures(source: &Source<'_>, raw: &[raw::Capture], peers: &[Peer]) -> Result<Vec<Capture>> {
-    raw.iter().map(|capture| one_capture(source, capture, peers)).collect()
+    raw.iter()
+        .map(|capture| one_capture(source, capture, peers))
+        .collect()
 }
 
 fn one_capture(source: &Source<'_>, raw: &raw::Capture, peers: &[Peer]) -> Result<Capture> {
     let peer = source.one("capture.peer", &raw.peer, |name| {
-        let known = || peers.iter().map(|p| p.name.as_str()).collect::<Vec<_>>().join(", ");
-        peers.iter().position(|p| p.name == name).ok_or_else(|| format!("`{name}` is no [[peer]]; there is: {}", known()))
+        let known = || {
+            peers
+                .iter()
+                .map(|p| p.name.as_str())
+                .collect::<Vec<_>>()
+                .join(", ")
+        };
+        peers
+            .iter()
+            .position(|p| p.name == name)
+            .ok_or_else(|| format!("`{name}` is no [[peer]]; there is: {}", known()))
     })?;
     let to = source.all("capture.to", raw.to.get_ref(), network)?;
     if to.is_empty() {
-        return Err(source.error(&raw.to.span(), "capture.to", "expected at least one network"));
+        return Err(source.error(
+            &raw.to.span(),
+            "capture.to",
+            "expected at least one network",
+        ));
     }
     let mut ports = source.all("capture.ports", &raw.ports, ports)?;
     if ports.is_empty() {
         ports.push(1..=u16::MAX);
     }
-    let fail_closed = source.or("capture.when_agent_dead", raw.when_agent_dead.as_ref(), false, |text| match text {
-        "direct" => Ok(false),
-        "refuse" => Ok(true),
-        other => Err(format!("`{other}` is neither \"direct\" nor \"refuse\"")),
-    })?;
-    Ok(Capture { peer, to, except: source.all("capture.except", &raw.except, network)?, ports, fail_closed })
+    let fail_closed = source.or(
+        "capture.when_agent_dead",
+        raw.when_agent_dead.as_ref(),
+        false,
+        |text| match text {
+            "direct" => Ok(false),
+            "refuse" => Ok(true),
+            other => Err(format!("`{other}` is neither \"direct\" nor \"refuse\"")),
+        },
+    )?;
+    Ok(Capture {
+        peer,
+        to,
+        except: source.all("capture.except", &raw.except, network)?,
+        ports,
+        fail_closed,
+    })
 }
 
 fn accept(source: &Source<'_>, raw: &raw::Accept) -> Result<Accept> {
     let listen = source.all("accept.listen", raw.listen.get_ref(), address)?;
     if listen.is_empty() {
-        return Err(source.error(&raw.listen.span(), "accept.listen", "expected at least one address"));
+        return Err(source.error(
+            &raw.listen.span(),
+            "accept.listen",
+            "expected at least one address",
+        ));
     }
     let mut allow = Vec::new();
     for rule in &raw.allow {
@@ -338,10 +438,30 @@ fn accept(source: &Source<'_>, raw: &raw::Accept) -> Result<Accept> {
     let ten = Duration::from_secs(10);
     Ok(Accept {
         listen,
-        max_sessions: source.within("accept.max_sessions", raw.max_sessions.as_ref(), 1024, 1..=1 << 20)? as usize,
-        max_streams: source.within("accept.max_streams", raw.max_streams.as_ref(), 4096, 1..=1 << 20)?,
-        handshake_timeout: source.or("accept.handshake_timeout", raw.handshake_timeout.as_ref(), ten, duration)?,
-        dial_timeout: source.or("accept.dial_timeout", raw.dial_timeout.as_ref(), ten, duration)?,
+        max_sessions: source.within(
+            "accept.max_sessions",
+            raw.max_sessions.as_ref(),
+            1024,
+            1..=1 << 20,
+        )? as usize,
+        max_streams: source.within(
+            "accept.max_streams",
+            raw.max_streams.as_ref(),
+            4096,
+            1..=1 << 20,
+        )?,
+        handshake_timeout: source.or(
+            "accept.handshake_timeout",
+            raw.handshake_timeout.as_ref(),
+            ten,
+            duration,
+        )?,
+        dial_timeout: source.or(
+            "accept.dial_timeout",
+            raw.dial_timeout.as_ref(),
+            ten,
+            duration,
+        )?,
         allow,
     })
 }
@@ -355,21 +475,63 @@ fn session(source: &Source<'_>, raw: &raw::Session) -> Result<Session> {
     };
     Ok(Session {
         hold: source.or("session.hold", raw.hold.as_ref(), hours(24), duration)?,
-        peer_gone_after: source.or("session.peer_gone_after", raw.peer_gone_after.as_ref(), Duration::from_secs(30), duration)?,
+        peer_gone_after: source.or(
+            "session.peer_gone_after",
+            raw.peer_gone_after.as_ref(),
+            Duration::from_secs(30),
+            duration,
+        )?,
         memory_bytes: source.or("session.memory", raw.memory.as_ref(), 64 << 20, memory)?,
-        rekey_records: source.within("session.rekey_records", raw.rekey_records.as_ref(), 1 << 22, 1 << 10..=1 << 22)?,
-        rekey_after: source.or("session.rekey_after", raw.rekey_after.as_ref(), hours(1), duration)?,
-        reauth_after: source.or("session.reauth_after", raw.reauth_after.as_ref(), hours(24), duration)?,
-        expiry_grace: source.or("session.expiry_grace", raw.expiry_grace.as_ref(), Duration::from_secs(300), duration)?,
+        rekey_records: source.within(
+            "session.rekey_records",
+            raw.rekey_records.as_ref(),
+            1 << 22,
+            1 << 10..=1 << 22,
+        )?,
+        rekey_after: source.or(
+            "session.rekey_after",
+            raw.rekey_after.as_ref(),
+            hours(1),
+            duration,
+        )?,
+        reauth_after: source.or(
+            "session.reauth_after",
+            raw.reauth_after.as_ref(),
+            hours(24),
+            duration,
+        )?,
+        expiry_grace: source.or(
+            "session.expiry_grace",
+            raw.expiry_grace.as_ref(),
+            Duration::from_secs(300),
+            duration,
+        )?,
     })
 }
 
 fn transport(source: &Source<'_>, raw: &raw::Transport) -> Result<Transport> {
-    let lowat = |text: &str| size(text).and_then(|n| u32::try_from(n).map_err(|_| format!("`{text}` is too much")));
+    let lowat = |text: &str| {
+        size(text).and_then(|n| u32::try_from(n).map_err(|_| format!("`{text}` is too much")))
+    };
     Ok(Transport {
-        user_timeout: source.or("transport.user_timeout", raw.user_timeout.as_ref(), Duration::from_secs(20), duration)?,
-        notsent_lowat: source.or("transport.notsent_lowat", raw.notsent_lowat.as_ref(), 128 << 10, lowat)?,
-        dial_timeout: source.or("transport.dial_timeout", raw.dial_timeout.as_ref(), Duration::from_secs(3), duration)?,
+        user_timeout: source.or(
+            "transport.user_timeout",
+            raw.user_timeout.as_ref(),
+            Duration::from_secs(20),
+            duration,
+        )?,
+        notsent_lowat: source.or(
+            "transport.notsent_lowat",
+            raw.notsent_lowat.as_ref(),
+            128 << 10,
+            lowat,
+        )?,
+        dial_timeout: source.or(
+            "transport.dial_timeout",
+            raw.dial_timeout.as_ref(),
+            Duration::from_secs(3),
+            duration,
+        )?,
     })
 }
 

@@ -7,7 +7,9 @@ use super::*;
 const IDENTITY: &str = "[identity]\ncertificate = \"c\"\nkey = \"k\"\nca = \"a\"\n";
 
 fn error(rest: &str) -> String {
-    Config::parse(&format!("{IDENTITY}{rest}"), "test.toml").unwrap_err().to_string()
+    Config::parse(&format!("{IDENTITY}{rest}"), "test.toml")
+        .unwrap_err()
+        .to_string()
 }
 
 #[test]
@@ -26,10 +28,22 @@ fn the_example_shows_the_defaults() {
 #[test]
 fn errors_name_file_line_key_and_what_was_expected() {
     for (rest, expected) in [
-        ("[session]\nhold = \"soon\"\n", "test.toml:6: session.hold: `soon` is not a duration: expected a number with ms"),
-        ("[session]\nmemory = \"1KiB\"\n", "test.toml:6: session.memory: `1KiB` is too little"),
-        ("[[peer]]\nname = \"gw\"\naddresses = [\"192.0.2.1\"]\n", "test.toml:7: peer.addresses: `192.0.2.1` is not an address with a port"),
-        ("[[peer]]\nname = \"gw\"\naddresses = []\n", "test.toml:7: peer.addresses: expected at least one address"),
+        (
+            "[session]\nhold = \"soon\"\n",
+            "test.toml:6: session.hold: `soon` is not a duration: expected a number with ms",
+        ),
+        (
+            "[session]\nmemory = \"1KiB\"\n",
+            "test.toml:6: session.memory: `1KiB` is too little",
+        ),
+        (
+            "[[peer]]\nname = \"gw\"\naddresses = [\"192.0.2.1\"]\n",
+            "test.toml:7: peer.addresses: `192.0.2.1` is not an address with a port",
+        ),
+        (
+            "[[peer]]\nname = \"gw\"\naddresses = []\n",
+            "test.toml:7: peer.addresses: expected at least one address",
+        ),
         (
             "[[peer]]\nname = \"gw\"\naddresses = [\"192.0.2.1:1\"]\n[[capture]]\npeer = \"wg\"\nto = [\"10.0.0.0/8\"]\n",
             "test.toml:9: capture.peer: `wg` is no [[peer]]; there is: gw",
@@ -42,24 +56,40 @@ fn errors_name_file_line_key_and_what_was_expected() {
             "[[peer]]\nname = \"gw\"\naddresses = [\"192.0.2.1:1\"]\n[[capture]]\npeer = \"gw\"\nto = [\"10.0.0.0/8\"]\nports = [\"9-1\"]\n",
             "test.toml:11: capture.ports: `9-1` is not a port or a range",
         ),
-        ("[accept]\nlisten = [\"0.0.0.0:1\"]\nmax_sessions = 0\n", "test.toml:7: accept.max_sessions: 0 is out of range"),
-        ("[accept]\nlisten = [\"0.0.0.0:1\"]\n[[accept.allow]]\npeer = \"x\"\nto = [\"10.0.0.0/8\"]\n", "test.toml:9: accept.allow.to: "),
+        (
+            "[accept]\nlisten = [\"0.0.0.0:1\"]\nmax_sessions = 0\n",
+            "test.toml:7: accept.max_sessions: 0 is out of range",
+        ),
+        (
+            "[accept]\nlisten = [\"0.0.0.0:1\"]\n[[accept.allow]]\npeer = \"x\"\nto = [\"10.0.0.0/8\"]\n",
+            "test.toml:9: accept.allow.to: ",
+        ),
         ("[agent]\ncolour = \"red\"\n", "test.toml:6: colour"),
         ("[agent]\nlog = 7\n", "test.toml:6: "),
         ("[agent\n", "test.toml:5: "),
     ] {
         let got = error(rest);
-        assert!(got.starts_with(expected), "for {rest:?}\n     got {got}\nexpected {expected}");
+        assert!(
+            got.starts_with(expected),
+            "for {rest:?}\n     got {got}\nexpected {expected}"
+        );
     }
 }
 
 #[test]
 fn unknown_keys_and_missing_sections_are_told() {
     assert!(error("[agent]\ncolour = \"red\"\n").contains("unknown field `colour`"));
-    let missing = Config::parse("[agent]\n", "x.toml").unwrap_err().to_string();
+    let missing = Config::parse("[agent]\n", "x.toml")
+        .unwrap_err()
+        .to_string();
     assert!(missing.contains("missing field `identity`"), "{missing}");
-    let absent = Config::load(Path::new("/nonexistent/holdfast.toml")).unwrap_err().to_string();
-    assert!(absent.contains("/nonexistent/holdfast.toml") && absent.contains("config example"), "{absent}");
+    let absent = Config::load(Path::new("/nonexistent/holdfast.toml"))
+        .unwrap_err()
+        .to_string();
+    assert!(
+        absent.contains("/nonexistent/holdfast.toml") && absent.contains("config example"),
+        "{absent}"
+    );
 }
 
 proptest! {

@@ -4,7 +4,11 @@ use std::time::Duration;
 
 /// `"100ms"`, `"30s"`, `"5m"`, `"24h"`, `"7d"`.
 pub fn duration(text: &str) -> Result<Duration, String> {
-    let expected = || format!("`{text}` is not a duration: expected a number with ms, s, m, h or d, such as \"30s\"");
+    let expected = || {
+        format!(
+            "`{text}` is not a duration: expected a number with ms, s, m, h or d, such as \"30s\""
+        )
+    };
     let (number, unit) = split(text).ok_or_else(expected)?;
     let millis = match unit {
         "ms" => 1,
@@ -14,12 +18,17 @@ pub fn duration(text: &str) -> Result<Duration, String> {
         "d" => 86_400_000,
         _ => return Err(expected()),
     };
-    number.checked_mul(millis).map(Duration::from_millis).ok_or_else(expected)
+    number
+        .checked_mul(millis)
+        .map(Duration::from_millis)
+        .ok_or_else(expected)
 }
 
 /// `"4096"`, `"128KiB"`, `"64MiB"`, `"1GiB"`.
 pub fn size(text: &str) -> Result<usize, String> {
-    let expected = || format!("`{text}` is not a size: expected a number with KiB, MiB or GiB, such as \"64MiB\"");
+    let expected = || {
+        format!("`{text}` is not a size: expected a number with KiB, MiB or GiB, such as \"64MiB\"")
+    };
     let (number, unit) = split(text).ok_or_else(expected)?;
     let bytes = match unit {
         "" | "B" => 1,
@@ -28,12 +37,17 @@ pub fn size(text: &str) -> Result<usize, String> {
         "GiB" => 1 << 30,
         _ => return Err(expected()),
     };
-    number.checked_mul(bytes).and_then(|n| usize::try_from(n).ok()).ok_or_else(expected)
+    number
+        .checked_mul(bytes)
+        .and_then(|n| usize::try_from(n).ok())
+        .ok_or_else(expected)
 }
 
 fn split(text: &str) -> Option<(u64, &str)> {
     let text = text.trim();
-    let end = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
+    let end = text
+        .find(|c: char| !c.is_ascii_digit())
+        .unwrap_or(text.len());
     let (number, unit) = text.split_at(end);
     Some((number.parse().ok()?, unit.trim_start()))
 }
@@ -48,7 +62,15 @@ mod tests {
         assert_eq!(duration("24h"), Ok(Duration::from_secs(86_400)));
         assert_eq!(size("64MiB"), Ok(64 << 20));
         assert_eq!(size("4096"), Ok(4096));
-        for bad in ["", "s", "10", "10 weeks", "-1s", "99999999999999999999s", "18446744073709551615h"] {
+        for bad in [
+            "",
+            "s",
+            "10",
+            "10 weeks",
+            "-1s",
+            "99999999999999999999s",
+            "18446744073709551615h",
+        ] {
             assert!(duration(bad).is_err(), "{bad}");
         }
         for bad in ["", "MiB", "1.5MiB", "10MB", "18446744073709551615GiB"] {

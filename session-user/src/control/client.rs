@@ -5,8 +5,8 @@ use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use super::types::{ControlError, Request, Response};
 use super::LINE_BYTES_MAX;
+use super::types::{ControlError, Request, Response};
 
 /// Time for the agent to answer.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(30);
@@ -38,10 +38,17 @@ pub struct Client {
 impl Client {
     /// Connects to the agent's socket.
     pub fn connect(path: &Path) -> Result<Self, ClientError> {
-        let not_running = |error| ClientError::NotRunning { path: path.to_owned(), error };
+        let not_running = |error| ClientError::NotRunning {
+            path: path.to_owned(),
+            error,
+        };
         let stream = UnixStream::connect(path).map_err(not_running)?;
-        stream.set_read_timeout(Some(ANSWER_TIMEOUT)).map_err(not_running)?;
-        Ok(Self { stream: BufReader::new(stream) })
+        stream
+            .set_read_timeout(Some(ANSWER_TIMEOUT))
+            .map_err(not_running)?;
+        Ok(Self {
+            stream: BufReader::new(stream),
+        })
     }
 
     /// Asks, and waits for the answer.
@@ -49,9 +56,15 @@ impl Client {
         let broken = |e: &dyn std::fmt::Display| ClientError::Broken(e.to_string());
         let mut line = serde_json::to_vec(request).map_err(|e| broken(&e))?;
         line.push(b'\n');
-        self.stream.get_mut().write_all(&line).map_err(|e| broken(&e))?;
+        self.stream
+            .get_mut()
+            .write_all(&line)
+            .map_err(|e| broken(&e))?;
         let mut answer = Vec::new();
-        (&mut self.stream).take(LINE_BYTES_MAX as u64).read_until(b'\n', &mut answer).map_err(|e| broken(&e))?;
+        (&mut self.stream)
+            .take(LINE_BYTES_MAX as u64)
+            .read_until(b'\n', &mut answer)
+            .map_err(|e| broken(&e))?;
         match serde_json::from_slice(&answer).map_err(|e| broken(&e))? {
             Response::Error(error) => Err(error.into()),
             response => Ok(response),

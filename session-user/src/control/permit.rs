@@ -27,21 +27,32 @@ pub struct Permissions {
 impl Permissions {
     /// Whether `who` may ask `request`.
     pub fn check(&self, request: &Request, who: &Credentials) -> Result<(), ControlError> {
-        let everything = who.uid == 0 || who.uid == Uid::effective().as_raw() || self.in_control_group(who);
+        let everything =
+            who.uid == 0 || who.uid == Uid::effective().as_raw() || self.in_control_group(who);
         let run = *request == Request::Run && self.is_run_user(who.uid);
         if everything || run || (request.only_looks() && self.is_run_user(who.uid)) {
             return Ok(());
         }
         let advice = match (&self.control_group, request) {
-            (_, Request::Run) => "ask the administrator to add you to `run_users` in [agent]".to_owned(),
+            (_, Request::Run) => {
+                "ask the administrator to add you to `run_users` in [agent]".to_owned()
+            }
             (Some(group), _) => format!("become root, or a member of the group `{group}`"),
             (None, _) => "become root, or have `control_group` set in [agent]".to_owned(),
         };
-        Err(ControlError::new(ErrorCode::NotPermitted, format!("user {} may not do this", who.uid), advice))
+        Err(ControlError::new(
+            ErrorCode::NotPermitted,
+            format!("user {} may not do this", who.uid),
+            advice,
+        ))
     }
 
     fn in_control_group(&self, who: &Credentials) -> bool {
-        let Some(group) = self.control_group.as_deref().and_then(|name| Group::from_name(name).ok().flatten()) else {
+        let Some(group) = self
+            .control_group
+            .as_deref()
+            .and_then(|name| Group::from_name(name).ok().flatten())
+        else {
             return false;
         };
         if group.gid == Gid::from_raw(who.gid) {

@@ -11,9 +11,9 @@ use nix::unistd::Group;
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::{UnixListener, UnixStream};
 
+use super::REQUEST_BYTES_MAX;
 use super::permit::{Credentials, Permissions};
 use super::types::{ControlError, ErrorCode, Request, Response};
-use super::REQUEST_BYTES_MAX;
 
 /// A client that has nothing to say for this long is cut off.
 const IDLE_TIMEOUT: Duration = Duration::from_secs(30);
@@ -26,7 +26,11 @@ pub trait ControlHandler: Send + Sync + 'static {
     fn permissions(&self) -> Permissions;
 
     /// Carries out a permitted request.
-    fn handle(&self, request: Request, who: Credentials) -> impl Future<Output = Result<Response, ControlError>> + Send;
+    fn handle(
+        &self,
+        request: Request,
+        who: Credentials,
+    ) -> impl Future<Output = Result<Response, ControlError>> + Send;
 }
 
 /// Takes the socket at `path`. That of a dead agent is replaced; that of a live one is an error.
@@ -36,19 +40,29 @@ pub fn listen(path: &Path, group: Option<&str>) -> io::Result<UnixListener> {
     }
     if let Ok(found) = fs::symlink_metadata(path) {
         if !found.file_type().is_socket() {
-            return Err(io::Error::new(io::ErrorKind::AlreadyExists, "something that is not a socket is in the way"));
+            return Err(io::Error::new(
+                io::ErrorKind::AlreadyExists,
+                "something that is not a socket is in the way",
+            ));
         }
         if let Ok(stream) = std::os::unix::net::UnixStream::connect(path) {
-            let pid = nix::sys::socket::getsockopt(&stream, nix::sys::socket::sockopt::PeerCredentials).map(|c| c.pid());
+            let pid =
+                nix::sys::socket::getsockopt(&stream, nix::sys::socket::sockopt::PeerCredentials)
+                    .map(|c| c.pid());
             let pid = pid.map_or_else(|_| "unknown".to_owned(), |p| p.to_string());
-            return Err(io::Error::new(io::ErrorKind::AddrInUse, format!("an agent is already running, pid {pid}")));
+            return Err(io::Error::new(
+                io::ErrorKind::AddrInUse,
+                format!("an agent is already running, pid {pid}"),
+            ));
         }
         fs::remove_file(path)?;
     }
     let listener = UnixListener::bind(path)?;
     // Everybody may connect and is then judged by what the kernel says of him: a mode would keep
     // the configured run_users out.
-    let _ = group.and_then(|name| Group::from_name(name).ok().flatten()).map(|g| nix::unistd::chown(path, None, Some(g.gid)));
+    let _ = group
+        .and_then(|name| Group::from_name(name).ok().flatten())
+        .map(|g| nix::unistd::chown(path, None, Some(g.gid)));
     fs::set_permissions(path, fs::Permissions::from_mode(0o666))?;
     Ok(listener)
 }
@@ -76,7 +90,11 @@ pub async fn serve<H: ControlHandler>(listener: UnixListener, handler: Arc<H>) {
 async fn converse<H: ControlHandler>(mut stream: UnixStream, handler: &H) -> io::Result<()> {
     let cred = stream.peer_cred()?;
     let pid = cred.pid().and_then(|p| u32::try_from(p).ok()).unwrap_or(0);
-    let who = Credentials { pid, uid: cred.uid(), gid: cred.gid() };
+    let who = Credentials {
+        pid,
+        uid: cred.uid(),
+        gid: cred.gid(),
+    };
     let (read, mut write) = stream.split();
     let mut read = BufReader::new(read);
     loop {
@@ -87,7 +105,11 @@ async fn converse<H: ControlHandler>(mut stream: UnixStream, handler: &H) -> io:
             return Ok(());
         }
         let too_long = line.len() > REQUEST_BYTES_MAX;
-        let response = if too_long { Err(invalid("the request is too long")) } else { answer(&line, handler, who).await };
+        let response = if too_long {
+            Err(invalid("the request is too long"))
+        } else {
+            answer(&line, handler, who).await
+        };
         let mut out = serde_json::to_vec(&response.unwrap_or_else(Response::Error))?;
         out.push(b'\n');
         write.write_all(&out).await?;
@@ -98,12 +120,20 @@ async fn converse<H: ControlHandler>(mut stream: UnixStream, handler: &H) -> io:
 }
 
 fn invalid(message: impl Into<String>) -> ControlError {
-    ControlError::new(ErrorCode::Invalid, message, "is the command of the same version as the agent?")
+    ControlError::new(
+        ErrorCode::Invalid,
+        message,
+        "is the command of the same version as the agent?",
+    )
 }
 
-async fn answer<H: ControlHandler>(line: &[u8], handler: &H, who: Credentials) -> Result<Response, ControlError> {
-    let request: Request =
-        serde_json::from_slice(line).map_err(|e| invalid(format!("the request cannot be understood: {e}")))?;
+async fn answer<H: ControlHandler>(
+    line: &[u8],
+    handler: &H,
+    who: Credentials,
+) -> Result<Response, ControlError> {
+    let request: Request = serde_json::from_slice(line)
+        .map_err(|e| invalid(format!("the request cannot be understood: {e}")))?;
     handler.permissions().check(&request, &who)?;
     handler.handle(request, who).await
 }

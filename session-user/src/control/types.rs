@@ -86,7 +86,11 @@ pub enum ErrorCode {
 impl ControlError {
     /// An error with advice.
     pub fn new(code: ErrorCode, message: impl Into<String>, advice: impl Into<String>) -> Self {
-        Self { code, message: message.into(), advice: advice.into() }
+        Self {
+            code,
+            message: message.into(),
+            advice: advice.into(),
+        }
     }
 }
 

@@ -74,9 +74,16 @@ enum Step {
 }
 
 impl Driver {
-    pub(super) fn add_app(&mut self, id: StreamId, socket: TcpStream, target: String, connected: bool) {
+    pub(super) fn add_app(
+        &mut self,
+        id: StreamId,
+        socket: TcpStream,
+        target: String,
+        connected: bool,
+    ) {
         let source = self.ready.add(Name::App(id));
-        self.apps.insert(id, App::new(socket, source, target, connected));
+        self.apps
+            .insert(id, App::new(socket, source, target, connected));
     }
 
     pub(super) fn app_ready(&mut self, id: StreamId) {
@@ -97,7 +104,13 @@ impl Driver {
     }
 
     fn app_read_once(&mut self, id: StreamId) -> Step {
-        let Some(app) = self.apps.get_mut(&id).filter(|a| !a.read_closed && !a.blocked) else { return Step::Gone };
+        let Some(app) = self
+            .apps
+            .get_mut(&id)
+            .filter(|a| !a.read_closed && !a.blocked)
+        else {
+            return Step::Gone;
+        };
         let capacity = self.session.capacity(id);
         if capacity == 0 {
             app.blocked = true;
@@ -105,7 +118,11 @@ impl Driver {
             return Step::Wait;
         }
         let want = app.chunk.min(capacity);
-        let mut buf = self.spare.take().filter(|b| b.room() >= want).unwrap_or_else(|| SendBuf::with_capacity(want));
+        let mut buf = self
+            .spare
+            .take()
+            .filter(|b| b.room() >= want)
+            .unwrap_or_else(|| SendBuf::with_capacity(want));
         match app.socket.try_read_buf(&mut buf.unfilled(want)) {
             Ok(0) => {
                 app.read_closed = true;
@@ -122,7 +139,11 @@ impl Driver {
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
                 self.spare = Some(buf);
                 let polled = app.socket.poll_read_ready(&mut app.source.context());
-                if polled.is_pending() { Step::Wait } else { Step::Again }
+                if polled.is_pending() {
+                    Step::Wait
+                } else {
+                    Step::Again
+                }
             }
             Err(error) => {
                 self.app_failed(id, &error);
@@ -154,7 +175,9 @@ impl Driver {
 
     /// Hands what the session has for `id` to its socket.
     pub(super) fn app_write(&mut self, id: StreamId) {
-        let Some(app) = self.apps.get_mut(&id).filter(|a| !a.write_closed) else { return };
+        let Some(app) = self.apps.get_mut(&id).filter(|a| !a.write_closed) else {
+            return;
+        };
         loop {
             let mut slices = [IoSlice::new(&[]); WRITE_SLICES];
             let mut filled = 0;
@@ -189,7 +212,11 @@ impl Driver {
     }
 
     fn app_finish_if_done(&mut self, id: StreamId) {
-        if self.apps.get(&id).is_some_and(|a| a.read_closed && a.write_closed) {
+        if self
+            .apps
+            .get(&id)
+            .is_some_and(|a| a.read_closed && a.write_closed)
+        {
             if let Some(app) = self.apps.remove(&id) {
                 self.report.closed(&app);
                 app.finish();

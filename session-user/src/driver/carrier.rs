@@ -58,11 +58,26 @@ impl Carrier {
 }
 
 impl Driver {
-    pub(super) fn add_carrier(&mut self, handle: Handle, socket: TcpStream, input: BytesMut, path: Path) {
+    pub(super) fn add_carrier(
+        &mut self,
+        handle: Handle,
+        socket: TcpStream,
+        input: BytesMut,
+        path: Path,
+    ) {
         let source = self.ready.add(Name::Carrier(handle));
-        let must_be_up_by = (!self.session.is_up(handle)).then(|| Instant::now() + self.common.resume_timeout);
-        let carrier =
-            Carrier { socket, source, path, input, since: Instant::now(), must_be_up_by, bytes_in: 0, bytes_out: 0 };
+        let must_be_up_by =
+            (!self.session.is_up(handle)).then(|| Instant::now() + self.common.resume_timeout);
+        let carrier = Carrier {
+            socket,
+            source,
+            path,
+            input,
+            since: Instant::now(),
+            must_be_up_by,
+            bytes_in: 0,
+            bytes_out: 0,
+        };
         self.carriers.insert(handle, carrier);
     }
 
@@ -72,9 +87,20 @@ impl Driver {
             tracing::warn!(%error, "a resume is refused");
             return self.close_for_identity(&error);
         }
-        let (Ok(local), Ok(remote)) = (socket.local_addr(), socket.peer_addr()) else { return };
+        let (Ok(local), Ok(remote)) = (socket.local_addr(), socket.peer_addr()) else {
+            return;
+        };
         match self.session.accept_transport(counter) {
-            Ok(handle) => self.add_carrier(handle, socket, input, Path { link: String::new(), local, remote }),
+            Ok(handle) => self.add_carrier(
+                handle,
+                socket,
+                input,
+                Path {
+                    link: String::new(),
+                    local,
+                    remote,
+                },
+            ),
             Err(fault) => tracing::info!(%remote, %fault, "a transport is refused"),
         }
     }
@@ -94,11 +120,14 @@ impl Driver {
 
     /// True: there may be more to read.
     fn carrier_read(&mut self, handle: Handle) -> Result<bool, CarrierEnd> {
-        let Some(carrier) = self.carriers.get_mut(&handle) else { return Ok(false) };
+        let Some(carrier) = self.carriers.get_mut(&handle) else {
+            return Ok(false);
+        };
         // Bytes that came with the preamble, or with the handshake, are here before the first read.
         if carrier.bytes_in == 0 && !carrier.input.is_empty() {
             carrier.bytes_in = carrier.input.len() as u64;
-            self.session.handle_bytes(self.clock.now(), handle, &mut carrier.input)?;
+            self.session
+                .handle_bytes(self.clock.now(), handle, &mut carrier.input)?;
         }
         if carrier.input.capacity() - carrier.input.len() < READ_BYTES / 2 {
             carrier.input.reserve(READ_BYTES);
@@ -107,16 +136,18 @@ impl Driver {
             Ok(0) => Err(CarrierEnd::Eof),
             Ok(n) => {
                 carrier.bytes_in += n as u64;
-                self.session.handle_bytes(self.clock.now(), handle, &mut carrier.input)?;
+                self.session
+                    .handle_bytes(self.clock.now(), handle, &mut carrier.input)?;
                 // Hand over before more is read, so that buffers come back.
                 while let Some(event) = self.session.poll_event() {
                     self.handle_event(event);
                 }
                 Ok(true)
             }
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                Ok(carrier.socket.poll_read_ready(&mut carrier.source.context()).is_ready())
-            }
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(carrier
+                .socket
+                .poll_read_ready(&mut carrier.source.context())
+                .is_ready()),
             Err(error) => Err(CarrierEnd::Io(error)),
         }
     }
@@ -134,7 +165,9 @@ impl Driver {
     fn flush_one(&mut self, handle: Handle) -> io::Result<()> {
         let now = self.clock.now();
         while self.session.prepare(now, handle) {
-            let Some(carrier) = self.carriers.get_mut(&handle) else { return Ok(()) };
+            let Some(carrier) = self.carriers.get_mut(&handle) else {
+                return Ok(());
+            };
             let mut slices = [IoSlice::new(&[]); WRITE_SLICES];
             let filled = self.session.slices(handle, &mut slices);
             match carrier.socket.try_write_vectored(&slices[..filled]) {
@@ -143,7 +176,10 @@ impl Driver {
                     self.session.transmitted(handle, n);
                 }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                    if let Poll::Pending = carrier.socket.poll_write_ready(&mut carrier.source.context()) {
+                    if let Poll::Pending = carrier
+                        .socket
+                        .poll_write_ready(&mut carrier.source.context())
+                    {
                         return Ok(());
                     }
                 }
@@ -157,7 +193,9 @@ impl Driver {
         if matches!(end, CarrierEnd::Eof) && self.session.is_parting(handle) {
             return self.transport_done(handle);
         }
-        let Some(carrier) = self.carriers.remove(&handle) else { return };
+        let Some(carrier) = self.carriers.remove(&handle) else {
+            return;
+        };
         tracing::info!(link = %carrier.path.link, remote = %carrier.path.remote, %end, "a transport ended");
         let path = carrier.path.clone();
         let was_active = self.session.active() == Some(handle);
@@ -185,8 +223,12 @@ impl Driver {
 
     /// A transport whose other end does not authenticate in time is of no use.
     pub(super) fn drop_unauthenticated(&mut self, now: Instant) {
-        let late: Vec<Handle> =
-            self.carriers.iter().filter(|(_, c)| c.must_be_up_by.is_some_and(|t| now >= t)).map(|(&h, _)| h).collect();
+        let late: Vec<Handle> = self
+            .carriers
+            .iter()
+            .filter(|(_, c)| c.must_be_up_by.is_some_and(|t| now >= t))
+            .map(|(&h, _)| h)
+            .collect();
         for handle in late {
             self.carrier_failed(handle, &CarrierEnd::Late);
         }

@@ -137,7 +137,9 @@ pub enum EstablishError {
 fn refusal(status: Status) -> &'static str {
     match status {
         Status::Ok => "nothing",
-        Status::Version => "it speaks no version of the protocol that this unit speaks: upgrade the older one",
+        Status::Version => {
+            "it speaks no version of the protocol that this unit speaks: upgrade the older one"
+        }
         Status::UnknownSession => "it does not know the session",
         Status::Busy => "it is at a limit (max_sessions or handshakes): try again later",
         Status::Draining => "it is shutting down",
@@ -150,10 +152,16 @@ impl EstablishError {
         match self {
             Self::Dial(error) => error.is_refused(),
             Self::Io { error, .. } => {
-                matches!(error.kind(), io::ErrorKind::ConnectionReset | io::ErrorKind::UnexpectedEof)
+                matches!(
+                    error.kind(),
+                    io::ErrorKind::ConnectionReset | io::ErrorKind::UnexpectedEof
+                )
             }
             Self::Refused { .. } | Self::Closed { .. } => true,
-            Self::Wire { .. } | Self::Handshake(_) | Self::Session { .. } | Self::Timeout { .. } => false,
+            Self::Wire { .. }
+            | Self::Handshake(_)
+            | Self::Session { .. }
+            | Self::Timeout { .. } => false,
         }
     }
 }
@@ -169,14 +177,23 @@ pub async fn initiate(request: Request) -> Result<Established, EstablishError> {
     let stream = dial(&spec, &request.transport).await?;
     let (remote, after) = (request.path.remote, request.handshake_timeout);
     let handshake = initiate_on(request, stream);
-    tokio::time::timeout(after, handshake).await.map_err(|_| EstablishError::Timeout { remote, after })?
+    tokio::time::timeout(after, handshake)
+        .await
+        .map_err(|_| EstablishError::Timeout { remote, after })?
 }
 
-async fn initiate_on(request: Request, mut stream: TcpStream) -> Result<Established, EstablishError> {
+async fn initiate_on(
+    request: Request,
+    mut stream: TcpStream,
+) -> Result<Established, EstablishError> {
     let remote = request.path.remote;
     let broke = |error| EstablishError::Io { remote, error };
     let local = stream.local_addr().map_err(broke)?;
-    let path = Path { link: request.path.link.clone(), local, remote };
+    let path = Path {
+        link: request.path.link.clone(),
+        local,
+        remote,
+    };
 
     let mut first = Vec::with_capacity(64);
     Preamble::new(Kind::Full).encode(&mut first);
@@ -184,12 +201,26 @@ async fn initiate_on(request: Request, mut stream: TcpStream) -> Result<Establis
     let mut input = BytesMut::with_capacity(16 * 1024);
     read_reply(&mut stream, &mut input, remote).await?;
 
-    let (outcome, mut tail) =
-        handshake::connect(&mut stream, &mut input, &request.identity, &request.peer_name).await?;
+    let (outcome, mut tail) = handshake::connect(
+        &mut stream,
+        &mut input,
+        &request.identity,
+        &request.peer_name,
+    )
+    .await?;
     let clock = Clock::start();
     let secret = session_secret(&outcome);
-    let (session, handle) = Session::initiate(clock.now(), request.session, secret, request.continues);
-    let mut made = Established { session, handle, stream, input, peer: outcome.peer, clock, path };
+    let (session, handle) =
+        Session::initiate(clock.now(), request.session, secret, request.continues);
+    let mut made = Established {
+        session,
+        handle,
+        stream,
+        input,
+        peer: outcome.peer,
+        clock,
+        path,
+    };
     loop {
         made.write().await.map_err(broke)?;
         // TLS alerts and our records never begin with the same byte, so each finds its reader.
@@ -199,7 +230,9 @@ async fn initiate_on(request: Request, mut stream: TcpStream) -> Result<Establis
         }
         match made.take_event()? {
             Some(Event::Accepted(_)) => return Ok(made),
-            Some(Event::Closed { reason, .. }) => return Err(EstablishError::Closed { remote, reason }),
+            Some(Event::Closed { reason, .. }) => {
+                return Err(EstablishError::Closed { remote, reason });
+            }
             Some(_) => {}
             None => made.read().await.map_err(broke)?,
         }
@@ -217,7 +250,9 @@ pub async fn respond(
     let unknown = SocketAddr::from(([0, 0, 0, 0], 0));
     let remote = stream.peer_addr().unwrap_or(unknown);
     let handshake = respond_on(identity, stream, input, config);
-    tokio::time::timeout(after, handshake).await.map_err(|_| EstablishError::Timeout { remote, after })?
+    tokio::time::timeout(after, handshake)
+        .await
+        .map_err(|_| EstablishError::Timeout { remote, after })?
 }
 
 async fn respond_on(
@@ -233,13 +268,33 @@ async fn respond_on(
     let outcome = handshake::accept(&mut stream, &mut input, &identity).await?;
     let clock = Clock::start();
     let (session, handle) = Session::respond(clock.now(), config, session_secret(&outcome));
-    let path = Path { link: String::new(), local, remote };
+    let path = Path {
+        link: String::new(),
+        local,
+        remote,
+    };
     let peer = outcome.peer.clone();
-    let mut made = Established { session, handle, stream, input, peer: outcome.peer, clock, path };
+    let mut made = Established {
+        session,
+        handle,
+        stream,
+        input,
+        peer: outcome.peer,
+        clock,
+        path,
+    };
     loop {
         match made.take_event()? {
-            Some(Event::Hello(hello)) => return Ok(Pending { peer, hello, established: made }),
-            Some(Event::Closed { reason, .. }) => return Err(EstablishError::Closed { remote, reason }),
+            Some(Event::Hello(hello)) => {
+                return Ok(Pending {
+                    peer,
+                    hello,
+                    established: made,
+                });
+            }
+            Some(Event::Closed { reason, .. }) => {
+                return Err(EstablishError::Closed { remote, reason });
+            }
             Some(_) => {}
             None => made.read().await.map_err(broke)?,
         }
@@ -250,17 +305,27 @@ fn session_secret(outcome: &Outcome) -> SessionSecret {
     SessionSecret::new(outcome.aead, &Secret::new(outcome.secret))
 }
 
-async fn read_reply(stream: &mut TcpStream, input: &mut BytesMut, remote: SocketAddr) -> Result<(), EstablishError> {
+async fn read_reply(
+    stream: &mut TcpStream,
+    input: &mut BytesMut,
+    remote: SocketAddr,
+) -> Result<(), EstablishError> {
     loop {
         let reply = Reply::parse(input).map_err(|error| EstablishError::Wire { remote, error })?;
         if let Some(reply) = reply {
             if reply.status != Status::Ok {
-                return Err(EstablishError::Refused { remote, status: reply.status });
+                return Err(EstablishError::Refused {
+                    remote,
+                    status: reply.status,
+                });
             }
             input.advance(Reply::BYTES);
             return Ok(());
         }
-        let read = stream.read_buf(input).await.map_err(|error| EstablishError::Io { remote, error })?;
+        let read = stream
+            .read_buf(input)
+            .await
+            .map_err(|error| EstablishError::Io { remote, error })?;
         if read == 0 {
             let error = io::ErrorKind::UnexpectedEof.into();
             return Err(EstablishError::Io { remote, error });

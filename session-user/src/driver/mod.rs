@@ -152,8 +152,14 @@ enum Name {
 /// What the driver's own tasks bring back.
 enum Internal {
     Dialled(moves::Dialled),
-    Rejoined { path: crate::policy::Path, result: Result<Box<Established>, establish::EstablishError> },
-    Target { id: StreamId, result: Result<TcpStream, crate::dial::DialError> },
+    Rejoined {
+        path: crate::policy::Path,
+        result: Result<Box<Established>, establish::EstablishError>,
+    },
+    Target {
+        id: StreamId,
+        result: Result<TcpStream, crate::dial::DialError>,
+    },
 }
 
 /// The driver of one session.
@@ -188,7 +194,15 @@ const SOURCES_PER_TURN: usize = 64;
 impl Driver {
     /// A driver for a session that has just been established.
     pub fn new(established: Established, common: Common, side: Side) -> Self {
-        let Established { session, handle, stream, input, peer, clock, path } = established;
+        let Established {
+            session,
+            handle,
+            stream,
+            input,
+            peer,
+            clock,
+            path,
+        } = established;
         let (internal_tx, internal_rx) = mpsc::unbounded_channel();
         let mut driver = Self {
             session,
@@ -269,7 +283,11 @@ impl Driver {
 
     fn handle_command(&mut self, command: Command) {
         match command {
-            Command::Accept { counter, stream, input } => self.accept_carrier(counter, stream, input),
+            Command::Accept {
+                counter,
+                stream,
+                input,
+            } => self.accept_carrier(counter, stream, input),
             Command::Expect(counter) => self.session.expect_counter(counter),
             Command::Handover { link, reply } => self.manual_handover(&link, reply),
             Command::Report(reply) => {
@@ -296,7 +314,12 @@ impl Driver {
                 self.handle_event(event);
             }
             self.flush();
-            if self.session.poll_event().map(|event| self.handle_event(event)).is_none() {
+            if self
+                .session
+                .poll_event()
+                .map(|event| self.handle_event(event))
+                .is_none()
+            {
                 break;
             }
         }
@@ -315,12 +338,23 @@ impl Driver {
             Event::TransportUp(handle) => self.transport_up(handle),
             Event::TransportDone(handle) => self.transport_done(handle),
             Event::Pong { handle, token } => tracing::trace!(?handle, token, "pong"),
-            Event::TokensChanged => self.common.tokens.set(self.session.id(), self.session.expected_tokens()),
+            Event::TokensChanged => self
+                .common
+                .tokens
+                .set(self.session.id(), self.session.expected_tokens()),
             Event::ReauthData { data, .. } => self.reauth_data(&data),
             Event::Reauthenticated { generation } => self.reauthenticated(generation),
-            Event::Closed { code, reason, by_peer } => {
+            Event::Closed {
+                code,
+                reason,
+                by_peer,
+            } => {
                 self.reset_all_apps();
-                self.ended.get_or_insert(Ended::Closed { code, reason, by_peer });
+                self.ended.get_or_insert(Ended::Closed {
+                    code,
+                    reason,
+                    by_peer,
+                });
             }
             // Both belong to the establishing of a session, which is over.
             Event::Hello(_) | Event::Accepted(_) => {}
@@ -330,7 +364,11 @@ impl Driver {
     fn finished(&mut self) -> Option<Ended> {
         match &self.ended {
             // CLOSE is on its way: wait until the peer has it, or the session gives up.
-            Some(Ended::Closed { .. }) if !self.session.is_closed() && !self.carriers.is_empty() => None,
+            Some(Ended::Closed { .. })
+                if !self.session.is_closed() && !self.carriers.is_empty() =>
+            {
+                None
+            }
             Some(_) => self.ended.take(),
             None => None,
         }
@@ -340,15 +378,31 @@ impl Driver {
         let session = self.session.poll_timeout().map(|t| self.clock.instant(t));
         let carriers = self.carriers.values().filter_map(|c| c.must_be_up_by).min();
         let hold = self.adrift_since.map(|since| since + self.common.hold);
-        [session, carriers, hold, self.side.deadline(), self.reauth_deadline()].into_iter().flatten().min()
+        [
+            session,
+            carriers,
+            hold,
+            self.side.deadline(),
+            self.reauth_deadline(),
+        ]
+        .into_iter()
+        .flatten()
+        .min()
     }
 
     fn handle_deadline(&mut self) {
         let now = Instant::now();
         self.session.handle_timeout(self.clock.now());
         self.drop_unauthenticated(now);
-        if self.adrift_since.is_some_and(|since| now >= since + self.common.hold) {
-            self.session.close(self.clock.now(), close_code::HOLD_EXPIRED, "no transport within the hold time");
+        if self
+            .adrift_since
+            .is_some_and(|since| now >= since + self.common.hold)
+        {
+            self.session.close(
+                self.clock.now(),
+                close_code::HOLD_EXPIRED,
+                "no transport within the hold time",
+            );
         }
         self.side_deadline(now);
         self.reauth_tick(now);

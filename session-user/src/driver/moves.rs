@@ -114,7 +114,9 @@ impl Initiator {
 impl Side {
     /// Something that the side waits for has happened.
     pub(super) async fn changed(&mut self) {
-        let Self::Initiator(initiator) = self else { return std::future::pending().await };
+        let Self::Initiator(initiator) = self else {
+            return std::future::pending().await;
+        };
         let open = !initiator.streams_full;
         tokio::select! {
             changed = initiator.config.links.changed() => {
@@ -161,7 +163,9 @@ impl Driver {
 
     fn take_captures(&mut self) {
         loop {
-            let Side::Initiator(initiator) = &self.side else { return };
+            let Side::Initiator(initiator) = &self.side else {
+                return;
+            };
             let queue = Arc::clone(&initiator.config.captures);
             let Some(captured) = queue.pop() else { return };
             if let Err(captured) = self.open_captured(captured) {
@@ -177,7 +181,9 @@ impl Driver {
     /// Drops transports whose link or address is gone, then asks the policy. The loss of the link
     /// in use leads straight to the next dial: no timer is in between.
     fn links_changed(&mut self) {
-        let Side::Initiator(initiator) = &mut self.side else { return };
+        let Side::Initiator(initiator) = &mut self.side else {
+            return;
+        };
         let snapshot = Arc::clone(&initiator.config.links.borrow_and_update());
         if snapshot.version == initiator.seen_version {
             return;
@@ -185,11 +191,17 @@ impl Driver {
         let since = initiator.seen_version;
         initiator.seen_version = snapshot.version;
         // A link that came back deserves an attempt now, not after a backoff from its bad days.
-        if snapshot.changes_since(since).any(|c| c.kind == ChangeKind::Gained) {
+        if snapshot
+            .changes_since(since)
+            .any(|c| c.kind == ChangeKind::Gained)
+        {
             initiator.forgive();
             initiator.retry_at = None;
         }
-        let lost_attempt = initiator.attempt.as_ref().is_some_and(|a| !link_stands(&snapshot, &a.path.link));
+        let lost_attempt = initiator
+            .attempt
+            .as_ref()
+            .is_some_and(|a| !link_stands(&snapshot, &a.path.link));
         if lost_attempt {
             initiator.abandon_attempt();
         }
@@ -209,9 +221,12 @@ impl Driver {
             tracing::info!(link = %path.link, "the link is lost");
             self.drop_carrier(handle);
             if active == Some(handle) {
-                let lost = snapshot.changes_since(since).find(|c| c.link == path.link && c.kind == ChangeKind::Lost);
+                let lost = snapshot
+                    .changes_since(since)
+                    .find(|c| c.link == path.link && c.kind == ChangeKind::Lost);
                 let noticed = lost.map_or(snapshot.read_at, |c| c.at);
-                self.report.begin(Move::hard(&path.link, "the link was lost", noticed));
+                self.report
+                    .begin(Move::hard(&path.link, "the link was lost", noticed));
             }
         }
     }
@@ -219,8 +234,11 @@ impl Driver {
     /// Asks the policy and dials what it says, unless a dial is under way or none is needed.
     fn decide(&mut self) {
         let current = self.current_path();
-        let Side::Initiator(initiator) = &mut self.side else { return };
-        if initiator.attempt.is_some() || initiator.rejoining.is_some() || self.session.is_ending() {
+        let Side::Initiator(initiator) = &mut self.side else {
+            return;
+        };
+        if initiator.attempt.is_some() || initiator.rejoining.is_some() || self.session.is_ending()
+        {
             return;
         }
         // After a round of failures nothing is tried before its time, unless the links change.
@@ -229,19 +247,33 @@ impl Driver {
         }
         let snapshot = Arc::clone(&initiator.config.links.borrow());
         let (policy, remotes) = (&initiator.config.policy, &initiator.config.remotes);
-        let decision = choose(&snapshot, policy, current.as_ref(), remotes, &initiator.history, Instant::now());
+        let decision = choose(
+            &snapshot,
+            policy,
+            current.as_ref(),
+            remotes,
+            &initiator.history,
+            Instant::now(),
+        );
         initiator.pending.clear();
         initiator.round_refused = true;
         match decision.action {
             Action::Stay | Action::Hold => return,
             Action::HardHandover { to } => {
-                let others = decision.ordered.into_iter().map(|c| c.path).filter(|p| *p != to);
-                initiator.pending.extend(std::iter::once(to.clone()).chain(others));
+                let others = decision
+                    .ordered
+                    .into_iter()
+                    .map(|c| c.path)
+                    .filter(|p| *p != to);
+                initiator
+                    .pending
+                    .extend(std::iter::once(to.clone()).chain(others));
             }
             Action::Return { to } => {
                 initiator.pending.push_back(to);
                 if let Some(current) = &current {
-                    self.report.begin(Move::soft(&current.link, &decision.reason));
+                    self.report
+                        .begin(Move::soft(&current.link, &decision.reason));
                 }
             }
         }
@@ -252,14 +284,22 @@ impl Driver {
     fn current_path(&self) -> Option<policy::Path> {
         let carrier = self.carriers.get(&self.session.active()?)?;
         let path = &carrier.path;
-        Some(policy::Path { link: path.link.clone(), source: path.local.ip(), remote: path.remote })
+        Some(policy::Path {
+            link: path.link.clone(),
+            source: path.local.ip(),
+            remote: path.remote,
+        })
     }
 
     /// Dials the next path of the round; after the last, waits before the next round.
     fn next_attempt(&mut self) {
         let internal = self.internal_tx.clone();
-        let Side::Initiator(initiator) = &mut self.side else { return };
-        let Some(path) = initiator.pending.pop_front() else { return self.round_over() };
+        let Side::Initiator(initiator) = &mut self.side else {
+            return;
+        };
+        let Some(path) = initiator.pending.pop_front() else {
+            return self.round_over();
+        };
         let config = &initiator.config;
         let spec = DialSpec {
             device: Some(path.link.clone()),
@@ -271,14 +311,22 @@ impl Driver {
         let task = tokio::spawn(async move {
             let result = dial(&spec, &options).await;
             // The driver may have ended meanwhile; then the socket ends here.
-            let _ = internal.send(Internal::Dialled(Dialled { path: outcome, result }));
+            let _ = internal.send(Internal::Dialled(Dialled {
+                path: outcome,
+                result,
+            }));
         });
-        initiator.attempt = Some(Attempt { path, task: task.abort_handle() });
+        initiator.attempt = Some(Attempt {
+            path,
+            task: task.abort_handle(),
+        });
     }
 
     /// No path of the round worked.
     fn round_over(&mut self) {
-        let Side::Initiator(initiator) = &mut self.side else { return };
+        let Side::Initiator(initiator) = &mut self.side else {
+            return;
+        };
         let now = Instant::now();
         initiator.backoff = (initiator.backoff * 2).clamp(BACKOFF_FIRST, BACKOFF_MAX);
         initiator.retry_at = Some(now + initiator.backoff);
@@ -295,7 +343,9 @@ impl Driver {
     }
 
     pub(super) fn dialled(&mut self, dialled: Dialled) {
-        let Side::Initiator(initiator) = &mut self.side else { return };
+        let Side::Initiator(initiator) = &mut self.side else {
+            return;
+        };
         let Dialled { path, result } = dialled;
         // An attempt that was abandoned may have finished just before.
         if initiator.attempt.as_ref().is_none_or(|a| a.path != path) {
@@ -313,12 +363,19 @@ impl Driver {
 
     /// The socket is connected: RESUME and all that is unacknowledged go out in the same turn.
     fn resume_on(&mut self, path: &policy::Path, stream: TcpStream) {
-        let local = stream.local_addr().unwrap_or_else(|_| SocketAddr::new(path.source, 0));
-        let path = Path { link: path.link.clone(), local, remote: path.remote };
+        let local = stream
+            .local_addr()
+            .unwrap_or_else(|_| SocketAddr::new(path.source, 0));
+        let path = Path {
+            link: path.link.clone(),
+            local,
+            remote: path.remote,
+        };
         let before = self.session.stats();
         match self.session.dial(false) {
             Ok(handle) => {
-                self.report.dialled(&path.link, &before, &self.session.stats());
+                self.report
+                    .dialled(&path.link, &before, &self.session.stats());
                 self.add_carrier(handle, stream, BytesMut::new(), path);
             }
             Err(fault) => tracing::debug!(%fault, "a dialled transport is not needed any more"),
@@ -326,8 +383,12 @@ impl Driver {
     }
 
     fn path_failed(&mut self, link: &str, remote: SocketAddr, refused: bool) {
-        let Side::Initiator(initiator) = &mut self.side else { return };
-        initiator.history.record_failure(link, remote, Instant::now());
+        let Side::Initiator(initiator) = &mut self.side else {
+            return;
+        };
+        initiator
+            .history
+            .record_failure(link, remote, Instant::now());
         initiator.round_refused &= refused;
         if initiator.attempt.is_none() && initiator.rejoining.is_none() {
             self.next_attempt();
@@ -335,12 +396,19 @@ impl Driver {
     }
 
     /// A transport ended without its link's being lost.
-    pub(super) fn after_loss(&mut self, path: &Path, was_active: bool, was_up: bool, end: &CarrierEnd) {
+    pub(super) fn after_loss(
+        &mut self,
+        path: &Path,
+        was_active: bool,
+        was_up: bool,
+        end: &CarrierEnd,
+    ) {
         if !matches!(self.side, Side::Initiator(_)) {
             return;
         }
         if was_active {
-            self.report.begin(Move::hard(&path.link, &end.to_string(), Instant::now()));
+            self.report
+                .begin(Move::hard(&path.link, &end.to_string(), Instant::now()));
         }
         match end {
             CarrierEnd::Fault(TransportFault::Refused(Status::UnknownSession)) => self.rejoin(path),
@@ -358,7 +426,9 @@ impl Driver {
     }
 
     pub(super) fn side_deadline(&mut self, now: Instant) {
-        let Side::Initiator(initiator) = &mut self.side else { return };
+        let Side::Initiator(initiator) = &mut self.side else {
+            return;
+        };
         if initiator.retry_at.is_some_and(|t| now >= t) {
             initiator.retry_at = None;
             self.decide();
@@ -366,10 +436,14 @@ impl Driver {
     }
 
     pub(super) fn transport_up(&mut self, handle: Handle) {
-        let Some(carrier) = self.carriers.get_mut(&handle) else { return };
+        let Some(carrier) = self.carriers.get_mut(&handle) else {
+            return;
+        };
         carrier.must_be_up_by = None;
         let link = carrier.path.link.clone();
-        let Side::Initiator(initiator) = &mut self.side else { return };
+        let Side::Initiator(initiator) = &mut self.side else {
+            return;
+        };
         initiator.forgive();
         self.report.up(&link);
         // The new one carries: the old ones say goodbye when their last record is acknowledged.
@@ -385,7 +459,9 @@ impl Driver {
     /// "Unknown session" is a hint that anybody on the path could send. A full handshake tells.
     fn rejoin(&mut self, path: &Path) {
         let internal = self.internal_tx.clone();
-        let Side::Initiator(initiator) = &mut self.side else { return };
+        let Side::Initiator(initiator) = &mut self.side else {
+            return;
+        };
         if initiator.rejoining.is_some() {
             return;
         }
@@ -394,7 +470,11 @@ impl Driver {
         let request = establish::Request {
             identity: Arc::clone(&self.common.identity),
             peer_name: config.peer_name.clone(),
-            path: policy::Path { link: path.link.clone(), source: path.local.ip(), remote: path.remote },
+            path: policy::Path {
+                link: path.link.clone(),
+                source: path.local.ip(),
+                remote: path.remote,
+            },
             dial_timeout: config.dial_timeout,
             handshake_timeout: config.handshake_timeout,
             transport: config.transport.clone(),
@@ -410,8 +490,14 @@ impl Driver {
         initiator.rejoining = Some(task.abort_handle());
     }
 
-    pub(super) fn rejoined(&mut self, path: &policy::Path, result: Result<Box<Established>, EstablishError>) {
-        let Side::Initiator(initiator) = &mut self.side else { return };
+    pub(super) fn rejoined(
+        &mut self,
+        path: &policy::Path,
+        result: Result<Box<Established>, EstablishError>,
+    ) {
+        let Side::Initiator(initiator) = &mut self.side else {
+            return;
+        };
         initiator.rejoining = None;
         match result {
             Ok(new) if new.session.peer().continued == Some(true) => {
@@ -430,7 +516,11 @@ impl Driver {
     }
 
     /// The operator names a link; `auto` gives the choice back to the policy.
-    pub(super) fn manual_handover(&mut self, link: &str, reply: oneshot::Sender<Result<String, String>>) {
+    pub(super) fn manual_handover(
+        &mut self,
+        link: &str,
+        reply: oneshot::Sender<Result<String, String>>,
+    ) {
         let answer = self.try_manual_handover(link);
         // Whoever asked may have gone; what was asked is done all the same.
         let _ = reply.send(answer);
@@ -445,15 +535,22 @@ impl Driver {
             "the policy chooses the link".to_owned()
         } else {
             let snapshot = Arc::clone(&initiator.config.links.borrow());
-            let Some(found) = snapshot.link(link) else { return Err(format!("there is no link {link}")) };
+            let Some(found) = snapshot.link(link) else {
+                return Err(format!("there is no link {link}"));
+            };
             let remotes = &initiator.config.remotes;
-            let against: Vec<String> =
-                remotes.iter().filter_map(|r| found.usable_for(r.ip()).err()).map(|e| e.to_string()).collect();
+            let against: Vec<String> = remotes
+                .iter()
+                .filter_map(|r| found.usable_for(r.ip()).err())
+                .map(|e| e.to_string())
+                .collect();
             if against.len() == remotes.len() {
                 return Err(format!("{link} cannot be used: {}", against.join("; ")));
             }
             initiator.config.policy.manual = Some(link.to_owned());
-            format!("moving to {link}; `holdfast handover auto` gives the choice back to the policy")
+            format!(
+                "moving to {link}; `holdfast handover auto` gives the choice back to the policy"
+            )
         };
         initiator.forgive();
         initiator.retry_at = None;
@@ -463,12 +560,16 @@ impl Driver {
 }
 
 fn link_stands(snapshot: &LinkSnapshot, name: &str) -> bool {
-    snapshot.link(name).is_some_and(|link| link.state != LinkState::Unusable)
+    snapshot
+        .link(name)
+        .is_some_and(|link| link.state != LinkState::Unusable)
 }
 
 /// Whether a transport's link still has what the transport is bound to.
 fn stands(snapshot: &LinkSnapshot, path: &Path) -> bool {
     path.link.is_empty()
         || (link_stands(snapshot, &path.link)
-            && snapshot.link(&path.link).is_some_and(|link| link.holds(path.local.ip())))
+            && snapshot
+                .link(&path.link)
+                .is_some_and(|link| link.holds(path.local.ip())))
 }

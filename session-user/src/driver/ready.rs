@@ -35,7 +35,11 @@ impl<T> Entry<T> {
         if self.queued.swap(true, Ordering::AcqRel) {
             return;
         }
-        let mut queue = self.shared.queue.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut queue = self
+            .shared
+            .queue
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
         queue.push_back(Arc::clone(self));
         drop(queue);
         self.shared.task.wake();
@@ -74,12 +78,21 @@ impl<T: Send + Sync + 'static> Source<T> {
 impl<T: Copy + Send + Sync + 'static> ReadySet<T> {
     /// An empty set.
     pub fn new() -> Self {
-        Self { shared: Arc::new(Shared { queue: Mutex::default(), task: AtomicWaker::new() }) }
+        Self {
+            shared: Arc::new(Shared {
+                queue: Mutex::default(),
+                task: AtomicWaker::new(),
+            }),
+        }
     }
 
     /// Adds a source, which is ready at first: poll it to find out.
     pub fn add(&self, name: T) -> Source<T> {
-        let entry = Arc::new(Entry { name, queued: AtomicBool::new(false), shared: Arc::clone(&self.shared) });
+        let entry = Arc::new(Entry {
+            name,
+            queued: AtomicBool::new(false),
+            shared: Arc::clone(&self.shared),
+        });
         let waker = Waker::from(Arc::clone(&entry));
         entry.enqueue();
         Source { entry, waker }
@@ -96,7 +109,11 @@ impl<T: Copy + Send + Sync + 'static> ReadySet<T> {
 
     /// [`Self::poll_next`] without waiting.
     pub fn try_next(&self) -> Option<T> {
-        let mut queue = self.shared.queue.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut queue = self
+            .shared
+            .queue
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
         let entry = queue.pop_front()?;
         drop(queue);
         // Cleared before the source is polled: a wake during the poll must not be lost.
@@ -106,7 +123,11 @@ impl<T: Copy + Send + Sync + 'static> ReadySet<T> {
 
     /// How many sources are queued.
     pub fn len(&self) -> usize {
-        self.shared.queue.lock().unwrap_or_else(PoisonError::into_inner).len()
+        self.shared
+            .queue
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .len()
     }
 
     /// Whether no source is queued.

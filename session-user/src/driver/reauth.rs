@@ -34,7 +34,10 @@ pub(super) struct Schedule {
 
 impl Schedule {
     pub fn new(now: Instant) -> Self {
-        Self { check_at: now + CHECK_EVERY, renew_at: None }
+        Self {
+            check_at: now + CHECK_EVERY,
+            renew_at: None,
+        }
     }
 }
 
@@ -43,8 +46,13 @@ impl Driver {
     pub(super) fn plan_renewal(&mut self) {
         let now = Instant::now();
         let mut renew_at = self.keys_since + self.common.reauth_after;
-        for not_after in [Some(self.peer.not_after), self.common.identity.not_after()].into_iter().flatten() {
-            let left = not_after.duration_since(SystemTime::now()).unwrap_or_default();
+        for not_after in [Some(self.peer.not_after), self.common.identity.not_after()]
+            .into_iter()
+            .flatten()
+        {
+            let left = not_after
+                .duration_since(SystemTime::now())
+                .unwrap_or_default();
             // Short-lived certificates: half of what is left, so that a retry still fits.
             let early = left.saturating_sub(BEFORE_EXPIRY).max(left / 2);
             renew_at = renew_at.min(now + early);
@@ -54,9 +62,16 @@ impl Driver {
     }
 
     pub(super) fn reauth_deadline(&self) -> Option<Instant> {
-        let give_up = self.reauth.as_ref().filter(|r| !r.done).map(|r| r.give_up_at);
+        let give_up = self
+            .reauth
+            .as_ref()
+            .filter(|r| !r.done)
+            .map(|r| r.give_up_at);
         let renew = self.schedule.renew_at.filter(|_| self.reauth.is_none());
-        [give_up, renew, Some(self.schedule.check_at)].into_iter().flatten().min()
+        [give_up, renew, Some(self.schedule.check_at)]
+            .into_iter()
+            .flatten()
+            .min()
     }
 
     pub(super) fn reauth_tick(&mut self, now: Instant) {
@@ -64,8 +79,16 @@ impl Driver {
             self.schedule.check_at = now + CHECK_EVERY;
             self.check_identity();
         }
-        if self.reauth.as_ref().is_some_and(|r| !r.done && now >= r.give_up_at) {
-            self.session.close(self.clock.now(), close_code::REAUTH_FAILED, "the renewal of keys was not completed");
+        if self
+            .reauth
+            .as_ref()
+            .is_some_and(|r| !r.done && now >= r.give_up_at)
+        {
+            self.session.close(
+                self.clock.now(),
+                close_code::REAUTH_FAILED,
+                "the renewal of keys was not completed",
+            );
         }
         if self.reauth.is_none() && self.schedule.renew_at.is_some_and(|t| now >= t) {
             self.schedule.renew_at = Some(now + REAUTH_RETRY);
@@ -74,7 +97,9 @@ impl Driver {
     }
 
     fn begin_reauth(&mut self) {
-        let Side::Initiator(initiator) = &self.side else { return };
+        let Side::Initiator(initiator) = &self.side else {
+            return;
+        };
         // A handshake needs the peer; while none is to be had it would only fill the session's memory.
         if self.adrift_since.is_some() || self.session.reauth_begin().is_none() {
             return;
@@ -82,7 +107,11 @@ impl Driver {
         let name = &initiator.config.peer_name;
         match TlsDriver::reauth_client(&self.common.identity, name, self.session.id()) {
             Ok(tls) => {
-                self.reauth = Some(Reauthentication { tls, give_up_at: Instant::now() + REAUTH_TIMEOUT, done: false });
+                self.reauth = Some(Reauthentication {
+                    tls,
+                    give_up_at: Instant::now() + REAUTH_TIMEOUT,
+                    done: false,
+                });
                 self.advance_reauth();
             }
             Err(error) => self.reauth_failed(&error),
@@ -94,12 +123,18 @@ impl Driver {
             match TlsDriver::reauth_server(&self.common.identity, self.session.id()) {
                 Ok(tls) => {
                     let give_up_at = Instant::now() + REAUTH_TIMEOUT;
-                    self.reauth = Some(Reauthentication { tls, give_up_at, done: false });
+                    self.reauth = Some(Reauthentication {
+                        tls,
+                        give_up_at,
+                        done: false,
+                    });
                 }
                 Err(error) => return self.reauth_failed(&error),
             }
         }
-        let Some(reauth) = &mut self.reauth else { return };
+        let Some(reauth) = &mut self.reauth else {
+            return;
+        };
         let fed = reauth.tls.feed(data);
         self.advance_reauth();
         if let Err(error) = fed {
@@ -109,7 +144,9 @@ impl Driver {
 
     /// Sends what TLS has to say, and hands its outcome to the core.
     fn advance_reauth(&mut self) {
-        let Some(reauth) = &mut self.reauth else { return };
+        let Some(reauth) = &mut self.reauth else {
+            return;
+        };
         let output = reauth.tls.take_output();
         if !output.is_empty() {
             self.session.reauth_send(&output);
@@ -122,12 +159,17 @@ impl Driver {
             Ok(outcome) if outcome.peer.name == self.peer.name => {
                 self.peer = outcome.peer.clone();
                 let secret = Secret::new(outcome.secret);
-                self.session.reauth_complete(self.clock.now(), outcome.aead, secret);
+                self.session
+                    .reauth_complete(self.clock.now(), outcome.aead, secret);
             }
             Ok(outcome) => {
                 let name = &outcome.peer.name;
                 tracing::error!(was = %self.peer.name, is = %name, "the peer's name changed in a renewal");
-                self.session.close(self.clock.now(), close_code::REAUTH_FAILED, "the identity changed in a renewal");
+                self.session.close(
+                    self.clock.now(),
+                    close_code::REAUTH_FAILED,
+                    "the identity changed in a renewal",
+                );
             }
             Err(error) => self.reauth_failed(&error),
         }
@@ -135,7 +177,11 @@ impl Driver {
 
     fn reauth_failed(&mut self, error: &HandshakeError) {
         tracing::error!(peer = %self.peer.name, %error, "keys and certificates could not be renewed");
-        self.session.close(self.clock.now(), close_code::REAUTH_FAILED, &error.to_string());
+        self.session.close(
+            self.clock.now(),
+            close_code::REAUTH_FAILED,
+            &error.to_string(),
+        );
     }
 
     pub(super) fn reauthenticated(&mut self, generation: u16) {
@@ -166,13 +212,21 @@ impl Driver {
             // Look again when the grace ends, not an hour later.
             let end = self.peer.not_after + self.common.expiry_grace;
             let left = end.duration_since(SystemTime::now()).unwrap_or_default();
-            self.schedule.check_at = self.schedule.check_at.min(Instant::now() + left + Duration::from_secs(1));
+            self.schedule.check_at = self
+                .schedule
+                .check_at
+                .min(Instant::now() + left + Duration::from_secs(1));
         }
     }
 
     pub(super) fn close_for_identity(&mut self, error: &HandshakeError) {
-        let code = if error.is_expired() { close_code::CERTIFICATE_EXPIRED } else { close_code::CERTIFICATE_REVOKED };
+        let code = if error.is_expired() {
+            close_code::CERTIFICATE_EXPIRED
+        } else {
+            close_code::CERTIFICATE_REVOKED
+        };
         tracing::error!(peer = %self.peer.name, %error, "the session is closed");
-        self.session.close(self.clock.now(), code, &error.to_string());
+        self.session
+            .close(self.clock.now(), code, &error.to_string());
     }
 }

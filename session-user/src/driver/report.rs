@@ -123,11 +123,21 @@ pub(super) struct Move {
 
 impl Move {
     pub fn hard(from: &str, trigger: &str, noticed: Instant) -> Self {
-        Self { from: from.to_owned(), trigger: trigger.to_owned(), soft: false, noticed }
+        Self {
+            from: from.to_owned(),
+            trigger: trigger.to_owned(),
+            soft: false,
+            noticed,
+        }
     }
 
     pub fn soft(from: &str, trigger: &str) -> Self {
-        Self { from: from.to_owned(), trigger: trigger.to_owned(), soft: true, noticed: Instant::now() }
+        Self {
+            from: from.to_owned(),
+            trigger: trigger.to_owned(),
+            soft: true,
+            noticed: Instant::now(),
+        }
     }
 }
 
@@ -213,18 +223,23 @@ pub fn monotonic_ns(at: Instant) -> u64 {
 
 impl Driver {
     pub(super) fn snapshot(&self) -> SessionSnapshot {
-        let carriers = self.carriers.iter().map(|(&handle, carrier)| CarrierReport {
-            link: carrier.path.link.clone(),
-            local: carrier.path.local,
-            remote: carrier.path.remote,
-            active: self.session.active() == Some(handle),
-            up: self.session.is_up(handle),
-            age: carrier.since.elapsed(),
-            bytes_in: carrier.bytes_in,
-            bytes_out: carrier.bytes_out,
-            queued: self.session.queued_bytes(handle),
-            rtt: crate::transport::tcp_info(&carrier.socket).ok().map(|info| info.rtt),
-        });
+        let carriers = self
+            .carriers
+            .iter()
+            .map(|(&handle, carrier)| CarrierReport {
+                link: carrier.path.link.clone(),
+                local: carrier.path.local,
+                remote: carrier.path.remote,
+                active: self.session.active() == Some(handle),
+                up: self.session.is_up(handle),
+                age: carrier.since.elapsed(),
+                bytes_in: carrier.bytes_in,
+                bytes_out: carrier.bytes_out,
+                queued: self.session.queued_bytes(handle),
+                rtt: crate::transport::tcp_info(&carrier.socket)
+                    .ok()
+                    .map(|info| info.rtt),
+            });
         let streams = self.apps.iter().map(|(&id, app)| StreamReport {
             id,
             target: app.target.clone(),

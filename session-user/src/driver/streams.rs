@@ -23,7 +23,11 @@ pub struct Responder {
 impl Responder {
     /// A responder without dials under way.
     pub fn new(allow: Arc<AllowList>, dial_timeout: Duration) -> Self {
-        Self { allow, dial_timeout, dials: tokio::task::JoinSet::new() }
+        Self {
+            allow,
+            dial_timeout,
+            dials: tokio::task::JoinSet::new(),
+        }
     }
 }
 
@@ -68,10 +72,17 @@ impl Driver {
         });
     }
 
-    pub(super) fn target_dialled(&mut self, id: StreamId, result: Result<tokio::net::TcpStream, crate::dial::DialError>) {
+    pub(super) fn target_dialled(
+        &mut self,
+        id: StreamId,
+        result: Result<tokio::net::TcpStream, crate::dial::DialError>,
+    ) {
         match result {
             Ok(socket) if self.session.streams().any(|s| s == id) => {
-                let target = socket.peer_addr().map(|a| a.to_string()).unwrap_or_default();
+                let target = socket
+                    .peer_addr()
+                    .map(|a| a.to_string())
+                    .unwrap_or_default();
                 self.session.connected(id);
                 self.add_app(id, socket, target, true);
             }
@@ -92,7 +103,8 @@ impl Driver {
 
     pub(super) fn stream_refused(&mut self, id: StreamId, errno: u64) {
         if let Some(app) = self.apps.get(&id) {
-            let error = std::io::Error::from_raw_os_error(i32::try_from(errno).unwrap_or(libc::ECONNRESET));
+            let error =
+                std::io::Error::from_raw_os_error(i32::try_from(errno).unwrap_or(libc::ECONNRESET));
             tracing::info!(target = %app.target, %error, "the peer could not connect the target");
         }
         self.app_reset(id);

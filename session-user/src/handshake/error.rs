@@ -18,13 +18,17 @@ pub enum CertificateFault {
     #[error("it is not valid yet: check the clocks of both hosts")]
     NotYetValid,
     /// An alert does not tell the two apart.
-    #[error("it has expired or is not valid yet: issue a new one, or check the clocks of both hosts")]
+    #[error(
+        "it has expired or is not valid yet: issue a new one, or check the clocks of both hosts"
+    )]
     OutOfTime,
     /// The CRL names it.
     #[error("it has been revoked")]
     Revoked,
     /// It is another unit's.
-    #[error("it is for {got}, not for {expected}: check the peer's address, or its name in the configuration")]
+    #[error(
+        "it is for {got}, not for {expected}: check the peer's address, or its name in the configuration"
+    )]
     WrongName {
         /// The configured name.
         expected: String,
@@ -77,7 +81,9 @@ impl HandshakeError {
     /// From TLS, with what our own verifier has to say in detail.
     pub(super) fn of(error: rustls::Error, detail: Option<CertificateFault>) -> Self {
         match error {
-            rustls::Error::InvalidCertificate(error) => Self::Peer(detail.unwrap_or_else(|| fault_of(&error))),
+            rustls::Error::InvalidCertificate(error) => {
+                Self::Peer(detail.unwrap_or_else(|| fault_of(&error)))
+            }
             rustls::Error::NoCertificatesPresented => Self::Peer(CertificateFault::Missing),
             rustls::Error::NoApplicationProtocol => Self::Alpn,
             rustls::Error::AlertReceived(alert) => Self::of_alert(alert),
@@ -104,8 +110,12 @@ impl HandshakeError {
 
 fn fault_of(error: &CertificateError) -> CertificateFault {
     match error {
-        CertificateError::Expired | CertificateError::ExpiredContext { .. } => CertificateFault::Expired,
-        CertificateError::NotValidYet | CertificateError::NotValidYetContext { .. } => CertificateFault::NotYetValid,
+        CertificateError::Expired | CertificateError::ExpiredContext { .. } => {
+            CertificateFault::Expired
+        }
+        CertificateError::NotValidYet | CertificateError::NotValidYetContext { .. } => {
+            CertificateFault::NotYetValid
+        }
         CertificateError::Revoked => CertificateFault::Revoked,
         CertificateError::UnknownIssuer => CertificateFault::UnknownIssuer,
         other => CertificateFault::Other(format!("{other:?}")),
@@ -122,9 +132,9 @@ pub(super) fn as_tls(fault: &CertificateFault) -> rustls::Error {
         CertificateFault::Revoked => CertificateError::Revoked,
         // Alert access_denied: "a valid certificate was received, but [...] the sender decided not
         // to proceed" (RFC 8446 section 6.2).
-        CertificateFault::WrongName { .. } | CertificateFault::NameRefused | CertificateFault::Nameless(_) => {
-            CertificateError::ApplicationVerificationFailure
-        }
+        CertificateFault::WrongName { .. }
+        | CertificateFault::NameRefused
+        | CertificateFault::Nameless(_) => CertificateError::ApplicationVerificationFailure,
         CertificateFault::Other(_) => CertificateError::BadEncoding,
     })
 }

@@ -10,8 +10,8 @@ use rustls_pki_types::{
     CertificateDer, CertificateRevocationListDer, PrivateKeyDer, TrustAnchor, UnixTime,
 };
 use webpki::{
-    CertRevocationList, EndEntityCert, ExpirationPolicy, KeyUsage, OwnedCertRevocationList, RevocationCheckDepth,
-    RevocationOptionsBuilder, UnknownStatusPolicy,
+    CertRevocationList, EndEntityCert, ExpirationPolicy, KeyUsage, OwnedCertRevocationList,
+    RevocationCheckDepth, RevocationOptionsBuilder, UnknownStatusPolicy,
 };
 
 use super::error::CertificateFault;
@@ -65,14 +65,19 @@ pub struct Identity {
 
 impl std::fmt::Debug for Identity {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Identity").field("name", &self.name()).finish_non_exhaustive()
+        f.debug_struct("Identity")
+            .field("name", &self.name())
+            .finish_non_exhaustive()
     }
 }
 
 /// The hybrid post-quantum group first, X25519 for peers without it; nothing else.
 pub(super) fn provider() -> Arc<CryptoProvider> {
     let mut provider = aws_lc_rs::default_provider();
-    provider.kx_groups = vec![aws_lc_rs::kx_group::X25519MLKEM768, aws_lc_rs::kx_group::X25519];
+    provider.kx_groups = vec![
+        aws_lc_rs::kx_group::X25519MLKEM768,
+        aws_lc_rs::kx_group::X25519,
+    ];
     Arc::new(provider)
 }
 
@@ -81,13 +86,20 @@ impl Identity {
     pub fn load(paths: &IdentityPaths) -> Result<Self, IdentityError> {
         let provider = provider();
         let material = Material::read(paths, &provider)?;
-        Ok(Self { paths: paths.clone(), provider, material: RwLock::new(Arc::new(material)) })
+        Ok(Self {
+            paths: paths.clone(),
+            provider,
+            material: RwLock::new(Arc::new(material)),
+        })
     }
 
     /// Reads the files anew; on an error the old contents stay.
     pub fn reload(&self) -> Result<(), IdentityError> {
         let new = Material::read(&self.paths, &self.provider)?;
-        *self.material.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(new);
+        *self
+            .material
+            .write()
+            .unwrap_or_else(PoisonError::into_inner) = Arc::new(new);
         Ok(())
     }
 
@@ -123,16 +135,26 @@ impl Identity {
                 .with_expiration_policy(ExpirationPolicy::Ignore)
                 .build()
         });
-        let since = now.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+        let since = now
+            .duration_since(SystemTime::UNIX_EPOCH)
+            .unwrap_or_default();
         let usage = match usage {
             Usage::Server => KeyUsage::server_auth(),
             Usage::Client => KeyUsage::client_auth(),
         };
         let algorithms = self.provider.signature_verification_algorithms.all;
         let time = UnixTime::since_unix_epoch(since);
-        cert.verify_for_usage(algorithms, &material.roots, intermediates, time, usage, revocation, None)
-            .map(|_| ())
-            .map_err(fault_of)
+        cert.verify_for_usage(
+            algorithms,
+            &material.roots,
+            intermediates,
+            time,
+            usage,
+            revocation,
+            None,
+        )
+        .map(|_| ())
+        .map_err(fault_of)
     }
 }
 
@@ -141,7 +163,9 @@ fn fault_of(error: webpki::Error) -> CertificateFault {
         webpki::Error::CertExpired { .. } => CertificateFault::Expired,
         webpki::Error::CertNotValidYet { .. } => CertificateFault::NotYetValid,
         webpki::Error::CertRevoked => CertificateFault::Revoked,
-        webpki::Error::UnknownIssuer | webpki::Error::InvalidSignatureForPublicKey => CertificateFault::UnknownIssuer,
+        webpki::Error::UnknownIssuer | webpki::Error::InvalidSignatureForPublicKey => {
+            CertificateFault::UnknownIssuer
+        }
         other => CertificateFault::Other(other.to_string()),
     }
 }
@@ -149,7 +173,8 @@ fn fault_of(error: webpki::Error) -> CertificateFault {
 impl Material {
     fn read(paths: &IdentityPaths, provider: &CryptoProvider) -> Result<Self, IdentityError> {
         let chain = certificates(&paths.certificate)?;
-        let own = PeerIdentity::of(&chain, Usage::Client).map_err(|reason| wrong(&paths.certificate, reason))?;
+        let own = PeerIdentity::of(&chain, Usage::Client)
+            .map_err(|reason| wrong(&paths.certificate, reason))?;
         let key = PrivateKeyDer::from_pem_slice(&read(&paths.key)?)
             .map_err(|e| wrong(&paths.key, format!("it holds no private key in PEM ({e})")))?;
         check_pair(&chain, &key, provider).map_err(|reason| wrong(&paths.key, reason))?;
@@ -157,16 +182,41 @@ impl Material {
             .iter()
             .map(|der| webpki::anchor_from_trusted_cert(der).map(|anchor| anchor.to_owned()))
             .collect::<Result<Vec<_>, _>>()
-            .map_err(|e| wrong(&paths.ca, format!("it is not the certificate of a CA ({e})")))?;
-        let crls = paths.crl.as_deref().map(revocations).transpose()?.unwrap_or_default();
-        Ok(Self { chain, key, roots, crls, own })
+            .map_err(|e| {
+                wrong(
+                    &paths.ca,
+                    format!("it is not the certificate of a CA ({e})"),
+                )
+            })?;
+        let crls = paths
+            .crl
+            .as_deref()
+            .map(revocations)
+            .transpose()?
+            .unwrap_or_default();
+        Ok(Self {
+            chain,
+            key,
+            roots,
+            crls,
+            own,
+        })
     }
 }
 
-fn check_pair(chain: &[CertificateDer<'static>], key: &PrivateKeyDer<'static>, provider: &CryptoProvider) -> Result<(), String> {
-    let key = provider.key_provider.load_private_key(key.clone_key()).map_err(|e| format!("the key cannot be used: {e}"))?;
+fn check_pair(
+    chain: &[CertificateDer<'static>],
+    key: &PrivateKeyDer<'static>,
+    provider: &CryptoProvider,
+) -> Result<(), String> {
+    let key = provider
+        .key_provider
+        .load_private_key(key.clone_key())
+        .map_err(|e| format!("the key cannot be used: {e}"))?;
     let certified = rustls::sign::CertifiedKey::new(chain.to_vec(), key);
-    certified.keys_match().map_err(|_| "the key does not belong to the certificate".to_owned())
+    certified
+        .keys_match()
+        .map_err(|_| "the key does not belong to the certificate".to_owned())
 }
 
 fn read(path: &Path) -> Result<Vec<u8>, IdentityError> {
@@ -174,7 +224,10 @@ fn read(path: &Path) -> Result<Vec<u8>, IdentityError> {
 }
 
 fn wrong(path: &Path, reason: String) -> IdentityError {
-    IdentityError { path: path.to_owned(), reason }
+    IdentityError {
+        path: path.to_owned(),
+        reason,
+    }
 }
 
 fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, IdentityError> {
@@ -192,11 +245,15 @@ fn revocations(path: &Path) -> Result<Vec<CertRevocationList<'static>>, Identity
     let mut out = Vec::new();
     for der in CertificateRevocationListDer::pem_slice_iter(&pem) {
         let der = der.map_err(|e| wrong(path, format!("it is not PEM: {e}")))?;
-        let crl = OwnedCertRevocationList::from_der(&der).map_err(|e| wrong(path, format!("it is not a CRL: {e}")))?;
+        let crl = OwnedCertRevocationList::from_der(&der)
+            .map_err(|e| wrong(path, format!("it is not a CRL: {e}")))?;
         out.push(crl.into());
     }
     if out.is_empty() {
-        return Err(wrong(path, "it holds no certificate revocation list in PEM".to_owned()));
+        return Err(wrong(
+            path,
+            "it holds no certificate revocation list in PEM".to_owned(),
+        ));
     }
     Ok(out)
 }

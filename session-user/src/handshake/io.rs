@@ -26,7 +26,9 @@ impl Tail {
     /// part of a TLS record, and more must be read before anything else can be said.
     pub fn take_alerts(&mut self, input: &mut BytesMut) -> Result<bool, HandshakeError> {
         while input.first().is_some_and(|b| begins_tls(*b)) {
-            let Some(len) = record_bytes(input)? else { return Ok(true) };
+            let Some(len) = record_bytes(input)? else {
+                return Ok(true);
+            };
             let record = input.split_to(len);
             self.tls.feed_record(&record)?;
         }
@@ -36,7 +38,12 @@ impl Tail {
 
 /// Runs the client's handshake with the unit called `peer`. `input` holds what was read from
 /// `stream` and not used; afterwards, what follows the handshake.
-pub async fn connect<S>(stream: &mut S, input: &mut BytesMut, identity: &Arc<Identity>, peer: &str) -> Result<(Outcome, Tail), HandshakeError>
+pub async fn connect<S>(
+    stream: &mut S,
+    input: &mut BytesMut,
+    identity: &Arc<Identity>,
+    peer: &str,
+) -> Result<(Outcome, Tail), HandshakeError>
 where
     S: AsyncRead + AsyncWrite + Unpin,
 {
@@ -50,7 +57,11 @@ where
 }
 
 /// Runs the server's handshake, likewise.
-pub async fn accept<S>(stream: &mut S, input: &mut BytesMut, identity: &Arc<Identity>) -> Result<Outcome, HandshakeError>
+pub async fn accept<S>(
+    stream: &mut S,
+    input: &mut BytesMut,
+    identity: &Arc<Identity>,
+) -> Result<Outcome, HandshakeError>
 where
     S: AsyncRead + AsyncWrite + Unpin,
 {
@@ -63,7 +74,11 @@ where
     outcome
 }
 
-async fn run<S>(tls: &mut TlsDriver, stream: &mut S, input: &mut BytesMut) -> Result<(), HandshakeError>
+async fn run<S>(
+    tls: &mut TlsDriver,
+    stream: &mut S,
+    input: &mut BytesMut,
+) -> Result<(), HandshakeError>
 where
     S: AsyncRead + AsyncWrite + Unpin,
 {

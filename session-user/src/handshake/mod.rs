@@ -24,7 +24,12 @@ use std::time::SystemTime;
 
 /// Whether the certificate that `peer` showed is still good: not expired, not revoked by the CRL
 /// as it is now. Asked at every resume, hourly, and when the CRL was read anew.
-pub fn check_still_valid(identity: &Identity, peer: &PeerIdentity, now: SystemTime) -> Result<(), HandshakeError> {
-    identity.judge(&peer.leaf, &peer.intermediates, now, peer.usage).map_err(HandshakeError::Peer)
+pub fn check_still_valid(
+    identity: &Identity,
+    peer: &PeerIdentity,
+    now: SystemTime,
+) -> Result<(), HandshakeError> {
+    identity
+        .judge(&peer.leaf, &peer.intermediates, now, peer.usage)
+        .map_err(HandshakeError::Peer)
 }
-

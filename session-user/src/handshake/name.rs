@@ -22,7 +22,9 @@ pub struct PeerName {
 
 /// Why text is not a name.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("`{0}` is not a unit's name: expected letters, digits, `.`, `-`, `_` or `/`, or spiffe://DOMAIN/NAME")]
+#[error(
+    "`{0}` is not a unit's name: expected letters, digits, `.`, `-`, `_` or `/`, or spiffe://DOMAIN/NAME"
+)]
 pub struct NameError(pub String);
 
 impl fmt::Display for PeerName {
@@ -36,18 +38,24 @@ impl PeerName {
     /// From a name alone (then in `domain`), or from a whole SPIFFE ID.
     pub fn parse(text: &str, domain: &str) -> Result<Self, NameError> {
         let (domain, name) = match text.strip_prefix("spiffe://") {
-            Some(id) => id.split_once('/').ok_or_else(|| NameError(text.to_owned()))?,
+            Some(id) => id
+                .split_once('/')
+                .ok_or_else(|| NameError(text.to_owned()))?,
             None => (domain, text),
         };
         if !Self::domain_is_valid(domain) || !Self::name_is_valid(name) {
             return Err(NameError(text.to_owned()));
         }
-        Ok(Self { domain: domain.to_owned(), name: name.to_owned() })
+        Ok(Self {
+            domain: domain.to_owned(),
+            name: name.to_owned(),
+        })
     }
 
     /// Whether `domain` can be a trust domain (SPIFFE-ID section 2.1).
     pub fn domain_is_valid(domain: &str) -> bool {
-        let allowed = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || matches!(c, '.' | '-' | '_');
+        let allowed =
+            |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || matches!(c, '.' | '-' | '_');
         !domain.is_empty() && domain.len() <= 255 && domain.chars().all(allowed)
     }
 
@@ -83,7 +91,8 @@ pub struct PeerIdentity {
 impl PeerIdentity {
     pub(super) fn of(chain: &[CertificateDer<'_>], usage: Usage) -> Result<Self, String> {
         let (leaf, intermediates) = chain.split_first().ok_or("there is no certificate")?;
-        let (_, cert) = X509Certificate::from_der(leaf).map_err(|e| format!("it cannot be parsed: {e}"))?;
+        let (_, cert) =
+            X509Certificate::from_der(leaf).map_err(|e| format!("it cannot be parsed: {e}"))?;
         let not_after = u64::try_from(cert.validity().not_after.timestamp()).unwrap_or(0);
         Ok(Self {
             name: name_of(&cert)?,
@@ -91,7 +100,10 @@ impl PeerIdentity {
             not_after: SystemTime::UNIX_EPOCH + Duration::from_secs(not_after),
             fingerprint: super::tls::sha256(leaf),
             leaf: leaf.clone().into_owned(),
-            intermediates: intermediates.iter().map(|c| c.clone().into_owned()).collect(),
+            intermediates: intermediates
+                .iter()
+                .map(|c| c.clone().into_owned())
+                .collect(),
             usage,
         })
     }
@@ -99,13 +111,17 @@ impl PeerIdentity {
 
 /// The one SPIFFE ID among the subject alternative names (X509-SVID section 2: exactly one URI).
 fn name_of(cert: &X509Certificate<'_>) -> Result<PeerName, String> {
-    let names = cert.subject_alternative_name().map_err(|e| format!("its names cannot be parsed: {e}"))?;
+    let names = cert
+        .subject_alternative_name()
+        .map_err(|e| format!("its names cannot be parsed: {e}"))?;
     let names = names.ok_or("it has no subject alternative name")?;
     let mut uris = names.value.general_names.iter().filter_map(|n| match n {
         GeneralName::URI(uri) => Some(*uri),
         _ => None,
     });
-    let uri = uris.next().ok_or("it has no URI name (spiffe://DOMAIN/NAME)")?;
+    let uri = uris
+        .next()
+        .ok_or("it has no URI name (spiffe://DOMAIN/NAME)")?;
     if uris.next().is_some() {
         return Err("it has more than one URI name".to_owned());
     }

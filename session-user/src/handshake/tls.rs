@@ -6,7 +6,9 @@ use ring::digest;
 use rustls::client::Resumption;
 use rustls::server::NoServerSessionStorage;
 use rustls::version::TLS13;
-use rustls::{CipherSuite, ClientConfig, ClientConnection, Connection, ServerConfig, ServerConnection};
+use rustls::{
+    CipherSuite, ClientConfig, ClientConnection, Connection, ServerConfig, ServerConnection,
+};
 use rustls_pki_types::ServerName;
 use session_proto::seal::Aead;
 
@@ -84,17 +86,30 @@ impl TlsDriver {
     }
 
     /// The client of a renewal inside `session`.
-    pub fn reauth_client(identity: &Arc<Identity>, peer: &str, session: [u8; 16]) -> Result<Self, HandshakeError> {
+    pub fn reauth_client(
+        identity: &Arc<Identity>,
+        peer: &str,
+        session: [u8; 16],
+    ) -> Result<Self, HandshakeError> {
         Self::make_client(identity, peer, LABEL_REAUTH, session.to_vec())
     }
 
     /// The server of a renewal inside `session`.
-    pub fn reauth_server(identity: &Arc<Identity>, session: [u8; 16]) -> Result<Self, HandshakeError> {
+    pub fn reauth_server(
+        identity: &Arc<Identity>,
+        session: [u8; 16],
+    ) -> Result<Self, HandshakeError> {
         Self::make_server(identity, LABEL_REAUTH, session.to_vec())
     }
 
-    fn make_client(identity: &Arc<Identity>, peer: &str, label: &'static [u8], context: Vec<u8>) -> Result<Self, HandshakeError> {
-        let expected = PeerName::parse(peer, &identity.name().domain).map_err(|e| HandshakeError::Identity(e.to_string()))?;
+    fn make_client(
+        identity: &Arc<Identity>,
+        peer: &str,
+        label: &'static [u8],
+        context: Vec<u8>,
+    ) -> Result<Self, HandshakeError> {
+        let expected = PeerName::parse(peer, &identity.name().domain)
+            .map_err(|e| HandshakeError::Identity(e.to_string()))?;
         let verifier = Arc::new(Verifier::of_server(Arc::clone(identity), expected));
         let material = identity.material();
         let mut config = ClientConfig::builder_with_provider(Arc::clone(&identity.provider))
@@ -108,12 +123,23 @@ impl TlsDriver {
         config.resumption = Resumption::disabled();
         config.enable_sni = false;
         // The name is never sent; ours is checked by the verifier.
-        let name = ServerName::try_from("holdfast.invalid").map_err(|e| HandshakeError::Protocol(e.to_string()))?;
+        let name = ServerName::try_from("holdfast.invalid")
+            .map_err(|e| HandshakeError::Protocol(e.to_string()))?;
         let tls = ClientConnection::new(Arc::new(config), name).map_err(unusable)?;
-        Ok(Self::new(tls.into(), verifier, label, context, sha256(&material.chain[0])))
+        Ok(Self::new(
+            tls.into(),
+            verifier,
+            label,
+            context,
+            sha256(&material.chain[0]),
+        ))
     }
 
-    fn make_server(identity: &Arc<Identity>, label: &'static [u8], context: Vec<u8>) -> Result<Self, HandshakeError> {
+    fn make_server(
+        identity: &Arc<Identity>,
+        label: &'static [u8],
+        context: Vec<u8>,
+    ) -> Result<Self, HandshakeError> {
         let verifier = Arc::new(Verifier::of_client(Arc::clone(identity)));
         let material = identity.material();
         let mut config = ServerConfig::builder_with_provider(Arc::clone(&identity.provider))
@@ -127,16 +153,40 @@ impl TlsDriver {
         config.session_storage = Arc::new(NoServerSessionStorage {});
         config.max_early_data_size = 0;
         let tls = ServerConnection::new(Arc::new(config)).map_err(unusable)?;
-        Ok(Self::new(tls.into(), verifier, label, context, sha256(&material.chain[0])))
+        Ok(Self::new(
+            tls.into(),
+            verifier,
+            label,
+            context,
+            sha256(&material.chain[0]),
+        ))
     }
 
-    fn new(tls: Connection, verifier: Arc<Verifier>, label: &'static [u8], context: Vec<u8>, own_leaf: [u8; 32]) -> Self {
-        Self { tls, verifier, label, context, own_leaf, input: Vec::new(), taken: 0 }
+    fn new(
+        tls: Connection,
+        verifier: Arc<Verifier>,
+        label: &'static [u8],
+        context: Vec<u8>,
+        own_leaf: [u8; 32],
+    ) -> Self {
+        Self {
+            tls,
+            verifier,
+            label,
+            context,
+            own_leaf,
+            input: Vec::new(),
+            taken: 0,
+        }
     }
 
     /// How far it has come.
     pub fn state(&self) -> TlsState {
-        if self.tls.is_handshaking() { TlsState::Handshaking } else { TlsState::Complete }
+        if self.tls.is_handshaking() {
+            TlsState::Handshaking
+        } else {
+            TlsState::Complete
+        }
     }
 
     /// Takes bytes of the peer, cut anywhere. On an error, [`Self::take_output`] still has the alert.
@@ -158,9 +208,13 @@ impl TlsDriver {
         let mut rest = record;
         while !rest.is_empty() {
             if self.tls.read_tls(&mut rest)? == 0 {
-                return Err(HandshakeError::Protocol("bytes behind the end of the handshake".to_owned()));
+                return Err(HandshakeError::Protocol(
+                    "bytes behind the end of the handshake".to_owned(),
+                ));
             }
-            self.tls.process_new_packets().map_err(|e| HandshakeError::of(e, self.verifier.fault()))?;
+            self.tls
+                .process_new_packets()
+                .map_err(|e| HandshakeError::of(e, self.verifier.fault()))?;
         }
         Ok(())
     }
@@ -182,19 +236,37 @@ impl TlsDriver {
         if self.tls.alpn_protocol() != Some(ALPN) {
             return Err(HandshakeError::Alpn);
         }
-        let chain = self.tls.peer_certificates().ok_or(HandshakeError::Peer(super::CertificateFault::Missing))?;
-        let usage = if is_client(&self.tls) { Usage::Server } else { Usage::Client };
+        let chain = self
+            .tls
+            .peer_certificates()
+            .ok_or(HandshakeError::Peer(super::CertificateFault::Missing))?;
+        let usage = if is_client(&self.tls) {
+            Usage::Server
+        } else {
+            Usage::Client
+        };
         let peer = PeerIdentity::of(chain, usage)
             .map_err(|e| HandshakeError::Peer(super::CertificateFault::Nameless(e)))?;
-        let (client, server) =
-            if is_client(&self.tls) { (self.own_leaf, peer.fingerprint) } else { (peer.fingerprint, self.own_leaf) };
+        let (client, server) = if is_client(&self.tls) {
+            (self.own_leaf, peer.fingerprint)
+        } else {
+            (peer.fingerprint, self.own_leaf)
+        };
         let context = [&self.context[..], &client, &server].concat();
         let secret = self
             .tls
             .export_keying_material([0; 32], self.label, Some(&context))
             .map_err(|e| HandshakeError::Protocol(e.to_string()))?;
-        let group = self.tls.negotiated_key_exchange_group().map_or_else(String::new, |g| format!("{:?}", g.name()));
-        Ok(Outcome { secret, aead: self.aead()?, peer, group })
+        let group = self
+            .tls
+            .negotiated_key_exchange_group()
+            .map_or_else(String::new, |g| format!("{:?}", g.name()));
+        Ok(Outcome {
+            secret,
+            aead: self.aead()?,
+            peer,
+            group,
+        })
     }
 
     fn aead(&self) -> Result<Aead, HandshakeError> {
@@ -202,7 +274,9 @@ impl TlsDriver {
             Some(CipherSuite::TLS13_AES_128_GCM_SHA256) => Ok(Aead::Aes128Gcm),
             Some(CipherSuite::TLS13_AES_256_GCM_SHA384) => Ok(Aead::Aes256Gcm),
             Some(CipherSuite::TLS13_CHACHA20_POLY1305_SHA256) => Ok(Aead::ChaCha20Poly1305),
-            other => Err(HandshakeError::Protocol(format!("unexpected cipher suite {other:?}"))),
+            other => Err(HandshakeError::Protocol(format!(
+                "unexpected cipher suite {other:?}"
+            ))),
         }
     }
 }
@@ -218,11 +292,17 @@ pub(super) const fn begins_tls(byte: u8) -> bool {
 
 /// The length of the TLS record at the front of `input`, once all of it is there.
 pub(super) fn record_bytes(input: &[u8]) -> Result<Option<usize>, HandshakeError> {
-    let Some(&first) = input.first() else { return Ok(None) };
+    let Some(&first) = input.first() else {
+        return Ok(None);
+    };
     if !begins_tls(first) {
-        return Err(HandshakeError::Protocol("these are not the bytes of TLS".to_owned()));
+        return Err(HandshakeError::Protocol(
+            "these are not the bytes of TLS".to_owned(),
+        ));
     }
-    let Some(header) = input.first_chunk::<TLS_HEADER_BYTES>() else { return Ok(None) };
+    let Some(header) = input.first_chunk::<TLS_HEADER_BYTES>() else {
+        return Ok(None);
+    };
     let len = usize::from(u16::from_be_bytes([header[3], header[4]]));
     if len > TLS_RECORD_BYTES_MAX {
         return Err(HandshakeError::TooLong(TLS_RECORD_BYTES_MAX));

@@ -24,27 +24,48 @@ pub(super) struct Verifier {
 
 impl std::fmt::Debug for Verifier {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Verifier").field("usage", &self.usage).field("expected", &self.expected).finish_non_exhaustive()
+        f.debug_struct("Verifier")
+            .field("usage", &self.usage)
+            .field("expected", &self.expected)
+            .finish_non_exhaustive()
     }
 }
 
 impl Verifier {
     /// Of a server that must be `expected`.
     pub fn of_server(identity: Arc<Identity>, expected: PeerName) -> Self {
-        Self { identity, usage: Usage::Server, expected: Some(expected), fault: Mutex::default() }
+        Self {
+            identity,
+            usage: Usage::Server,
+            expected: Some(expected),
+            fault: Mutex::default(),
+        }
     }
 
     /// Of any client.
     pub fn of_client(identity: Arc<Identity>) -> Self {
-        Self { identity, usage: Usage::Client, expected: None, fault: Mutex::default() }
+        Self {
+            identity,
+            usage: Usage::Client,
+            expected: None,
+            fault: Mutex::default(),
+        }
     }
 
     /// What was wrong.
     pub fn fault(&self) -> Option<CertificateFault> {
-        self.fault.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        self.fault
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone()
     }
 
-    fn verify(&self, leaf: &CertificateDer<'_>, intermediates: &[CertificateDer<'_>], now: UnixTime) -> Result<(), rustls::Error> {
+    fn verify(
+        &self,
+        leaf: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        now: UnixTime,
+    ) -> Result<(), rustls::Error> {
         self.check(leaf, intermediates, now).map_err(|fault| {
             let error = as_tls(&fault);
             *self.fault.lock().unwrap_or_else(PoisonError::into_inner) = Some(fault);
@@ -52,26 +73,51 @@ impl Verifier {
         })
     }
 
-    fn check(&self, leaf: &CertificateDer<'_>, intermediates: &[CertificateDer<'_>], now: UnixTime) -> Result<(), CertificateFault> {
+    fn check(
+        &self,
+        leaf: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        now: UnixTime,
+    ) -> Result<(), CertificateFault> {
         let now = SystemTime::UNIX_EPOCH + std::time::Duration::from_secs(now.as_secs());
         self.identity.judge(leaf, intermediates, now, self.usage)?;
-        let chain: Vec<_> = std::iter::once(leaf.clone()).chain(intermediates.iter().cloned()).collect();
+        let chain: Vec<_> = std::iter::once(leaf.clone())
+            .chain(intermediates.iter().cloned())
+            .collect();
         let peer = PeerIdentity::of(&chain, self.usage).map_err(CertificateFault::Nameless)?;
         let own = self.identity.name();
-        let wrong = |expected: String| CertificateFault::WrongName { expected, got: peer.name.uri() };
+        let wrong = |expected: String| CertificateFault::WrongName {
+            expected,
+            got: peer.name.uri(),
+        };
         match &self.expected {
             Some(expected) if *expected != peer.name => Err(wrong(expected.uri())),
-            None if own.domain != peer.name.domain => Err(wrong(format!("any unit of {}", own.domain))),
+            None if own.domain != peer.name.domain => {
+                Err(wrong(format!("any unit of {}", own.domain)))
+            }
             _ => Ok(()),
         }
     }
 
-    fn signature(&self, message: &[u8], cert: &CertificateDer<'_>, dss: &DigitallySignedStruct) -> Result<HandshakeSignatureValid, rustls::Error> {
-        verify_tls13_signature(message, cert, dss, &self.identity.provider.signature_verification_algorithms)
+    fn signature(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        dss: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        verify_tls13_signature(
+            message,
+            cert,
+            dss,
+            &self.identity.provider.signature_verification_algorithms,
+        )
     }
 
     fn schemes(&self) -> Vec<SignatureScheme> {
-        self.identity.provider.signature_verification_algorithms.supported_schemes()
+        self.identity
+            .provider
+            .signature_verification_algorithms
+            .supported_schemes()
     }
 }
 
@@ -89,7 +135,8 @@ impl ServerCertVerifier for Verifier {
         _ocsp_response: &[u8],
         now: UnixTime,
     ) -> Result<ServerCertVerified, rustls::Error> {
-        self.verify(end_entity, intermediates, now).map(|()| ServerCertVerified::assertion())
+        self.verify(end_entity, intermediates, now)
+            .map(|()| ServerCertVerified::assertion())
     }
 
     fn verify_tls12_signature(
@@ -127,7 +174,8 @@ impl ClientCertVerifier for Verifier {
         intermediates: &[CertificateDer<'_>],
         now: UnixTime,
     ) -> Result<ClientCertVerified, rustls::Error> {
-        self.verify(end_entity, intermediates, now).map(|()| ClientCertVerified::assertion())
+        self.verify(end_entity, intermediates, now)
+            .map(|()| ClientCertVerified::assertion())
     }
 
     fn verify_tls12_signature(

@@ -10,7 +10,10 @@ use x509_parser::pem::Pem;
 use super::PkiError;
 
 fn failed(path: &Path, error: &std::io::Error) -> PkiError {
-    PkiError::File { path: path.to_owned(), reason: error.to_string() }
+    PkiError::File {
+        path: path.to_owned(),
+        reason: error.to_string(),
+    }
 }
 
 pub(super) fn read(path: &Path) -> Result<String, PkiError> {
@@ -18,7 +21,11 @@ pub(super) fn read(path: &Path) -> Result<String, PkiError> {
 }
 
 pub(super) fn make_private_dir(dir: &Path) -> Result<(), PkiError> {
-    DirBuilder::new().recursive(true).mode(0o700).create(dir).map_err(|e| failed(dir, &e))
+    DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(dir)
+        .map_err(|e| failed(dir, &e))
 }
 
 pub(super) fn write_key(path: &Path, text: &str) -> Result<(), PkiError> {
@@ -36,7 +43,11 @@ fn write(path: &Path, text: &str, mode: u32) -> Result<(), PkiError> {
     beside.push(format!(".{}.new", std::process::id()));
     let beside = Path::new(&beside);
     let attempt = || {
-        let mut file = OpenOptions::new().write(true).create_new(true).mode(mode).open(beside)?;
+        let mut file = OpenOptions::new()
+            .write(true)
+            .create_new(true)
+            .mode(mode)
+            .open(beside)?;
         file.write_all(text.as_bytes())?;
         file.sync_all()?;
         fs::rename(beside, path)

@@ -32,18 +32,32 @@ pub(super) struct Entry {
 
 impl Ledger {
     pub fn new(domain: &str) -> Self {
-        Self { trust_domain: domain.to_owned(), crl_number: 1, issued: Vec::new() }
+        Self {
+            trust_domain: domain.to_owned(),
+            crl_number: 1,
+            issued: Vec::new(),
+        }
     }
 
     pub fn load(path: &Path) -> Result<Self, PkiError> {
-        let wrong = |reason| PkiError::File { path: path.to_owned(), reason };
-        let text = std::fs::read_to_string(path)
-            .map_err(|e| wrong(format!("{e}; is this a folder that `holdfast pki init` made?")))?;
-        toml::from_str(&text).map_err(|e| wrong(format!("it is not the list that `holdfast pki` keeps: {e}")))
+        let wrong = |reason| PkiError::File {
+            path: path.to_owned(),
+            reason,
+        };
+        let text = std::fs::read_to_string(path).map_err(|e| {
+            wrong(format!(
+                "{e}; is this a folder that `holdfast pki init` made?"
+            ))
+        })?;
+        toml::from_str(&text)
+            .map_err(|e| wrong(format!("it is not the list that `holdfast pki` keeps: {e}")))
     }
 
     pub fn save(&self, path: &Path) -> Result<(), PkiError> {
-        let wrong = |reason| PkiError::File { path: path.to_owned(), reason };
+        let wrong = |reason| PkiError::File {
+            path: path.to_owned(),
+            reason,
+        };
         let text = toml::to_string(self).map_err(|e| wrong(e.to_string()))?;
         files::write_public(path, &text)
     }

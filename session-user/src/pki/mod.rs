@@ -11,9 +11,9 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
 use rcgen::{
-    BasicConstraints, CertificateParams, CertificateRevocationListParams, DistinguishedName, DnType,
-    ExtendedKeyUsagePurpose, IsCa, Issuer, KeyIdMethod, KeyPair, KeyUsagePurpose, PKCS_ED25519, RevocationReason,
-    RevokedCertParams, SanType, SerialNumber, string::Ia5String,
+    BasicConstraints, CertificateParams, CertificateRevocationListParams, DistinguishedName,
+    DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyIdMethod, KeyPair, KeyUsagePurpose,
+    PKCS_ED25519, RevocationReason, RevokedCertParams, SanType, SerialNumber, string::Ia5String,
 };
 use ring::rand::{SecureRandom, SystemRandom};
 use time::OffsetDateTime;
@@ -48,7 +48,9 @@ pub enum PkiError {
     #[error("{0}")]
     Name(String),
     /// Nothing by this name or serial was issued here.
-    #[error("nothing issued here is called `{0}`: give a unit's name, a serial number, or a certificate file")]
+    #[error(
+        "nothing issued here is called `{0}`: give a unit's name, a serial number, or a certificate file"
+    )]
     Unknown(String),
     /// The library could not do it.
     #[error("the certificate could not be made: {0}")]
@@ -69,7 +71,13 @@ pub struct Issued {
 }
 
 /// Makes a CA in `dir` for `domain`.
-pub fn init(dir: &Path, domain: &str, validity: Duration, now: SystemTime, force: bool) -> Result<(), PkiError> {
+pub fn init(
+    dir: &Path,
+    domain: &str,
+    validity: Duration,
+    now: SystemTime,
+    force: bool,
+) -> Result<(), PkiError> {
     if !PeerName::domain_is_valid(domain) {
         return Err(PkiError::Name(format!(
             "`{domain}` is not a trust domain: expected lower-case letters, digits, `.`, `-` or `_`, such as fleet.example"
@@ -99,16 +107,30 @@ pub fn init(dir: &Path, domain: &str, validity: Duration, now: SystemTime, force
 }
 
 /// Issues a certificate and key for the unit `unit`, into `out`.
-pub fn issue(dir: &Path, unit: &str, validity: Duration, out: &Path, now: SystemTime, force: bool) -> Result<Issued, PkiError> {
+pub fn issue(
+    dir: &Path,
+    unit: &str,
+    validity: Duration,
+    out: &Path,
+    now: SystemTime,
+    force: bool,
+) -> Result<Issued, PkiError> {
     let paths = Folder(dir);
     let mut ledger = Ledger::load(&paths.ledger())?;
-    let name_of_unit = PeerName::parse(unit, &ledger.trust_domain).map_err(|e| PkiError::Name(e.to_string()))?;
+    let name_of_unit =
+        PeerName::parse(unit, &ledger.trust_domain).map_err(|e| PkiError::Name(e.to_string()))?;
     if name_of_unit.domain != ledger.trust_domain {
-        let reason = format!("`{unit}` is of another trust domain than this CA's, {}", ledger.trust_domain);
+        let reason = format!(
+            "`{unit}` is of another trust domain than this CA's, {}",
+            ledger.trust_domain
+        );
         return Err(PkiError::Name(reason));
     }
     let stem = name_of_unit.name.replace('/', "_");
-    let (certificate, key_path) = (out.join(format!("{stem}.crt")), out.join(format!("{stem}.key")));
+    let (certificate, key_path) = (
+        out.join(format!("{stem}.crt")),
+        out.join(format!("{stem}.key")),
+    );
     for path in [&certificate, &key_path] {
         if path.exists() && !force {
             return Err(PkiError::Exists(path.clone()));
@@ -120,7 +142,10 @@ pub fn issue(dir: &Path, unit: &str, validity: Duration, out: &Path, now: System
     params.distinguished_name = name(&name_of_unit.name);
     params.subject_alt_names = vec![uri_of(&name_of_unit.uri())?];
     params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
-    params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth, ExtendedKeyUsagePurpose::ServerAuth];
+    params.extended_key_usages = vec![
+        ExtendedKeyUsagePurpose::ClientAuth,
+        ExtendedKeyUsagePurpose::ServerAuth,
+    ];
     params.use_authority_key_identifier_extension = true;
     (params.not_before, params.not_after) = times(now, validity);
     params.serial_number = Some(serial);
@@ -135,7 +160,12 @@ pub fn issue(dir: &Path, unit: &str, validity: Duration, out: &Path, now: System
         revoked: None,
     });
     ledger.save(&paths.ledger())?;
-    Ok(Issued { certificate, key: key_path, serial: serial_hex, uri: name_of_unit.uri() })
+    Ok(Issued {
+        certificate,
+        key: key_path,
+        serial: serial_hex,
+        uri: name_of_unit.uri(),
+    })
 }
 
 /// Revokes every certificate of a unit, one by its serial number, or the one in a file; returns
@@ -143,10 +173,15 @@ pub fn issue(dir: &Path, unit: &str, validity: Duration, out: &Path, now: System
 pub fn revoke(dir: &Path, what: &str, now: SystemTime) -> Result<Vec<String>, PkiError> {
     let paths = Folder(dir);
     let mut ledger = Ledger::load(&paths.ledger())?;
-    let wanted = files::serial_in(Path::new(what)).unwrap_or_else(|| what.replace(':', "").to_lowercase());
+    let wanted =
+        files::serial_in(Path::new(what)).unwrap_or_else(|| what.replace(':', "").to_lowercase());
     let mut found = false;
     let mut newly = Vec::new();
-    for entry in ledger.issued.iter_mut().filter(|e| e.name == what || e.serial == wanted) {
+    for entry in ledger
+        .issued
+        .iter_mut()
+        .filter(|e| e.name == what || e.serial == wanted)
+    {
         found = true;
         if entry.revoked.is_none() {
             entry.revoked = Some(seconds(now));
@@ -185,7 +220,10 @@ impl Folder<'_> {
 
     fn issuer(self) -> Result<Issuer<'static, KeyPair>, PkiError> {
         let key = KeyPair::from_pem(&files::read(&self.key())?)?;
-        Ok(Issuer::from_ca_cert_pem(&files::read(&self.certificate())?, key)?)
+        Ok(Issuer::from_ca_cert_pem(
+            &files::read(&self.certificate())?,
+            key,
+        )?)
     }
 }
 
@@ -196,7 +234,8 @@ fn write_crl(paths: Folder<'_>, ledger: &Ledger, now: SystemTime) -> Result<(), 
         .filter_map(|entry| Some((entry, entry.revoked?)))
         .map(|(entry, at)| RevokedCertParams {
             serial_number: SerialNumber::from(hex::decode(&entry.serial).unwrap_or_default()),
-            revocation_time: OffsetDateTime::from_unix_timestamp(at).unwrap_or(OffsetDateTime::UNIX_EPOCH),
+            revocation_time: OffsetDateTime::from_unix_timestamp(at)
+                .unwrap_or(OffsetDateTime::UNIX_EPOCH),
             reason_code: Some(RevocationReason::Unspecified),
             invalidity_date: None,
         })
@@ -226,17 +265,20 @@ fn uri_of(uri: &str) -> Result<SanType, PkiError> {
 /// 16 random bytes whose first bit is clear (RFC 5280 section 4.1.2.2: positive, at most 20 bytes).
 fn serial() -> Result<(String, SerialNumber), PkiError> {
     let mut bytes = [0; 16];
-    SystemRandom::new().fill(&mut bytes).map_err(|_| rcgen::Error::RingUnspecified)?;
+    SystemRandom::new()
+        .fill(&mut bytes)
+        .map_err(|_| rcgen::Error::RingUnspecified)?;
     bytes[0] = bytes[0] & 0x7f | 0x40;
     Ok((hex::encode(bytes), SerialNumber::from(bytes.to_vec())))
 }
 
 fn times(now: SystemTime, validity: Duration) -> (OffsetDateTime, OffsetDateTime) {
-    (OffsetDateTime::from(now - BACKDATE.min(validity)), OffsetDateTime::from(now + validity))
+    (
+        OffsetDateTime::from(now - BACKDATE.min(validity)),
+        OffsetDateTime::from(now + validity),
+    )
 }
 
 fn seconds(now: SystemTime) -> i64 {
     OffsetDateTime::from(now).unix_timestamp()
 }
-
-

@@ -17,7 +17,9 @@ pub enum TransportError {
         error: io::Error,
     },
     /// The peer's host answered, and said no.
-    #[error("{path}: refused: nothing listens there (is the peer's agent running, and its [accept] address right?)")]
+    #[error(
+        "{path}: refused: nothing listens there (is the peer's agent running, and its [accept] address right?)"
+    )]
     Refused {
         /// The path in words.
         path: String,
@@ -59,10 +61,17 @@ impl TransportError {
         match error.raw_os_error() {
             Some(libc::ECONNREFUSED | libc::ECONNRESET) => Self::Refused { path },
             Some(libc::EPERM) => Self::NotPermitted { path },
-            Some(libc::ETIMEDOUT) => Self::Timeout { path, after: spec.timeout },
-            Some(libc::ENETUNREACH | libc::EHOSTUNREACH | libc::ENODEV | libc::EADDRNOTAVAIL | libc::ENETDOWN) => {
-                Self::Link { path, error }
-            }
+            Some(libc::ETIMEDOUT) => Self::Timeout {
+                path,
+                after: spec.timeout,
+            },
+            Some(
+                libc::ENETUNREACH
+                | libc::EHOSTUNREACH
+                | libc::ENODEV
+                | libc::EADDRNOTAVAIL
+                | libc::ENETDOWN,
+            ) => Self::Link { path, error },
             _ => Self::Io { path, error },
         }
     }

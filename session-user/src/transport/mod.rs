@@ -63,16 +63,26 @@ pub struct DialSpec {
 }
 
 /// Dials one transport.
-pub async fn dial(spec: &DialSpec, options: &TransportOptions) -> Result<TcpStream, TransportError> {
+pub async fn dial(
+    spec: &DialSpec,
+    options: &TransportOptions,
+) -> Result<TcpStream, TransportError> {
     let socket = prepare(spec, options).map_err(|error| TransportError::of(spec, error))?;
     match tokio::time::timeout(spec.timeout, socket.connect(spec.remote)).await {
         Ok(connected) => connected.map_err(|error| TransportError::of(spec, error)),
-        Err(_) => Err(TransportError::Timeout { path: error::describe(spec), after: spec.timeout }),
+        Err(_) => Err(TransportError::Timeout {
+            path: error::describe(spec),
+            after: spec.timeout,
+        }),
     }
 }
 
 fn prepare(spec: &DialSpec, options: &TransportOptions) -> std::io::Result<TcpSocket> {
-    let socket = Socket::new(Domain::for_address(spec.remote), Type::STREAM.nonblocking(), Some(Protocol::TCP))?;
+    let socket = Socket::new(
+        Domain::for_address(spec.remote),
+        Type::STREAM.nonblocking(),
+        Some(Protocol::TCP),
+    )?;
     socket.bind_device(spec.device.as_deref().map(str::as_bytes))?;
     tune(SockRef::from(&socket), options)?;
     if let Some(source) = spec.source {
@@ -102,7 +112,11 @@ pub fn tune_accepted(stream: &TcpStream, options: &TransportOptions) -> std::io:
 /// Listens for transports. An IPv6 address takes IPv6 only, so that `[::]` and `0.0.0.0` can both
 /// be given.
 pub fn listen(addr: SocketAddr) -> std::io::Result<TcpListener> {
-    let socket = Socket::new(Domain::for_address(addr), Type::STREAM.nonblocking(), Some(Protocol::TCP))?;
+    let socket = Socket::new(
+        Domain::for_address(addr),
+        Type::STREAM.nonblocking(),
+        Some(Protocol::TCP),
+    )?;
     socket.set_reuse_address(true)?;
     if addr.is_ipv6() {
         socket.set_only_v6(true)?;

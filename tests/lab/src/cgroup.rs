@@ -19,9 +19,14 @@ pub fn cgroup2_root() -> anyhow::Result<PathBuf> {
     let mounts = fs::read_to_string("/proc/self/mountinfo")?;
     let found = mounts.lines().find_map(|line| {
         let (left, right) = line.split_once(" - ")?;
-        right.starts_with("cgroup2 ").then(|| left.split(' ').nth(4)).flatten()
+        right
+            .starts_with("cgroup2 ")
+            .then(|| left.split(' ').nth(4))
+            .flatten()
     });
-    found.map(PathBuf::from).context("no cgroup2 is mounted: mount one (mount -t cgroup2 none /sys/fs/cgroup/unified)")
+    found
+        .map(PathBuf::from)
+        .context("no cgroup2 is mounted: mount one (mount -t cgroup2 none /sys/fs/cgroup/unified)")
 }
 
 /// A cgroup of this process's own. Dropping it removes it.
@@ -37,7 +42,8 @@ impl TestCgroup {
         remove_stale(&root);
         let number = NUMBER.fetch_add(1, Ordering::Relaxed);
         let path = root.join(format!("{PREFIX}{}-{number}", std::process::id()));
-        fs::create_dir(&path).with_context(|| format!("{} cannot be made: are you root?", path.display()))?;
+        fs::create_dir(&path)
+            .with_context(|| format!("{} cannot be made: are you root?", path.display()))?;
         Ok(Self { path })
     }
 
@@ -49,7 +55,9 @@ impl TestCgroup {
     /// Has `command` enter the cgroup before it becomes its program: a socket belongs to the
     /// cgroup that it was made in.
     pub fn enter(&self, command: &mut Command) -> anyhow::Result<()> {
-        let procs = fs::OpenOptions::new().write(true).open(self.path.join("cgroup.procs"))?;
+        let procs = fs::OpenOptions::new()
+            .write(true)
+            .open(self.path.join("cgroup.procs"))?;
         // SAFETY: between fork and exec only write(2) is called, on a descriptor opened before.
         unsafe {
             command.pre_exec(move || io::Write::write_all(&mut &procs, b"0"));
@@ -76,7 +84,9 @@ impl Drop for TestCgroup {
         let _ = self.kill();
         for _ in 0..REMOVE_ATTEMPTS {
             match fs::remove_dir(&self.path) {
-                Err(e) if e.raw_os_error() == Some(libc::EBUSY) => std::thread::sleep(Duration::from_millis(10)),
+                Err(e) if e.raw_os_error() == Some(libc::EBUSY) => {
+                    std::thread::sleep(Duration::from_millis(10))
+                }
                 _ => return,
             }
         }
@@ -86,7 +96,10 @@ impl Drop for TestCgroup {
 fn remove_stale(root: &Path) {
     for entry in fs::read_dir(root).into_iter().flatten().flatten() {
         let name = entry.file_name().to_string_lossy().into_owned();
-        let pid = name.strip_prefix(PREFIX).and_then(|rest| rest.split('-').next()).map(str::to_owned);
+        let pid = name
+            .strip_prefix(PREFIX)
+            .and_then(|rest| rest.split('-').next())
+            .map(str::to_owned);
         if pid.is_some_and(|pid| !Path::new("/proc").join(pid).exists()) {
             // Whoever is still in it keeps it; then it is not stale.
             let _ = fs::remove_dir(entry.path());

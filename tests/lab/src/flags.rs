@@ -10,7 +10,10 @@ pub(crate) fn set_up(link: &str, up: bool) -> io::Result<()> {
     // SAFETY: ifreq is plain data, for which all zeroes is a valid value.
     let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
     if link.len() >= request.ifr_name.len() {
-        return Err(io::Error::new(io::ErrorKind::InvalidInput, "the name of the link is too long"));
+        return Err(io::Error::new(
+            io::ErrorKind::InvalidInput,
+            "the name of the link is too long",
+        ));
     }
     for (slot, byte) in request.ifr_name.iter_mut().zip(link.bytes()) {
         *slot = byte as libc::c_char;
@@ -26,5 +29,9 @@ pub(crate) fn set_up(link: &str, up: bool) -> io::Result<()> {
 fn ioctl(socket: &UdpSocket, request: libc::Ioctl, argument: &mut libc::ifreq) -> io::Result<()> {
     // SAFETY: both requests take a pointer to an ifreq, which lives through the call.
     let result = unsafe { libc::ioctl(socket.as_raw_fd(), request, std::ptr::from_mut(argument)) };
-    if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+    if result == 0 {
+        Ok(())
+    } else {
+        Err(io::Error::last_os_error())
+    }
 }

@@ -14,4 +14,6 @@ mod topology;
 pub use cgroup::{TestCgroup, cgroup2_root};
 pub use host::HostState;
 pub use netns::Netns;
-pub use topology::{Direction, GATEWAY_V4, GATEWAY_V6, Lab, LabConfig, LinkName, TARGET_V4, TARGET_V6};
+pub use topology::{
+    Direction, GATEWAY_V4, GATEWAY_V6, Lab, LabConfig, LinkName, TARGET_V4, TARGET_V6,
+};

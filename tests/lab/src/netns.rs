@@ -26,22 +26,29 @@ impl Netns {
     pub fn new(name: &'static str) -> anyhow::Result<Self> {
         let (jobs, inbox) = mpsc::channel::<Job>();
         let (ready, made) = mpsc::channel();
-        let thread = std::thread::Builder::new().name(format!("netns-{name}")).spawn(move || {
-            let file = unshare(CloneFlags::CLONE_NEWNET)
-                .map_err(io::Error::from)
-                .and_then(|()| File::open("/proc/thread-self/ns/net"));
-            let good = file.is_ok();
-            // The maker waits for this answer, so it is there to hear it.
-            let _ = ready.send(file);
-            while good {
-                let Ok(job) = inbox.recv() else { return };
-                job();
-            }
-        })?;
+        let thread = std::thread::Builder::new()
+            .name(format!("netns-{name}"))
+            .spawn(move || {
+                let file = unshare(CloneFlags::CLONE_NEWNET)
+                    .map_err(io::Error::from)
+                    .and_then(|()| File::open("/proc/thread-self/ns/net"));
+                let good = file.is_ok();
+                // The maker waits for this answer, so it is there to hear it.
+                let _ = ready.send(file);
+                while good {
+                    let Ok(job) = inbox.recv() else { return };
+                    job();
+                }
+            })?;
         let file = made.recv()?.with_context(|| {
             format!("the namespace `{name}` cannot be made: the lab needs root (CAP_SYS_ADMIN)")
         })?;
-        let this = Self { name, file, jobs: Some(jobs), thread: Some(thread) };
+        let this = Self {
+            name,
+            file,
+            jobs: Some(jobs),
+            thread: Some(thread),
+        };
         this.ip(&["link", "set", "lo", "up"])?;
         Ok(this)
     }
@@ -65,15 +72,25 @@ impl Netns {
             let _ = done.send(job());
         });
         let sent = self.jobs.as_ref().map(|jobs| jobs.send(job));
-        assert!(matches!(sent, Some(Ok(()))), "the thread of namespace `{}` has died", self.name);
-        result.recv().unwrap_or_else(|_| panic!("a job in namespace `{}` panicked", self.name))
+        assert!(
+            matches!(sent, Some(Ok(()))),
+            "the thread of namespace `{}` has died",
+            self.name
+        );
+        result
+            .recv()
+            .unwrap_or_else(|_| panic!("a job in namespace `{}` panicked", self.name))
     }
 
     /// Starts a thread of its own inside.
-    pub fn thread<T: Send + 'static>(&self, job: impl FnOnce() -> T + Send + 'static) -> io::Result<JoinHandle<T>> {
+    pub fn thread<T: Send + 'static>(
+        &self,
+        job: impl FnOnce() -> T + Send + 'static,
+    ) -> io::Result<JoinHandle<T>> {
         let file = self.file.try_clone()?;
         Ok(std::thread::spawn(move || {
-            nix::sched::setns(file, CloneFlags::CLONE_NEWNET).expect("the namespace is held by its own thread");
+            nix::sched::setns(file, CloneFlags::CLONE_NEWNET)
+                .expect("the namespace is held by its own thread");
             job()
         }))
     }
@@ -82,14 +99,20 @@ impl Netns {
     pub fn spawn(&self, mut command: Command) -> io::Result<Child> {
         // SAFETY: prctl(PR_SET_PDEATHSIG) is async-signal-safe and touches no memory.
         unsafe {
-            command.pre_exec(|| nix::sys::prctl::set_pdeathsig(nix::sys::signal::Signal::SIGKILL).map_err(io::Error::from));
+            command.pre_exec(|| {
+                nix::sys::prctl::set_pdeathsig(nix::sys::signal::Signal::SIGKILL)
+                    .map_err(io::Error::from)
+            });
         }
         self.run(move || command.spawn())
     }
 
     /// Runs a program inside to its end and takes what it prints.
     pub fn output(&self, mut command: Command) -> io::Result<Output> {
-        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        command
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped());
         self.spawn(command)?.wait_with_output()
     }
 
@@ -97,10 +120,17 @@ impl Netns {
     pub fn exec(&self, program: &str, arguments: &[&str]) -> anyhow::Result<String> {
         let mut command = Command::new(program);
         command.args(arguments);
-        let output = self.output(command).with_context(|| format!("`{program}` cannot be started"))?;
+        let output = self
+            .output(command)
+            .with_context(|| format!("`{program}` cannot be started"))?;
         if !output.status.success() {
             let said = String::from_utf8_lossy(&output.stderr);
-            bail!("in namespace `{}`: {program} {}: {}", self.name, arguments.join(" "), said.trim());
+            bail!(
+                "in namespace `{}`: {program} {}: {}",
+                self.name,
+                arguments.join(" "),
+                said.trim()
+            );
         }
         Ok(String::from_utf8_lossy(&output.stdout).into_owned())
     }
@@ -114,7 +144,8 @@ impl Netns {
     pub fn sysctl(&self, key: &str, value: &str) -> anyhow::Result<()> {
         let (path, value) = (format!("/proc/sys/{key}"), value.to_owned());
         let shown = path.clone();
-        self.run(move || std::fs::write(path, value)).with_context(|| format!("{shown} cannot be set"))
+        self.run(move || std::fs::write(path, value))
+            .with_context(|| format!("{shown} cannot be set"))
     }
 }
 

@@ -98,7 +98,9 @@ pub struct LabConfig {
 
 impl Default for LabConfig {
     fn default() -> Self {
-        Self { targets_routed: true }
+        Self {
+            targets_routed: true,
+        }
     }
 }
 
@@ -115,7 +117,11 @@ const SETTLE: Duration = Duration::from_secs(5);
 impl Lab {
     /// Makes the namespaces, links, addresses and routes.
     pub fn new(config: &LabConfig) -> anyhow::Result<Self> {
-        let lab = Self { client: Netns::new("client")?, router: Netns::new("router")?, server: Netns::new("server")? };
+        let lab = Self {
+            client: Netns::new("client")?,
+            router: Netns::new("router")?,
+            server: Netns::new("server")?,
+        };
         for netns in [&lab.client, &lab.router, &lab.server] {
             // Duplicate address detection would make addresses wait a second; nobody else is here.
             netns.sysctl("net/ipv6/conf/all/accept_dad", "0")?;
@@ -123,9 +129,16 @@ impl Lab {
         }
         for link in LinkName::ALL {
             lab.wire(&lab.client, link.name(), link.router_side())?;
-            lab.router.ip(&["addr", "add", &format!("10.10.{}.1/24", link.number()), "dev", link.router_side()])?;
+            lab.router.ip(&[
+                "addr",
+                "add",
+                &format!("10.10.{}.1/24", link.number()),
+                "dev",
+                link.router_side(),
+            ])?;
             let v6 = format!("2001:db8:{}::1/64", link.number());
-            lab.router.ip(&["addr", "add", &v6, "dev", link.router_side(), "nodad"])?;
+            lab.router
+                .ip(&["addr", "add", &v6, "dev", link.router_side(), "nodad"])?;
             lab.configure(link)?;
         }
         lab.wire(&lab.server, "srv0", "r-srv")?;
@@ -135,7 +148,16 @@ impl Lab {
     }
 
     fn wire(&self, host: &Netns, name: &str, router_side: &str) -> anyhow::Result<()> {
-        host.ip(&["link", "add", name, "type", "veth", "peer", "name", router_side])?;
+        host.ip(&[
+            "link",
+            "add",
+            name,
+            "type",
+            "veth",
+            "peer",
+            "name",
+            router_side,
+        ])?;
         // The other namespace has no name; it is given by a descriptor of this very process.
         let fd = std::os::fd::AsRawFd::as_raw_fd(&self.router.fd());
         let path = format!("/proc/{}/fd/{fd}", std::process::id());
@@ -153,25 +175,85 @@ impl Lab {
         let via4 = format!("10.10.{}.1", link.number());
         let via6 = format!("2001:db8:{}::1", link.number());
         self.client.ip(&["addr", "replace", &v4, "dev", name])?;
-        self.client.ip(&["-6", "addr", "replace", &v6, "dev", name, "nodad"])?;
-        self.client.ip(&["route", "replace", "default", "via", &via4, "dev", name, "metric", link.metric()])?;
-        self.client.ip(&["-6", "route", "replace", "default", "via", &via6, "dev", name, "metric", link.metric()])?;
+        self.client
+            .ip(&["-6", "addr", "replace", &v6, "dev", name, "nodad"])?;
+        self.client.ip(&[
+            "route",
+            "replace",
+            "default",
+            "via",
+            &via4,
+            "dev",
+            name,
+            "metric",
+            link.metric(),
+        ])?;
+        self.client.ip(&[
+            "-6",
+            "route",
+            "replace",
+            "default",
+            "via",
+            &via6,
+            "dev",
+            name,
+            "metric",
+            link.metric(),
+        ])?;
         Ok(())
     }
 
     fn make_server(&self, config: &LabConfig) -> anyhow::Result<()> {
         let server = &self.server;
         server.ip(&["addr", "add", &format!("{GATEWAY_V4}/24"), "dev", "srv0"])?;
-        server.ip(&["-6", "addr", "add", &format!("{GATEWAY_V6}/64"), "dev", "srv0", "nodad"])?;
+        server.ip(&[
+            "-6",
+            "addr",
+            "add",
+            &format!("{GATEWAY_V6}/64"),
+            "dev",
+            "srv0",
+            "nodad",
+        ])?;
         server.ip(&["addr", "add", &format!("{TARGET_V4}/32"), "dev", "lo"])?;
-        server.ip(&["-6", "addr", "add", &format!("{TARGET_V6}/128"), "dev", "lo", "nodad"])?;
+        server.ip(&[
+            "-6",
+            "addr",
+            "add",
+            &format!("{TARGET_V6}/128"),
+            "dev",
+            "lo",
+            "nodad",
+        ])?;
         server.ip(&["route", "add", "default", "via", "10.10.9.1"])?;
         server.ip(&["-6", "route", "add", "default", "via", "2001:db8:9::1"])?;
-        self.router.ip(&["addr", "add", "10.10.9.1/24", "dev", "r-srv"])?;
-        self.router.ip(&["-6", "addr", "add", "2001:db8:9::1/64", "dev", "r-srv", "nodad"])?;
+        self.router
+            .ip(&["addr", "add", "10.10.9.1/24", "dev", "r-srv"])?;
+        self.router.ip(&[
+            "-6",
+            "addr",
+            "add",
+            "2001:db8:9::1/64",
+            "dev",
+            "r-srv",
+            "nodad",
+        ])?;
         if config.targets_routed {
-            self.router.ip(&["route", "add", &format!("{TARGET_V4}/32"), "via", &GATEWAY_V4.to_string()])?;
-            self.router.ip(&["-6", "route", "add", &format!("{TARGET_V6}/128"), "via", &GATEWAY_V6.to_string()])?;
+            self.router.ip(&[
+                "route",
+                "add",
+                &format!("{TARGET_V4}/32"),
+                "via",
+                &GATEWAY_V4.to_string(),
+            ])?;
+            self.router.ip(&[
+                "-6",
+                "route",
+                "add",
+                &format!("{TARGET_V6}/128"),
+                "via",
+                &GATEWAY_V6.to_string(),
+            ])?;
         }
         Ok(())
     }
@@ -181,7 +263,8 @@ impl Lab {
         self.router.sysctl("net/ipv6/conf/all/forwarding", "1")?;
         // An access network drops packets with another link's source address.
         for side in ["r-wifi", "r-lte", "r-srv"] {
-            self.router.sysctl(&format!("net/ipv4/conf/{side}/rp_filter"), "1")?;
+            self.router
+                .sysctl(&format!("net/ipv4/conf/{side}/rp_filter"), "1")?;
         }
         Ok(())
     }
@@ -203,12 +286,20 @@ impl Lab {
 
     /// The gateway's address of the family that is asked for.
     pub const fn gateway(v6: bool) -> IpAddr {
-        if v6 { IpAddr::V6(GATEWAY_V6) } else { IpAddr::V4(GATEWAY_V4) }
+        if v6 {
+            IpAddr::V6(GATEWAY_V6)
+        } else {
+            IpAddr::V4(GATEWAY_V4)
+        }
     }
 
     /// The targets' address of the family that is asked for.
     pub const fn target(v6: bool) -> IpAddr {
-        if v6 { IpAddr::V6(TARGET_V6) } else { IpAddr::V4(TARGET_V4) }
+        if v6 {
+            IpAddr::V6(TARGET_V6)
+        } else {
+            IpAddr::V4(TARGET_V4)
+        }
     }
 
     /// Cuts a link by setting it down; returns when the kernel was told.
@@ -253,7 +344,15 @@ impl Lab {
             .run(move || flags::set_up(link.router_side(), true))
             .with_context(|| format!("{} cannot be set up", link.router_side()))?;
         let v6 = format!("2001:db8:{}::1/64", link.number());
-        self.router.ip(&["-6", "addr", "replace", &v6, "dev", link.router_side(), "nodad"])?;
+        self.router.ip(&[
+            "-6",
+            "addr",
+            "replace",
+            &v6,
+            "dev",
+            link.router_side(),
+            "nodad",
+        ])?;
         self.configure(link)
     }
 
@@ -262,7 +361,9 @@ impl Lab {
         self.unblackhole(link)?;
         let side = link.router_side();
         let table = format!("hole_{}", link.name());
-        let mut rules = format!("table inet {table} {{ chain forward {{ type filter hook forward priority 0; policy accept;\n");
+        let mut rules = format!(
+            "table inet {table} {{ chain forward {{ type filter hook forward priority 0; policy accept;\n"
+        );
         if direction != Direction::Down {
             rules.push_str(&format!("iifname \"{side}\" drop\n"));
         }
@@ -275,17 +376,27 @@ impl Lab {
 
     /// Ends [`Self::blackhole`].
     pub fn unblackhole(&self, link: LinkName) -> anyhow::Result<()> {
-        let table = format!("table inet hole_{} {{}} ; delete table inet hole_{}", link.name(), link.name());
+        let table = format!(
+            "table inet hole_{} {{}} ; delete table inet hole_{}",
+            link.name(),
+            link.name()
+        );
         self.router.exec("nft", &[&table]).map(|_| ())
     }
 
     /// Limits a link to `mbit` Mbit/s each way; `None` takes the limit away.
     pub fn rate(&self, link: LinkName, mbit: Option<u32>) -> anyhow::Result<()> {
-        for (netns, device) in [(&self.client, link.name()), (&self.router, link.router_side())] {
+        for (netns, device) in [
+            (&self.client, link.name()),
+            (&self.router, link.router_side()),
+        ] {
             match mbit {
                 Some(mbit) => {
                     let rate = format!("{mbit}mbit");
-                    let args = ["qdisc", "replace", "dev", device, "root", "tbf", "rate", &rate, "burst", "64kb", "latency", "50ms"];
+                    let args = [
+                        "qdisc", "replace", "dev", device, "root", "tbf", "rate", &rate, "burst",
+                        "64kb", "latency", "50ms",
+                    ];
                     netns.exec("tc", &args)?;
                 }
                 // Fails if there is no limit, which is what is wanted.

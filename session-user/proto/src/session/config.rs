@@ -31,6 +31,14 @@ impl Role {
         }
     }
 
+    /// The other end.
+    pub const fn other(self) -> Self {
+        match self {
+            Self::Initiator => Self::Responder,
+            Self::Responder => Self::Initiator,
+        }
+    }
+
     /// Bit 0 of the ids of streams that this end opens, and of transports that it dials.
     pub const fn bit(self) -> u64 {
         match self {

@@ -190,12 +190,11 @@ impl Session {
         self.flow.forget(&stream);
         if id & 1 != self.role.bit() {
             self.flow.remote_closed += 1;
-            let open_or_spare = self.flow.remote_max - self.flow.remote_closed;
-            // A quarter of the limit at a time: one frame for many short streams.
-            if open_or_spare <= self.config.max_streams - self.config.max_streams.div_ceil(4) {
-                self.flow.remote_max = self.flow.remote_closed + self.config.max_streams;
-                self.flow.max_streams_due = true;
-            }
+            let spare = self.flow.remote_max - self.flow.remote_closed;
+            // A quarter of the limit at a time: one frame for many short streams. The limit itself
+            // rises when the frame is sealed, which a peer that acknowledges nothing prevents.
+            self.flow.max_streams_due |=
+                spare <= self.config.max_streams - self.config.max_streams.div_ceil(4);
         }
     }
 }

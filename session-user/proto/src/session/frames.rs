@@ -8,6 +8,7 @@ use super::stream::Stream;
 use super::transport::Phase;
 use super::{Session, State};
 use crate::Time;
+use crate::limits::{LOOSE_PIECES_MAX, PIECES_AHEAD_MAX, PONGS_QUEUED_MAX};
 use crate::wire::{Ack, Frame, Params, StreamHeader, Target};
 
 impl Session {
@@ -29,8 +30,16 @@ impl Session {
             (_, Phase::Up) => {}
             _ => return Err(TransportFault::Unauthenticated.into()),
         }
+        let greeting = matches!(frame, Frame::Hello { .. } | Frame::Accept { .. });
+        let probing = matches!(
+            frame,
+            Frame::Ping { .. } | Frame::Pong { .. } | Frame::Ack { .. }
+        );
+        if !self.is_open() && !self.is_ending() && !greeting && !probing {
+            return Err(Violation::protocol("a frame before the session is open").into());
+        }
         match frame {
-            Frame::Ping { token } => self.send_unretained(handle, &Frame::Pong { token }),
+            Frame::Ping { token } => self.answer_ping(handle, token),
             Frame::Pong { token } => self.events.push_back(Event::Pong { handle, token }),
             Frame::Ack { ack, .. } => self.handle_ack(&ack)?,
             Frame::Hello { params } => self.handle_hello(params)?,
@@ -47,7 +56,7 @@ impl Session {
             }
             Frame::TransportClose { .. } => self.handle_transport_close(handle),
             Frame::Close { code, reason } => self.handle_close(now, code, reason),
-            Frame::Rekey { epoch, first } => self.handle_rekey(epoch, first),
+            Frame::Rekey { epoch, first } => self.handle_rekey(epoch, first)?,
             Frame::Reauth {
                 generation,
                 offset,
@@ -56,11 +65,6 @@ impl Session {
                 self.handle_reauth(generation, offset, plain.slice_ref(data))?;
             }
             Frame::ReauthDone { generation } => self.handle_reauth_done(now, generation)?,
-            _ if self.state == State::AwaitHello || self.state == State::AwaitAccept => {
-                return Err(
-                    Violation::protocol("a stream frame before the session is open").into(),
-                );
-            }
             // The peer may not have heard yet that the session is over.
             _ if self.is_ending() => {}
             stream_frame => self.handle_stream_frame(plain, stream_frame)?,
@@ -107,6 +111,17 @@ impl Session {
                 Ok(())
             }
             _ => Ok(()),
+        }
+    }
+
+    /// A peer that asks and does not read gets no more answers than these.
+    fn answer_ping(&mut self, handle: Handle, token: u64) {
+        let room = self
+            .transports
+            .get(&handle)
+            .is_some_and(|t| t.urgent_len() < PONGS_QUEUED_MAX);
+        if room {
+            self.send_unretained(handle, &Frame::Pong { token });
         }
     }
 
@@ -226,7 +241,9 @@ impl Session {
         let Some(stream) = self.peer_stream(id)? else {
             return Ok(());
         };
+        let before = (stream.recv.loose(), stream.recv.pieces_ahead());
         let grown = stream.recv.insert(header.offset, header.fin, data)?;
+        let after = (stream.recv.loose(), stream.recv.pieces_ahead());
         let discarded = if stream.recv.discard {
             stream.recv.drop_all()
         } else {
@@ -235,6 +252,7 @@ impl Session {
         if stream.recv.discard && stream.recv.at_end() {
             stream.recv.closed = true;
         }
+        self.count_pieces(before, after)?;
         self.stats.bytes_received += grown.min(len);
         self.flow.receive(grown)?;
         if discarded > 0 {
@@ -243,6 +261,36 @@ impl Session {
         self.tell_readable(id);
         self.reap(id);
         Ok(())
+    }
+
+    /// Keeps what is held beside the bytes themselves within bounds.
+    fn count_pieces(
+        &mut self,
+        before: (usize, usize),
+        after: (usize, usize),
+    ) -> Result<(), Violation> {
+        self.loose_pieces += after.0.saturating_sub(before.0);
+        self.pieces_ahead = (self.pieces_ahead + after.1).saturating_sub(before.1);
+        if self.loose_pieces > LOOSE_PIECES_MAX || self.pieces_ahead > PIECES_AHEAD_MAX {
+            self.settle_pieces();
+        }
+        if self.pieces_ahead > PIECES_AHEAD_MAX {
+            return Err(Violation::flow(
+                "more pieces beyond gaps than records can explain",
+            ));
+        }
+        Ok(())
+    }
+
+    /// Too many pieces may hold on to read buffers: those that nobody took get their own. The
+    /// counts are of what came in; here they are made exact again.
+    fn settle_pieces(&mut self) {
+        self.loose_pieces = 0;
+        self.pieces_ahead = 0;
+        for stream in self.streams.values_mut() {
+            stream.recv.compact();
+            self.pieces_ahead += stream.recv.pieces_ahead();
+        }
     }
 
     fn tell_readable(&mut self, id: StreamId) {

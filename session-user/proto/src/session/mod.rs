@@ -32,7 +32,7 @@ pub use event::{Event, Handle, StreamError, StreamId, TransportFault};
 use crate::Time;
 use crate::limits::CLOSE_LINGER;
 use crate::ranges::RangeSet;
-use crate::seal::{OpenKeys, SealKeys, SessionNames, SessionSecret};
+use crate::seal::{Epoch, OpenKeys, SealKeys, SessionNames, SessionSecret};
 use crate::wire::{Frame, Params};
 use event::Violation;
 use flow::Flow;
@@ -75,6 +75,11 @@ pub struct Session {
 
     retained: Retained,
     received: RangeSet,
+    /// Number and epoch of the record that is being handled.
+    opened: (u64, Epoch),
+    /// Pieces of `streams` that hold on to the buffers that they came in, and that lie beyond gaps.
+    loose_pieces: usize,
+    pieces_ahead: usize,
     ack: AckState,
 
     transports: BTreeMap<Handle, Transport>,
@@ -146,6 +151,9 @@ impl Session {
             peer: Params::default(),
             retained: Retained::default(),
             received: RangeSet::new(),
+            opened: (0, Epoch::default()),
+            loose_pieces: 0,
+            pieces_ahead: 0,
             ack: AckState::default(),
             transports: BTreeMap::new(),
             next_handle: 0,
@@ -229,10 +237,10 @@ impl Session {
     /// A deadline of [`Self::poll_timeout`] has passed: call [`Self::prepare`] for every transport
     /// afterwards.
     pub fn handle_timeout(&mut self, now: Time) {
-        if let State::Closing { until, .. } = self.state {
-            if now >= until {
-                self.state = State::Closed;
-            }
+        if let State::Closing { until, .. } = self.state
+            && now >= until
+        {
+            self.state = State::Closed;
         }
     }
 

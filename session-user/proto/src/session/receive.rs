@@ -6,7 +6,7 @@ use super::event::{Handle, TransportFault, Violation};
 use super::transport::Phase;
 use super::{Session, State};
 use crate::Time;
-use crate::limits::{RECORD_HEADER_BYTES, RECORD_WINDOW};
+use crate::limits::{RECORD_HEADER_BYTES, RECORD_WINDOW, VERSION};
 use crate::seal::{Epoch, SealError};
 use crate::wire::{Frame, Reader, RecordHeader, Reply, Space, Status};
 
@@ -96,6 +96,9 @@ impl Session {
         if reply.status != Status::Ok {
             return Err(TransportFault::Refused(reply.status));
         }
+        if reply.version != VERSION {
+            return Err(TransportFault::Refused(Status::Version));
+        }
         input.advance(Reply::BYTES);
         transport.phase = Phase::AwaitResumed;
         Ok(())
@@ -117,6 +120,7 @@ impl Session {
         let Some(plain_bytes) = plain_bytes else {
             return Ok(());
         };
+        self.opened = (header.number, Epoch(header.epoch));
         let plain = record
             .freeze()
             .slice(RECORD_HEADER_BYTES..RECORD_HEADER_BYTES + plain_bytes);

@@ -44,9 +44,11 @@ impl Epochs {
         self.live.len() >= EPOCHS_LIVE_MAX
     }
 
-    /// No epoch can follow before the peer acknowledges, and the current one is used up.
+    /// The current epoch is used up, and none can follow before the peer acknowledges, or at all
+    /// before keys are renewed in band.
     pub fn exhausted(&self, records: u64) -> bool {
-        self.full() && self.sealed >= records
+        let last = self.live.back().is_some_and(|(e, _)| e.step() == u16::MAX);
+        (self.full() || last) && self.sealed >= records
     }
 
     fn begin(&mut self, epoch: Epoch, first: u64, now: Time) {
@@ -116,8 +118,21 @@ impl Session {
         self.stats.rekeys += 1;
     }
 
-    pub(super) fn handle_rekey(&mut self, epoch: u32, first: u64) {
-        self.open.announce(Epoch(epoch), first);
+    /// REKEY is the last record of its epoch, so it can only announce its own successor.
+    pub(super) fn handle_rekey(&mut self, epoch: u32, first: u64) -> Result<(), Violation> {
+        let (number, own) = self.opened;
+        let next = Epoch(epoch);
+        let step =
+            next.generation() == own.generation() && Some(next.step()) == own.step().checked_add(1);
+        let generation =
+            next.step() == 0 && Some(next.generation()) == own.generation().checked_add(1);
+        if first != number + 1 || !(step || generation) {
+            return Err(Violation::protocol(
+                "REKEY that does not follow its own record",
+            ));
+        }
+        self.open.announce(next, first);
+        Ok(())
     }
 
     /// Initiator: begins the in-band handshake for the next generation of keys; returns its
@@ -220,6 +235,10 @@ impl Session {
         }
         // Frames queued before (REAUTH_DONE among them) belong to the old keys.
         self.flush_frames(now);
+        if self.epochs.full() {
+            // Sealing them took a step; the peer's next acknowledgement makes room.
+            return;
+        }
         let Some(Reauth {
             generation,
             outcome: Some((aead, exporter)),

@@ -64,17 +64,31 @@ impl Session {
                 highest: self.accepted_highest,
             });
         }
+        self.drop_rivals(counter);
         if self.transports.len() >= TRANSPORTS_MAX {
             return Err(TransportFault::Refused(Status::Busy));
         }
-        let dialler = if self.role == Role::Initiator {
-            Role::Responder
-        } else {
-            Role::Initiator
-        };
+        let dialler = self.role.other();
         let mut transport = Transport::new(Phase::AwaitResume, wire_id(counter, dialler), false);
         transport.push_clear(Bytes::copy_from_slice(&Reply::new(Status::Ok).encode()));
         Ok(self.add_transport(transport))
+    }
+
+    /// Whoever saw a token can name it too. What proves itself does so with its first bytes, so of
+    /// several unproven sockets with one counter the latest is kept, and no slot is held for long.
+    fn drop_rivals(&mut self, counter: u64) {
+        let rival = wire_id(counter, self.role.other());
+        let old = |t: &Transport| t.phase == Phase::AwaitResume && t.wire_id == rival;
+        let rivals: Vec<Handle> = self
+            .transports
+            .iter()
+            .filter(|(_, t)| old(t))
+            .map(|(&h, _)| h)
+            .collect();
+        for handle in rivals {
+            self.transports.remove(&handle);
+            self.events.push_back(Event::TransportDone(handle));
+        }
     }
 
     /// The peer proved by a full handshake that it still holds this session and will dial with
@@ -99,7 +113,9 @@ impl Session {
     /// Whether the peer has said that it sends nothing more on `handle`: its end of the connection
     /// is then no loss.
     pub fn is_parting(&self, handle: Handle) -> bool {
-        self.transports.get(&handle).is_none_or(|t| t.close_received && t.close_sent)
+        self.transports
+            .get(&handle)
+            .is_none_or(|t| t.close_received && t.close_sent)
     }
 
     /// `handle`'s socket or link is gone. What was unacknowledged on it goes out on another
@@ -204,11 +220,7 @@ impl Session {
             .transports
             .get_mut(&handle)
             .ok_or(TransportFault::Unknown)?;
-        let dialler = if self.role == Role::Initiator {
-            Role::Responder
-        } else {
-            Role::Initiator
-        };
+        let dialler = self.role.other();
         if transport.phase != Phase::AwaitResume || transport.wire_id != wire_id(counter, dialler) {
             return Err(Violation::protocol("RESUME where none may be").into());
         }
@@ -275,6 +287,13 @@ impl Session {
             return;
         }
         self.status_seen = seq;
+        if !self
+            .transports
+            .get(&handle)
+            .is_some_and(Transport::can_carry)
+        {
+            return;
+        }
         if hard {
             self.give_up_others(handle);
         }

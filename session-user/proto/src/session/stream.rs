@@ -6,6 +6,9 @@ use bytes::{Buf, Bytes};
 
 use super::event::Violation;
 
+/// Small pieces are joined up to this size, in bytes.
+const JOINED_BYTES: usize = 16 * 1024;
+
 /// The sending half.
 #[derive(Debug)]
 pub(super) struct SendHalf {
@@ -23,7 +26,9 @@ pub(super) struct RecvHalf {
     /// Bytes in order that the application has not taken.
     ready: VecDeque<Bytes>,
     ready_bytes: usize,
-    /// Bytes beyond a gap, by offset, not overlapping.
+    /// The last so many of `ready` share the buffers that they came in.
+    loose: usize,
+    /// Bytes beyond a gap, by offset, not overlapping, each in a buffer of its own.
     ahead: BTreeMap<u64, Bytes>,
     ahead_bytes: usize,
     /// Offset behind the last byte of `ready`.
@@ -48,6 +53,7 @@ impl RecvHalf {
         Self {
             ready: VecDeque::new(),
             ready_bytes: 0,
+            loose: 0,
             ahead: BTreeMap::new(),
             ahead_bytes: 0,
             next: 0,
@@ -121,6 +127,7 @@ impl RecvHalf {
         self.next += data.len() as u64;
         self.ready_bytes += data.len();
         self.ready.push_back(data);
+        self.loose += 1;
     }
 
     /// Keeps the parts of `data` that are not held yet.
@@ -143,7 +150,7 @@ impl RecvHalf {
             let piece = data.split_to(free);
             if !piece.is_empty() {
                 self.ahead_bytes += piece.len();
-                self.ahead.insert(offset, piece);
+                self.ahead.insert(offset, Bytes::copy_from_slice(&piece));
             }
             let skip = held.min(data.len());
             data.advance(skip);
@@ -192,6 +199,7 @@ impl RecvHalf {
                 self.ready.pop_front();
             }
         }
+        self.loose = self.loose.min(self.ready.len());
         self.ready_bytes -= taken;
         self.consumed += taken as u64;
     }
@@ -205,6 +213,7 @@ impl RecvHalf {
     pub fn drop_all(&mut self) -> u64 {
         self.discard = true;
         self.ready.clear();
+        self.loose = 0;
         self.ahead.clear();
         self.ready_bytes = 0;
         self.ahead_bytes = 0;
@@ -213,19 +222,44 @@ impl RecvHalf {
         taken
     }
 
-    /// Copies what is ready into buffers of its own size, so that a slow reader does not pin the
-    /// large read buffers that its few bytes came in.
+    /// Moves what is ready into buffers of its own size, so that a slow reader does not pin the
+    /// large read buffers that its few bytes came in. Small pieces are joined.
     pub fn compact(&mut self) {
-        if self.ready.len() <= 1 && self.ready_bytes >= 16 * 1024 {
+        if self.loose == 0 {
             return;
         }
-        let mut all = Vec::with_capacity(self.ready_bytes);
-        for piece in self.ready.drain(..) {
-            all.extend_from_slice(&piece);
+        // The tail may grow with every call, so what is large enough is left as it is.
+        let settled = self.ready.len() - self.loose.min(self.ready.len());
+        let mut tail: Vec<Bytes> = self.ready.drain(settled..).collect();
+        if let Some(last) = self.ready.pop_back() {
+            if last.len() < JOINED_BYTES {
+                tail.insert(0, last);
+            } else {
+                self.ready.push_back(last);
+            }
         }
-        if !all.is_empty() {
-            self.ready.push_back(Bytes::from(all));
+        let mut joined = Vec::new();
+        for piece in tail {
+            joined.extend_from_slice(&piece);
+            if joined.len() >= JOINED_BYTES {
+                self.ready
+                    .push_back(Bytes::from(std::mem::take(&mut joined)));
+            }
         }
+        if !joined.is_empty() {
+            self.ready.push_back(Bytes::from(joined));
+        }
+        self.loose = 0;
+    }
+
+    /// Pieces that hold on to the buffers that they came in.
+    pub fn loose(&self) -> usize {
+        self.loose
+    }
+
+    /// Pieces beyond a gap.
+    pub fn pieces_ahead(&self) -> usize {
+        self.ahead.len()
     }
 }
 

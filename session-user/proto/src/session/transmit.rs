@@ -6,7 +6,7 @@ use bytes::{Bytes, BytesMut};
 
 use super::buf::{SendBuf, seal_record};
 use super::event::{Event, Handle};
-use super::transport::Phase;
+use super::transport::{Phase, Transport};
 use super::{Session, State};
 use crate::Time;
 use crate::limits::{
@@ -128,7 +128,10 @@ impl Session {
 
     /// Queues a frame of space U on `handle`.
     pub(super) fn send_unretained(&mut self, handle: Handle, frame: &Frame<'_>) {
-        if let Some(transport) = self.transports.get_mut(&handle) {
+        // Two sockets may name the same token, and so the same keys, until one proves to be the
+        // peer's: nothing is sealed for either before that.
+        let sealable = |t: &&mut Transport| t.phase != Phase::AwaitResume;
+        if let Some(transport) = self.transports.get_mut(&handle).filter(sealable) {
             let mut body = Vec::with_capacity(64);
             frame.encode(&mut body);
             transport.push_unretained(&self.seal, &body);
@@ -212,6 +215,7 @@ impl Session {
                 .encode(&mut payload);
             }
             if std::mem::take(&mut self.flow.max_streams_due) {
+                self.flow.remote_max = self.flow.remote_closed + self.config.max_streams;
                 Frame::MaxStreams {
                     max: self.flow.remote_max,
                 }

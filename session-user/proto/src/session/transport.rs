@@ -91,6 +91,11 @@ impl Transport {
         self.queued_bytes
     }
 
+    /// Records of space U and clear bytes that wait.
+    pub fn urgent_len(&self) -> usize {
+        self.urgent.len()
+    }
+
     pub fn push_clear(&mut self, bytes: Bytes) {
         self.queued_bytes += bytes.len();
         self.urgent.push_back(bytes);

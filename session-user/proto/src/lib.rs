@@ -14,7 +14,8 @@ pub mod limits;
 pub mod ranges;
 pub mod seal;
 pub mod session;
-
+#[cfg(feature = "sim")]
+pub mod sim;
 pub mod time;
 pub mod wire;
 

@@ -337,7 +337,9 @@ impl Session {
         let Some(stream) = self.peer_stream(id)? else {
             return Ok(());
         };
-        if !stream.recv.discard && !stream.recv.closed {
+        // Whoever still sends must hear of it, also when the peer's end was read long ago.
+        let unfinished = !stream.send.closed || !stream.recv.closed;
+        if unfinished && !stream.recv.discard {
             self.events.push_back(Event::StreamReset { id, code });
         }
         self.abort(id, code);

@@ -15,6 +15,8 @@ mod config;
 mod event;
 mod flow;
 mod frames;
+#[cfg(feature = "sim")]
+mod inspect;
 mod receive;
 mod rekey;
 mod resume;

@@ -186,7 +186,16 @@ impl Session {
         }
     }
 
+    /// New records go to `handle`, unless it takes none: the peer may ask for a transport that
+    /// this end has just retired.
     fn activate(&mut self, handle: Handle) {
+        let usable = self
+            .transports
+            .get(&handle)
+            .is_some_and(Transport::can_carry);
+        if !usable {
+            return;
+        }
         self.active = Some(handle);
         self.schedule_waiting(handle);
         self.unblock();

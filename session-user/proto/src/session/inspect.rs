@@ -1,0 +1,30 @@
+//! What the simulator's checkers look at: no driver needs it, and nothing here changes anything.
+
+use super::Session;
+
+impl Session {
+    /// The number that the next record of space R gets.
+    pub fn next_record(&self) -> u64 {
+        self.retained.next_number()
+    }
+
+    /// The lowest record number that the peer has not acknowledged.
+    pub fn lowest_unacknowledged(&self) -> u64 {
+        self.retained.lowest()
+    }
+
+    /// Whether the sealed bytes of record `number` are still kept.
+    pub fn retains_record(&self, number: u64) -> bool {
+        self.retained.get(number).is_some()
+    }
+
+    /// Whether record `number` of the peer has been received and opened.
+    pub fn has_received(&self, number: u64) -> bool {
+        self.received.contains(number)
+    }
+
+    /// Every record number of the peer below this one has been received.
+    pub fn received_below(&self) -> u64 {
+        self.received.cumulative()
+    }
+}

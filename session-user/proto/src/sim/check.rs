@@ -1,0 +1,301 @@
+//! The checkers: what must hold after every step, and at the end.
+
+use super::app::{App, Over};
+use super::world::World;
+use super::{Mutation, Side};
+use crate::session::{Session, StreamId};
+
+/// What a run consisted of.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Tally {
+    /// Steps of virtual time.
+    pub steps: u64,
+    /// Events of both sessions.
+    pub events: u64,
+    /// Application bytes delivered.
+    pub bytes: u64,
+    /// Bytes given to wires.
+    pub wire_bytes: u64,
+    /// Streams opened.
+    pub streams: u64,
+    /// Transports authenticated after the first.
+    pub resumes: u64,
+    /// Generations of keys begun.
+    pub renewals: u64,
+    /// Full handshakes that asked for the session.
+    pub rejoins: u64,
+    /// Copies of records inserted.
+    pub copies: u64,
+    /// Connections made by the attacker.
+    pub replays: u64,
+    /// Records scheduled again on another transport.
+    pub resent: u64,
+    /// Key epochs begun.
+    pub rekeys: u64,
+}
+
+impl std::ops::AddAssign for Tally {
+    fn add_assign(&mut self, other: Self) {
+        self.steps += other.steps;
+        self.events += other.events;
+        self.bytes += other.bytes;
+        self.wire_bytes += other.wire_bytes;
+        self.streams += other.streams;
+        self.resumes += other.resumes;
+        self.renewals += other.renewals;
+        self.rejoins += other.rejoins;
+        self.copies += other.copies;
+        self.replays += other.replays;
+        self.resent += other.resent;
+        self.rekeys += other.rekeys;
+    }
+}
+
+/// What the checkers remember from step to step, by the side that sends.
+#[derive(Debug, Default)]
+pub(super) struct Check {
+    pub tally: Tally,
+    /// Lowest unacknowledged record and bytes retained when acknowledgements were last checked.
+    seen: [(u64, usize); 2],
+    /// The step of the last progress, and what stood then.
+    progress: (u64, [u64; 4]),
+}
+
+impl Check {
+    /// A new session begins.
+    pub fn begin_anew(&mut self) {
+        self.seen = Default::default();
+    }
+
+    /// Steps since anything was delivered, acknowledged, opened or connected.
+    pub fn idle_steps(&mut self) -> u64 {
+        let Tally {
+            bytes,
+            streams,
+            resumes,
+            ..
+        } = self.tally;
+        let now = [bytes, streams, resumes, self.seen[0].0 + self.seen[1].0];
+        if self.progress.1 != now {
+            self.progress = (self.tally.steps, now);
+        }
+        self.tally.steps - self.progress.0
+    }
+}
+
+impl World<'_> {
+    /// What must hold after every step.
+    pub fn check_step(&mut self) {
+        for side in Side::BOTH {
+            self.check_memory(side);
+            self.check_acknowledged(side);
+        }
+        if self.mutation == Some(Mutation::StrayClose) && self.check.tally.steps == 100 {
+            let now = self.now;
+            if let Some(session) = self.session(Side::Responder) {
+                session.close(now, 0, "out of the blue");
+            }
+        }
+    }
+
+    fn check_memory(&mut self, side: Side) {
+        let Some(session) = &self.hosts[side as usize].session else {
+            return;
+        };
+        let held = session.memory_bytes();
+        let mut budget = self.script.configs[side as usize].memory_bytes;
+        if self.mutation == Some(Mutation::Hoarding) {
+            budget /= 200;
+        }
+        if held > budget {
+            self.fail(format!(
+                "{side:?} holds {held} bytes, its budget is {budget}"
+            ));
+        }
+    }
+
+    /// Every record that `side` has let go of was received by its peer.
+    fn check_acknowledged(&mut self, side: Side) {
+        let [Some(ours), Some(theirs)] =
+            [side, side.other()].map(|s| self.hosts[s as usize].session.as_ref())
+        else {
+            return;
+        };
+        let now = (ours.lowest_unacknowledged(), ours.retained_bytes());
+        let before = self.check.seen[side as usize];
+        if now == before {
+            return;
+        }
+        let forgotten = self.mutation == Some(Mutation::ForgottenRecord) && now.0 > 3;
+        let lowest_missing = if forgotten {
+            2
+        } else {
+            theirs.received_below()
+        };
+        let missing = if now.0 > lowest_missing {
+            Some(lowest_missing)
+        } else {
+            (now.0..ours.next_record())
+                .find(|&n| !ours.retains_record(n) && !theirs.has_received(n))
+        };
+        self.check.seen[side as usize] = now;
+        if let Some(number) = missing {
+            self.fail(format!(
+                "{side:?} let go of record {number}, which its peer has not received"
+            ));
+        }
+    }
+
+    /// Nothing is delivered that was not sent.
+    pub fn check_prefix(&mut self, side: Side, id: StreamId, got: u64) {
+        let peer = &self.hosts[side.other() as usize];
+        // The peer's application is gone with its session; what it sent may still arrive.
+        let Some(sender) = peer.apps.get(&id) else {
+            return;
+        };
+        if got > sender.sent {
+            let sent = sender.sent;
+            self.fail(format!(
+                "{side:?}: {got} bytes of stream {id} were delivered, {sent} were sent"
+            ));
+        }
+    }
+
+    /// The end of a stream comes behind all of its bytes.
+    pub fn check_ended(&mut self, side: Side, id: StreamId) {
+        let Some(app) = self.hosts[side as usize].apps.get(&id) else {
+            return;
+        };
+        let (got, all) = (app.got, app.plan.habits[side.other() as usize].total);
+        let finished = self.hosts[side.other() as usize]
+            .apps
+            .get(&id)
+            .is_none_or(|a| a.finished);
+        if got != all || !finished {
+            self.fail(format!(
+                "{side:?}: stream {id} ended after {got} bytes of {all} (ended there: {finished})"
+            ));
+        }
+    }
+
+    /// Whether everything that was begun is over, at both ends.
+    pub fn is_drained(&self) -> bool {
+        let sessions_rest =
+            |s: &Session| s.is_open() && s.streams().next().is_none() && s.retained_bytes() == 0;
+        self.rejoin.is_none()
+            && self.hosts.iter().all(|h| {
+                h.wanted == 0
+                    && h.retired.is_empty()
+                    && h.apps.values().all(|a| a.over.is_some())
+                    && h.session.as_ref().is_some_and(sessions_rest)
+            })
+            && self.hosts[0].generation == self.hosts[1].generation
+    }
+
+    /// Both ends saw the same.
+    pub fn check_end(&mut self) {
+        let ids: Vec<StreamId> = self
+            .hosts
+            .iter()
+            .flat_map(|h| h.apps.keys().copied())
+            .collect();
+        for id in ids {
+            if let Some(what) = self.unequal(id) {
+                return self.fail(format!("stream {id}: {what}"));
+            }
+        }
+        let stats = self
+            .hosts
+            .iter()
+            .flat_map(|h| &h.session)
+            .map(Session::stats);
+        let [a, b] = stats.fold([(0, 0, 0); 2], |sum, s| {
+            [
+                sum[1],
+                (s.records_sent, s.records_received, s.records_resent),
+            ]
+        });
+        if a.0 != b.1 || b.0 != a.1 {
+            self.fail(format!("records sent and received differ: {a:?}, {b:?}"));
+        }
+        let sessions = self
+            .hosts
+            .iter()
+            .flat_map(|h| &h.session)
+            .map(Session::stats);
+        for stats in sessions {
+            self.check.tally.resent += stats.records_resent;
+            self.check.tally.rekeys += stats.rekeys;
+        }
+    }
+
+    fn unequal(&self, id: StreamId) -> Option<String> {
+        let [opener, other] = [Side::opener(id), Side::opener(id).other()];
+        let opened = self.hosts[opener as usize].apps.get(&id)?;
+        let Some(accepted) = self.hosts[other as usize].apps.get(&id) else {
+            let aborted = opened.over == Some(Over::Aborted);
+            return (!aborted).then(|| "it never reached the other end".to_owned());
+        };
+        let fits = match (opened.over?, accepted.over?) {
+            (Over::Done, Over::Done) => true,
+            (Over::Refused | Over::Reset | Over::Aborted, Over::Refused) => {
+                opened.plan.refuse.is_some()
+            }
+            // Each may end its half before it hears of the other's abort.
+            (Over::Aborted, _) | (_, Over::Aborted) => true,
+            _ => false,
+        };
+        let told = |a: &App| (a.over, a.sent, a.got);
+        (!fits).then(|| {
+            format!(
+                "it ended as {:?} here and {:?} there",
+                told(opened),
+                told(accepted)
+            )
+        })
+    }
+
+    /// The state of both ends in a few words, for a failure's message.
+    pub fn describe(&self) -> String {
+        let mut out = String::new();
+        for host in &self.hosts {
+            let open: Vec<String> = (host.apps.iter())
+                .filter(|(_, a)| a.over.is_none())
+                .map(|(id, a)| {
+                    let total = |s: Side| a.plan.habits[s as usize].total;
+                    let (to, from) = (total(host.side), total(host.side.other()));
+                    format!(
+                        "{id}: sent {}/{to} fin {} got {}/{from} end {}",
+                        a.sent, a.finished, a.got, a.got_end
+                    )
+                })
+                .collect();
+            out += &format!(
+                "{:?}: wanted {}, retired {:?}, apps [{}], ",
+                host.side,
+                host.wanted,
+                host.retired,
+                open.join("; ")
+            );
+            match &host.session {
+                Some(s) => {
+                    let streams: Vec<StreamId> = s.streams().collect();
+                    let transports: Vec<String> = s
+                        .transports()
+                        .map(|h| format!("{}{}", h.as_u64(), if s.is_up(h) { "" } else { "?" }))
+                        .collect();
+                    out += &format!(
+                        "streams {streams:?}, retained {}, active {:?} of {transports:?}, generation {}, open {}, closed {}. ",
+                        s.retained_bytes(),
+                        s.active().map(|h| h.as_u64()),
+                        host.generation,
+                        s.is_open(),
+                        s.is_closed(),
+                    );
+                }
+                None => out += "no session. ",
+            }
+        }
+        out
+    }
+}

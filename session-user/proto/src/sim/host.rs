@@ -1,0 +1,708 @@
+//! One end of the session and its sockets: what the agent's driver does, in the same order.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::io::IoSlice;
+use std::time::Duration;
+
+use bytes::{Buf, Bytes};
+
+use super::app::App;
+use super::net::{Item, Purpose};
+use super::renew::Renewal;
+use super::rng::mix;
+use super::script::Action;
+use super::world::{Happening, World};
+use super::{Mutation, Side};
+use crate::Time;
+use crate::limits::RESUME_TOKENS_AHEAD;
+use crate::seal::{Aead, Secret, SessionSecret};
+use crate::session::{Event, Handle, Session, StreamId, TransportFault};
+use crate::wire::{Kind, Preamble, Reply, ResumeToken, Status};
+
+/// Events and writes that one change may lead to before the ends must come to rest.
+const ROUNDS_MAX: usize = 10_000;
+/// How long a transport may stay unauthenticated.
+const UP_BY: Duration = Duration::from_secs(5);
+
+/// One end.
+pub(super) struct Host {
+    pub side: Side,
+    pub session: Option<Session>,
+    /// The wires of its transports.
+    pub wires: BTreeMap<Handle, usize>,
+    tokens: BTreeMap<ResumeToken, u64>,
+    pub apps: BTreeMap<StreamId, App>,
+    /// Streams to open as soon as that can be.
+    pub wanted: u64,
+    timer_at: Option<Time>,
+    redial_at: Option<Time>,
+    pub connecting: usize,
+    backoff: Duration,
+    pub retired: BTreeSet<Handle>,
+    pub renewal: Option<Renewal>,
+    pub generation: u16,
+    pub pings: BTreeSet<u64>,
+    /// The script (or the peer's forgetting) allows the session to end here.
+    pub may_end: bool,
+    pub ended: Option<(u64, bool)>,
+}
+
+impl Host {
+    pub fn new(side: Side) -> Self {
+        Self {
+            side,
+            session: None,
+            wires: BTreeMap::new(),
+            tokens: BTreeMap::new(),
+            apps: BTreeMap::new(),
+            wanted: 0,
+            timer_at: None,
+            redial_at: None,
+            connecting: 0,
+            backoff: Duration::ZERO,
+            retired: BTreeSet::new(),
+            renewal: None,
+            generation: 0,
+            pings: BTreeSet::new(),
+            may_end: false,
+            ended: None,
+        }
+    }
+
+    /// Transports that both ends have authenticated, and that lead to the peer.
+    pub fn up(&self) -> Vec<Handle> {
+        let session = self.session.iter();
+        let all = session.flat_map(|s| s.transports().filter(|&h| s.is_up(h)));
+        all.filter(|h| self.wires.contains_key(h)).collect()
+    }
+
+    /// The session has come to its end here, or was forgotten.
+    pub fn is_over(&self) -> bool {
+        self.session.as_ref().is_none_or(Session::is_closed)
+    }
+}
+
+/// A secret that both ends know and nobody else.
+pub(super) fn secret(seed: u64, purpose: u64) -> Secret {
+    let mut bytes = [0; 32];
+    for (i, word) in bytes.chunks_exact_mut(8).enumerate() {
+        word.copy_from_slice(&mix(seed ^ mix(purpose << 8 | i as u64)).to_be_bytes());
+    }
+    Secret::new(bytes)
+}
+
+impl World<'_> {
+    pub fn host(&mut self, side: Side) -> &mut Host {
+        &mut self.hosts[side as usize]
+    }
+
+    pub fn session(&mut self, side: Side) -> Option<&mut Session> {
+        self.hosts[side as usize].session.as_mut()
+    }
+
+    /// A full handshake is complete on a new wire: both ends have a session and no stream.
+    pub fn begin(&mut self) {
+        self.attempt += 1;
+        let attempt = u64::from(self.attempt);
+        let link = self.rng.below(self.links.len() as u64) as usize;
+        let wire = self.connect(Side::Initiator, link, Purpose::First);
+        let aead =
+            [Aead::Aes128Gcm, Aead::Aes256Gcm, Aead::ChaCha20Poly1305][self.attempt as usize % 3];
+        let keys = SessionSecret::new(aead, &secret(self.script.seed, attempt));
+        for side in Side::BOTH {
+            let config = self.script.configs[side as usize].clone();
+            let (session, handle) = match side {
+                Side::Initiator => Session::initiate(self.now, config, keys.clone(), None),
+                Side::Responder => Session::respond(self.now, config, keys.clone()),
+            };
+            let mut host = Host::new(side);
+            let old = &mut self.hosts[side as usize];
+            // Streams of a session that never opened are opened anew in the next.
+            host.wanted = old.wanted
+                + old
+                    .apps
+                    .keys()
+                    .filter(|id| Side::opener(**id) == side)
+                    .count() as u64;
+            host.timer_at = None;
+            host.wires.insert(handle, wire);
+            host.session = Some(session);
+            self.hosts[side as usize] = host;
+            if let Some(found) = self.wires.get_mut(&wire) {
+                found.ends[side as usize].open = true;
+                found.ends[side as usize].handle = Some(handle);
+            }
+        }
+    }
+
+    /// The initiator's session never opened and has lost its only transport: begin again.
+    fn begin_again(&mut self) {
+        let wires: Vec<usize> = self
+            .hosts
+            .iter()
+            .flat_map(|h| h.wires.values().copied())
+            .collect();
+        for wire in wires {
+            for side in Side::BOTH {
+                self.close_end(wire, side, true);
+            }
+        }
+        self.check.begin_anew();
+        self.trace(|| "the session never opened: a full handshake again".to_owned());
+        self.begin();
+    }
+
+    /// The responder answers HELLO.
+    pub fn decide(&mut self, attempt: u32) {
+        if attempt == self.attempt
+            && let Some(session) = self.session(Side::Responder)
+        {
+            session.accept(None);
+            self.open_wanted(Side::Responder);
+        }
+    }
+
+    /// A connection attempt has ended.
+    pub fn connected_wire(&mut self, wire: usize) {
+        let Some(found) = self.wires.get(&wire) else {
+            return;
+        };
+        let (dialler, purpose) = (found.dialler, found.purpose);
+        let link = &self.links[found.link];
+        let reached = link.up && link.hole == [false; 2] && !found.dead;
+        match purpose {
+            Purpose::First => {
+                // The handshake ran on it already: it is there or dies here.
+                self.after(
+                    UP_BY,
+                    Happening::Late {
+                        wire,
+                        side: Side::Initiator,
+                    },
+                );
+                if !reached {
+                    self.kill(wire);
+                }
+            }
+            Purpose::Attack => self.attack_begins(wire),
+            Purpose::Rejoin => self.rejoin_connected(wire, reached),
+            Purpose::Resume { standby, .. } => {
+                let host = self.host(dialler);
+                host.connecting = host.connecting.saturating_sub(1);
+                if !reached {
+                    self.wires.remove(&wire);
+                    return;
+                }
+                self.dial_on(wire, dialler, standby);
+            }
+        }
+    }
+
+    fn dial_on(&mut self, wire: usize, dialler: Side, standby: bool) {
+        let dialled = self.session(dialler).map(|s| s.dial(standby));
+        let Some(Ok(handle)) = dialled else {
+            self.wires.remove(&wire);
+            return;
+        };
+        self.trace(|| {
+            format!(
+                "{dialler:?} dials transport {} on wire {wire}",
+                handle.as_u64()
+            )
+        });
+        self.host(dialler).wires.insert(handle, wire);
+        if let Some(found) = self.wires.get_mut(&wire) {
+            found.ends[dialler as usize].open = true;
+            found.ends[dialler as usize].handle = Some(handle);
+            found.ends[dialler.other() as usize].open = true;
+            found.pipes[dialler as usize].tap.greeting = 24;
+            found.pipes[dialler.other() as usize].tap.greeting = Reply::BYTES;
+        }
+        for side in Side::BOTH {
+            self.after(UP_BY, Happening::Late { wire, side });
+        }
+    }
+
+    /// Whether `side` still waits for `wire` to be authenticated.
+    pub fn late(&mut self, wire: usize, side: Side) {
+        let Some(found) = self.wires.get(&wire).filter(|w| w.ends[side as usize].open) else {
+            return;
+        };
+        let host = &self.hosts[side as usize];
+        let ready = match (found.purpose, found.ends[side as usize].handle) {
+            (Purpose::First, _) => host
+                .session
+                .as_ref()
+                .is_some_and(|s| s.is_open() || s.is_ending()),
+            (_, Some(handle)) => host.session.as_ref().is_some_and(|s| s.is_up(handle)),
+            (_, None) => false,
+        };
+        if !ready {
+            self.wire_gone(wire, side, "it was not authenticated in time");
+        }
+    }
+
+    /// Bytes arrived at `side` of `wire`.
+    pub fn received(&mut self, wire: usize, side: Side) {
+        let Some(found) = self.wires.get_mut(&wire) else {
+            return;
+        };
+        match found.purpose {
+            Purpose::Rejoin => return self.rejoin_received(wire, side),
+            Purpose::Attack if side == found.dialler => {
+                found.ends[side as usize].input.clear();
+                return;
+            }
+            _ => {}
+        }
+        if found.ends[side as usize].handle.is_none() && !self.greet(wire, side) {
+            return;
+        }
+        let Some(found) = self.wires.get_mut(&wire) else {
+            return;
+        };
+        let end = &mut found.ends[side as usize];
+        let Some(handle) = end.handle else { return };
+        let Some(session) = self.hosts[side as usize].session.as_mut() else {
+            return;
+        };
+        let mut outcome = session.handle_bytes(self.now, handle, &mut end.input);
+        if self.mutation == Some(Mutation::StrayFault) && self.check.tally.steps > 50 {
+            outcome = Err(TransportFault::Unauthenticated);
+        }
+        if let Err(fault) = outcome {
+            self.faulty(wire, side, fault);
+        }
+    }
+
+    /// Reads the preamble of a wire that the peer dialled. True once it is a transport.
+    fn greet(&mut self, wire: usize, side: Side) -> bool {
+        let Some(found) = self.wires.get_mut(&wire) else {
+            return false;
+        };
+        let end = &mut found.ends[side as usize];
+        let (preamble, used) = match Preamble::parse(&end.input) {
+            Ok(None) => return false,
+            Ok(Some(parsed)) => parsed,
+            Err(fault) => {
+                self.faulty(wire, side, fault.into());
+                return false;
+            }
+        };
+        end.input.advance(used);
+        let host = &mut self.hosts[side as usize];
+        let counter = match preamble.kind {
+            Kind::Resume(token) => host.tokens.get(&token).copied(),
+            Kind::Full => None,
+        };
+        let accepted = match (counter, &mut host.session) {
+            (Some(counter), Some(session)) => session.accept_transport(counter),
+            _ => Err(TransportFault::Refused(Status::UnknownSession)),
+        };
+        match accepted {
+            Ok(handle) => {
+                end.handle = Some(handle);
+                host.wires.insert(handle, wire);
+                self.trace(|| {
+                    format!(
+                        "{side:?} accepts wire {wire} as transport {}",
+                        handle.as_u64()
+                    )
+                });
+                true
+            }
+            Err(fault) => {
+                let status = match fault {
+                    TransportFault::Refused(status) => status,
+                    _ => Status::UnknownSession,
+                };
+                self.trace(|| format!("{side:?} refuses wire {wire}: {status:?}"));
+                let reply = Bytes::copy_from_slice(&Reply::new(status).encode());
+                self.transmit(wire, side, Item::Data(reply));
+                self.close_end(wire, side, false);
+                false
+            }
+        }
+    }
+
+    /// `side`'s session says that `wire` carries bad bytes.
+    fn faulty(&mut self, wire: usize, side: Side, fault: TransportFault) {
+        let tampered = self.wires.get(&wire).is_some_and(|w| w.tampered);
+        let by_peer = matches!(
+            fault,
+            TransportFault::Refused(_)
+                | TransportFault::StaleResume { .. }
+                | TransportFault::Closed
+        );
+        if !tampered && !by_peer {
+            self.fail(format!(
+                "{side:?}: honest bytes on wire {wire} are refused: {fault}"
+            ));
+        }
+        let unknown = fault == TransportFault::Refused(Status::UnknownSession);
+        self.trace(|| format!("{side:?}: fault on wire {wire}: {fault}"));
+        self.wire_gone(wire, side, "a fault");
+        if unknown && side == Side::Initiator {
+            self.rejoin_begin();
+        }
+    }
+
+    /// `side` loses `wire`.
+    pub fn wire_gone(&mut self, wire: usize, side: Side, why: &str) {
+        let Some(found) = self.wires.get(&wire).filter(|w| w.ends[side as usize].open) else {
+            return;
+        };
+        let handle = found.ends[side as usize].handle;
+        if found.purpose == Purpose::Rejoin {
+            return self.rejoin_over(wire);
+        }
+        self.trace(|| format!("{side:?} loses wire {wire}: {why}"));
+        let reset = self.rng.chance(500);
+        self.close_end(wire, side, reset);
+        if let Some(handle) = handle {
+            self.drop_transport(side, handle);
+        }
+    }
+
+    fn drop_transport(&mut self, side: Side, handle: Handle) {
+        let host = self.host(side);
+        host.wires.remove(&handle);
+        host.retired.remove(&handle);
+        if let Some(session) = &mut host.session {
+            session.transport_lost(handle);
+        }
+    }
+
+    /// Acts on the session's events and writes what it has, until neither brings anything new.
+    pub fn settle(&mut self, side: Side) {
+        for _ in 0..ROUNDS_MAX {
+            let mut rested = true;
+            while let Some(event) = self.session(side).and_then(Session::poll_event) {
+                rested = false;
+                self.check.tally.events += 1;
+                self.handle_event(side, event);
+                if self.failure.is_some() {
+                    return;
+                }
+            }
+            if !self.flush(side) && rested {
+                return self.arm(side);
+            }
+        }
+        self.fail(format!("{side:?} does not come to rest"));
+    }
+
+    /// Writes what the session has for every transport; true if anything was written.
+    fn flush(&mut self, side: Side) -> bool {
+        let Some(session) = self.session(side) else {
+            return false;
+        };
+        let handles: Vec<Handle> = session.transports().collect();
+        let mut wrote = false;
+        for handle in handles {
+            wrote |= self.flush_one(side, handle);
+        }
+        wrote
+    }
+
+    fn flush_one(&mut self, side: Side, handle: Handle) -> bool {
+        let mut wrote = false;
+        loop {
+            let now = self.now;
+            let host = &mut self.hosts[side as usize];
+            let Some(session) = &mut host.session else {
+                return wrote;
+            };
+            if !session.prepare(now, handle) {
+                return wrote;
+            }
+            let Some(&wire) = host.wires.get(&handle) else {
+                self.fail(format!(
+                    "{side:?} has bytes for transport {}, which is gone",
+                    handle.as_u64()
+                ));
+                return false;
+            };
+            let Some(found) = self.wires.get(&wire) else {
+                return wrote;
+            };
+            let room = found.pipes[side as usize].room(&self.links[found.link]);
+            let mut slices = [IoSlice::new(&[]); 16];
+            let filled = session.slices(handle, &mut slices);
+            let total: usize = slices[..filled].iter().map(|s| s.len()).sum();
+            let mut take = room.min(total);
+            if take == 0 {
+                return wrote;
+            }
+            // A socket takes what it likes.
+            if self.rng.chance(250) {
+                take = 1 + self.rng.below(take as u64) as usize;
+            }
+            let mut bytes = Vec::with_capacity(take);
+            for slice in &slices[..filled] {
+                let part = slice.len().min(take - bytes.len());
+                bytes.extend_from_slice(&slice[..part]);
+            }
+            session.transmitted(handle, take);
+            self.check.tally.wire_bytes += take as u64;
+            self.carry(wire, side, bytes);
+            wrote = true;
+        }
+    }
+
+    fn handle_event(&mut self, side: Side, event: Event) {
+        if !matches!(event, Event::ReauthData { .. }) {
+            self.trace(|| format!("{side:?} {event:?}"));
+        }
+        match event {
+            Event::Hello(_) => {
+                let delay = self.rng.micros(1, 20_000);
+                self.after(
+                    delay,
+                    Happening::Decide {
+                        attempt: self.attempt,
+                    },
+                );
+            }
+            Event::Accepted(_) => self.open_wanted(side),
+            Event::StreamOpened { id, target } => self.stream_opened(side, id, &target),
+            Event::StreamConnected(id) => self.stream_connected(side, id),
+            Event::StreamRefused { id, errno } => self.stream_refused(side, id, errno),
+            Event::Readable(id) => self.readable(side, id),
+            Event::StreamReset { id, .. } => self.stream_reset(side, id),
+            Event::Writable => self.writable(side),
+            Event::StreamsAvailable => self.open_wanted(side),
+            Event::TransportUp(handle) => self.transport_up(side, handle),
+            Event::TransportDone(handle) => {
+                if let Some(&wire) = self.host(side).wires.get(&handle) {
+                    self.close_end(wire, side, false);
+                }
+                self.drop_transport(side, handle);
+            }
+            Event::Pong { token, .. } => {
+                if !self.host(side).pings.remove(&token) {
+                    self.fail(format!("{side:?}: a PONG that nobody asked for"));
+                }
+            }
+            Event::TokensChanged => self.learn_tokens(side),
+            Event::ReauthData { generation, data } => self.renewal_data(side, generation, &data),
+            Event::Reauthenticated { generation } => self.renewed(side, generation),
+            Event::Closed { code, by_peer, .. } => self.session_closed(side, code, by_peer),
+        }
+    }
+
+    fn learn_tokens(&mut self, side: Side) {
+        let host = self.host(side);
+        if let Some(session) = &host.session {
+            host.tokens = session.expected_tokens().into_iter().collect();
+            debug_assert_eq!(host.tokens.len() as u64, RESUME_TOKENS_AHEAD);
+        }
+    }
+
+    fn transport_up(&mut self, side: Side, handle: Handle) {
+        self.check.tally.resumes += 1;
+        self.host(side).backoff = Duration::ZERO;
+        let purpose = self.hosts[side as usize]
+            .wires
+            .get(&handle)
+            .and_then(|w| self.wires.get(w))
+            .map(|w| (w.dialler, w.purpose));
+        if purpose
+            == Some((
+                side,
+                Purpose::Resume {
+                    standby: false,
+                    replaces: true,
+                },
+            ))
+        {
+            for old in self.hosts[side as usize]
+                .up()
+                .into_iter()
+                .filter(|&h| h != handle)
+            {
+                self.retire(side, old);
+            }
+        }
+    }
+
+    pub fn retire(&mut self, side: Side, handle: Handle) {
+        self.trace(|| format!("{side:?} retires transport {}", handle.as_u64()));
+        let host = self.host(side);
+        host.retired.insert(handle);
+        if let Some(session) = &mut host.session {
+            session.retire(handle);
+        }
+    }
+
+    /// The session's next deadline is put in the queue.
+    fn arm(&mut self, side: Side) {
+        let host = &mut self.hosts[side as usize];
+        let Some(at) = host.session.as_ref().and_then(Session::poll_timeout) else {
+            return;
+        };
+        if host
+            .timer_at
+            .is_none_or(|armed| at < armed || armed < self.now)
+        {
+            host.timer_at = Some(at);
+            self.at(at.max(self.now), Happening::Timer { side });
+        }
+    }
+
+    pub fn timer(&mut self, side: Side) {
+        let now = self.now;
+        let host = self.host(side);
+        host.timer_at = None;
+        let Some(session) = &mut host.session else {
+            return;
+        };
+        if session.poll_timeout().is_none_or(|at| at > now) {
+            return;
+        }
+        if self.mutation == Some(Mutation::IgnoredTimer) {
+            return;
+        }
+        let Some(session) = self.session(side) else {
+            return;
+        };
+        session.handle_timeout(now);
+        self.settle(side);
+        let next = self.session(side).and_then(|s| s.poll_timeout());
+        if next.is_some_and(|at| at <= now) {
+            self.fail(format!("{side:?}: a deadline that was served stays"));
+        }
+    }
+
+    /// The initiator dials when nothing carries its records.
+    pub fn keep_dialled(&mut self) {
+        let host = &self.hosts[Side::Initiator as usize];
+        let Some(session) = &host.session else { return };
+        if session.is_ending() || session.active().is_some() || host.connecting > 0 {
+            return;
+        }
+        if !session.is_open() {
+            if session.transports().next().is_none() {
+                self.begin_again();
+            }
+            return;
+        }
+        if self.rejoin.is_some() || host.redial_at.is_some_and(|at| at >= self.now) {
+            return;
+        }
+        let backoff = host.backoff;
+        let at = self.now + backoff;
+        let host = self.host(Side::Initiator);
+        host.backoff = (backoff * 2).clamp(Duration::from_millis(10), Duration::from_secs(2));
+        host.redial_at = Some(at);
+        self.after(backoff, Happening::Redial);
+    }
+
+    pub fn redial(&mut self) {
+        let host = self.host(Side::Initiator);
+        host.redial_at = None;
+        let idle = host.connecting == 0
+            && host
+                .session
+                .as_ref()
+                .is_some_and(|s| s.is_open() && s.active().is_none());
+        if idle {
+            self.dial(Side::Initiator, false, false);
+        }
+    }
+
+    /// `side` dials over a link that is up, if there is one.
+    pub fn dial(&mut self, side: Side, standby: bool, replaces: bool) {
+        let up: Vec<usize> = (0..self.links.len())
+            .filter(|&l| self.links[l].up)
+            .collect();
+        if up.is_empty() || self.host(side).wires.len() > 12 {
+            return;
+        }
+        let link = self.rng.pick(&up);
+        self.host(side).connecting += 1;
+        self.connect(side, link, Purpose::Resume { standby, replaces });
+    }
+
+    /// The session has ended at `side`.
+    fn session_closed(&mut self, side: Side, code: u64, by_peer: bool) {
+        let peer_may = self.hosts[side.other() as usize].may_end;
+        let host = self.host(side);
+        let allowed = if by_peer { peer_may } else { host.may_end };
+        host.ended = Some((code, by_peer));
+        host.apps.clear();
+        host.wanted = 0;
+        if !allowed {
+            self.fail(format!("{side:?}: the session closed with code {code} (by peer: {by_peer}) though nobody asked"));
+        }
+    }
+
+    /// `side` closes the session.
+    pub fn close(&mut self, side: Side, code: u64) {
+        let now = self.now;
+        let host = self.host(side);
+        host.may_end = true;
+        if let Some(session) = &mut host.session {
+            session.close(now, code, "as the script has it");
+        }
+        self.trace(|| format!("{side:?} closes"));
+    }
+
+    /// Once all is delivered: one end closes, and nothing may stay behind. True when all is over.
+    pub fn wind_up(&mut self) -> bool {
+        let ending = self
+            .hosts
+            .iter()
+            .any(|h| h.is_over() || h.ended.is_some() || h.may_end);
+        if !ending && !self.parting {
+            if !self.is_drained() {
+                return false;
+            }
+            self.check_end();
+            self.parting = true;
+            let side = self.rng.pick(&Side::BOTH);
+            self.act(Action::Close { side });
+            if self.rng.chance(300) {
+                self.act(Action::Close { side: side.other() });
+            }
+            self.settle(side);
+            self.settle(side.other());
+            if self.rng.chance(200) {
+                let wires: Vec<usize> = self.wires.keys().copied().collect();
+                for wire in wires {
+                    self.kill(wire);
+                }
+            }
+        }
+        for side in Side::BOTH {
+            if self.hosts[side as usize].is_over() {
+                self.leave(side);
+            }
+        }
+        let [initiator, responder] = &self.hosts;
+        // A responder whose initiator closed unheard keeps the session until its hold time ends.
+        initiator.is_over() && (responder.is_over() || responder.wires.is_empty())
+    }
+
+    /// Nothing stays behind of a session that is over.
+    fn leave(&mut self, side: Side) {
+        let host = self.host(side);
+        host.tokens.clear();
+        let wires = std::mem::take(&mut host.wires);
+        host.timer_at = None;
+        for wire in wires.into_values() {
+            self.close_end(wire, side, false);
+        }
+    }
+
+    /// The responder is started anew.
+    pub fn forget(&mut self) {
+        self.trace(|| "the responder forgets the session".to_owned());
+        let host = self.host(Side::Responder);
+        host.session = None;
+        host.apps.clear();
+        host.wanted = 0;
+        host.may_end = true;
+        self.leave(Side::Responder);
+    }
+}

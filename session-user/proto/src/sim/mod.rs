@@ -1,0 +1,118 @@
+//! The simulator: two sessions, an emulated network, applications, faults and checkers, all from
+//! one seed.
+//!
+//! [`run`] decides with the seed what happens (`script`), lets it happen in virtual time (`world`,
+//! over the wires of `net`), drives both sessions as the agent's driver does (`host`, `app`,
+//! `renew`, `rejoin`), has an attacker copy, replay and damage what travels (`tap`, `faults`), and
+//! asks the checkers after every step (`check`). The same seed gives the same run on every machine.
+//!
+//! A wire never loses or reorders bytes while it lives: transports are TCP. What TCP does not keep
+//! from a session is here: the death of connections with bytes in flight, each end hearing of it at
+//! its own time or late; several connections that overtake each other; silence.
+
+mod app;
+mod check;
+mod faults;
+mod host;
+mod net;
+mod rejoin;
+mod renew;
+pub mod rng;
+mod script;
+mod tap;
+mod world;
+
+use std::fmt;
+
+pub use check::Tally;
+
+use crate::Time;
+
+/// One end of the session.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Side {
+    Initiator = 0,
+    Responder = 1,
+}
+
+impl Side {
+    pub const BOTH: [Self; 2] = [Self::Initiator, Self::Responder];
+
+    pub const fn other(self) -> Self {
+        match self {
+            Self::Initiator => Self::Responder,
+            Self::Responder => Self::Initiator,
+        }
+    }
+
+    /// The side that opened stream `id`.
+    pub const fn opener(id: u64) -> Self {
+        if id & 1 == 0 {
+            Self::Initiator
+        } else {
+            Self::Responder
+        }
+    }
+}
+
+/// Something made wrong on purpose, so that a test can see that the checkers find it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Mutation {
+    /// A byte is changed between the session and the application.
+    WrongByte,
+    /// Bytes vanish between the session and the application, after they were acknowledged.
+    LostBytes,
+    /// A record that the receiver acknowledged is taken not to be there.
+    ForgottenRecord,
+    /// The application at one end is never told the end of a stream.
+    LostEnd,
+    /// A stream ends before all bytes have been sent.
+    EarlyEnd,
+    /// A session holds more than its budget.
+    Hoarding,
+    /// Deadlines are never served.
+    IgnoredTimer,
+    /// A session is closed though nobody asked.
+    StrayClose,
+    /// A transport is ended as if its bytes were bad.
+    StrayFault,
+}
+
+/// How to run a seed.
+#[derive(Default)]
+pub struct Options<'a> {
+    /// Receives what happens, line by line.
+    pub trace: Option<&'a mut dyn FnMut(&str)>,
+    /// What to make wrong.
+    pub mutation: Option<Mutation>,
+}
+
+/// A run in which something was not as it must be.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Failure {
+    /// The seed that repeats it.
+    pub seed: u64,
+    /// When it happened, in the run's own time.
+    pub at: Time,
+    /// What was wrong.
+    pub what: String,
+}
+
+impl fmt::Display for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { seed, at, what } = self;
+        let ms = at.as_nanos() as f64 / 1e6;
+        writeln!(f, "seed {seed} failed after {ms:.3} ms: {what}")?;
+        write!(
+            f,
+            "replay it with: cargo run --release -p session-proto --features sim --example sim -- --seed {seed} --trace"
+        )
+    }
+}
+
+impl std::error::Error for Failure {}
+
+/// Runs `seed` to its end.
+pub fn run(seed: u64, options: Options<'_>) -> Result<Tally, Failure> {
+    world::World::new(seed, options).run()
+}

@@ -1,0 +1,221 @@
+//! The emulated network: links, and connections ("wires") that keep order and lose nothing until
+//! they die, as TCP's do.
+//!
+//! A wire dies with bytes in flight at independent points in its two directions; each end learns
+//! of it at a time of its own. A link may also swallow everything in one direction without a word
+//! (a blackhole) and later heal or die.
+
+use std::collections::VecDeque;
+
+use bytes::{Bytes, BytesMut};
+
+use super::Side;
+use super::rng::Rng;
+use super::tap::Tap;
+use crate::Time;
+use crate::session::Handle;
+use std::time::Duration;
+
+/// What a link is like; the same for both directions.
+#[derive(Clone, Debug)]
+pub(super) struct Link {
+    /// One way, without queueing.
+    pub delay: Duration,
+    /// Most that is added to it.
+    pub jitter: Duration,
+    /// Bytes per millisecond.
+    pub rate: u64,
+    /// Bytes in flight on one wire, per direction, at most.
+    pub buffer: usize,
+    /// Most bytes that arrive at once.
+    pub segment: u64,
+    /// Wires can be made on it.
+    pub up: bool,
+    /// By the side that sends: nothing gets through, and nobody is told.
+    pub hole: [bool; 2],
+}
+
+impl Link {
+    /// A link drawn at random, from a local network to a slow and distant one.
+    pub fn draw(rng: &mut Rng) -> Self {
+        let delay = rng.micros(50, 150_000);
+        Self {
+            delay,
+            jitter: delay.mul_f64(rng.below(500) as f64 / 1000.0),
+            rate: rng.log_range(50, 50_000),
+            buffer: rng.log_range(2 * 1024, 256 * 1024) as usize,
+            segment: rng.pick(&[40, 1_448, 1_448, 9_000, 65_536, 65_536]),
+            up: true,
+            hole: [false; 2],
+        }
+    }
+}
+
+/// What a wire was made for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Purpose {
+    /// The full handshake of the main session.
+    First,
+    /// A further transport; `standby` as [`crate::session::Session::dial`] has it.
+    Resume {
+        standby: bool,
+        /// Once it is up, the older ones are retired.
+        replaces: bool,
+    },
+    /// A full handshake that asks for a session which the peer seems not to know.
+    Rejoin,
+    /// An attacker's: nobody is at the dialling end.
+    Attack,
+}
+
+/// What travels.
+#[derive(Debug)]
+pub(super) enum Item {
+    Data(Bytes),
+    /// The sender closed its end.
+    Fin,
+}
+
+/// One direction of a wire.
+#[derive(Debug, Default)]
+pub(super) struct Pipe {
+    /// In order; each with the time before which it does not arrive.
+    flight: VecDeque<(Time, Item)>,
+    flight_bytes: usize,
+    busy_until: Time,
+    last_at: Time,
+    /// Nothing that is written now arrives any more.
+    dead: bool,
+    fin_sent: bool,
+    pub tap: Tap,
+    /// A bit of what is sent next is changed.
+    pub flip: bool,
+}
+
+impl Pipe {
+    /// Room for further bytes. A dead pipe swallows all: a sender that has not been told goes on.
+    pub fn room(&self, link: &Link) -> usize {
+        if self.fin_sent {
+            0
+        } else if self.dead {
+            link.buffer
+        } else {
+            link.buffer.saturating_sub(self.flight_bytes)
+        }
+    }
+
+    /// Sends `item`; returns when it arrives, unless the pipe is dead.
+    pub fn send(&mut self, now: Time, link: &Link, rng: &mut Rng, item: Item) -> Option<Time> {
+        if self.dead {
+            return None;
+        }
+        let bytes = match &item {
+            Item::Data(data) => data.len(),
+            Item::Fin => {
+                self.fin_sent = true;
+                0
+            }
+        };
+        let start = self.busy_until.max(now);
+        self.busy_until = start + Duration::from_nanos(bytes as u64 * 1_000_000 / link.rate);
+        let jitter = Duration::from_nanos(rng.below(link.jitter.as_nanos() as u64 + 1));
+        let at = (self.busy_until + link.delay + jitter).max(self.last_at);
+        self.last_at = at;
+        self.flight_bytes += bytes;
+        self.flight.push_back((at, item));
+        Some(at)
+    }
+
+    /// What arrives next, if its time has come.
+    pub fn arrive(&mut self, now: Time) -> Option<Item> {
+        if self.flight.front().is_none_or(|(at, _)| *at > now) {
+            return None;
+        }
+        let (_, item) = self.flight.pop_front()?;
+        if let Item::Data(data) = &item {
+            self.flight_bytes -= data.len();
+        }
+        Some(item)
+    }
+
+    /// When each item in flight may arrive at the earliest.
+    pub fn arrivals(&self) -> impl Iterator<Item = Time> + '_ {
+        self.flight.iter().map(|(at, _)| *at)
+    }
+
+    /// Dies: of what is in flight, only the first part still arrives, cut at any byte.
+    pub fn kill(&mut self, rng: &mut Rng) {
+        self.dead = true;
+        let mut left = match rng.below(3) {
+            0 => 0,
+            1 => self.flight_bytes,
+            _ => rng.below(self.flight_bytes as u64 + 1) as usize,
+        };
+        self.flight_bytes = left;
+        let mut kept = VecDeque::new();
+        for (at, item) in std::mem::take(&mut self.flight) {
+            // The end of a connection never outruns the bytes before it, and dies with the rest.
+            let Item::Data(data) = item else { break };
+            if left == 0 {
+                break;
+            }
+            let part = data.slice(..left.min(data.len()));
+            left -= part.len();
+            kept.push_back((at, Item::Data(part)));
+        }
+        self.flight = kept;
+    }
+}
+
+/// What stands at one end of a wire.
+#[derive(Debug, Default)]
+pub(super) struct WireEnd {
+    /// The socket is open here.
+    pub open: bool,
+    /// The session's name for it, once there is one.
+    pub handle: Option<Handle>,
+    /// Bytes that arrived and nobody has taken.
+    pub input: BytesMut,
+}
+
+/// One emulated connection.
+#[derive(Debug)]
+pub(super) struct Wire {
+    pub link: usize,
+    pub dialler: Side,
+    pub purpose: Purpose,
+    pub ends: [WireEnd; 2],
+    /// By the side that sends.
+    pub pipes: [Pipe; 2],
+    pub dead: bool,
+    /// Someone on the path changed what it carries: faults on it say nothing about the sessions.
+    pub tampered: bool,
+    /// All that the dialler wrote, for an attacker to use.
+    pub tape: Vec<u8>,
+}
+
+/// Most bytes of one wire that an attacker keeps.
+const TAPE_BYTES_MAX: usize = 64 * 1024;
+
+impl Wire {
+    pub fn new(link: usize, dialler: Side, purpose: Purpose) -> Self {
+        Self {
+            link,
+            dialler,
+            purpose,
+            ends: Default::default(),
+            pipes: Default::default(),
+            dead: false,
+            tampered: false,
+            tape: Vec::new(),
+        }
+    }
+
+    /// Keeps what the dialler wrote.
+    pub fn record(&mut self, from: Side, bytes: &[u8]) {
+        if from == self.dialler {
+            let room = TAPE_BYTES_MAX - self.tape.len();
+            self.tape.extend_from_slice(&bytes[..room.min(bytes.len())]);
+        }
+    }
+}

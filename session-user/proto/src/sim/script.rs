@@ -1,0 +1,336 @@
+//! What a seed decides before anything runs: limits, links, streams, and what goes wrong when.
+
+use std::net::{Ipv4Addr, SocketAddr};
+use std::time::Duration;
+
+use super::Side;
+use super::net::Link;
+use super::rng::{Rng, mix};
+use crate::Time;
+use crate::session::{Config, StreamId};
+use crate::wire::Target;
+
+/// Something that happens at a time set by the script.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Action {
+    /// A link goes down: every wire on it dies.
+    Cut { link: usize, for_ms: u64 },
+    /// All links go down.
+    Outage { for_ms: u64 },
+    /// One wire dies, its link does not.
+    Kill,
+    /// A link swallows what goes one way or both, then heals or (`dies`) ends its wires.
+    Hole {
+        link: usize,
+        from_initiator: bool,
+        from_responder: bool,
+        for_ms: u64,
+        dies: bool,
+    },
+    /// The initiator moves to another link while the old one works.
+    Move,
+    /// A side dials although it has a transport.
+    Dial { side: Side, standby: bool },
+    /// A side sends on another of its transports from now on.
+    Switch { side: Side },
+    /// A side ceases to use one of its transports.
+    Retire { side: Side },
+    /// Counters are used up by dials that nobody hears.
+    Burn { side: Side, dials: u64 },
+    /// The initiator renews keys in band.
+    Reauth,
+    /// A side asks for a PONG on each of its transports.
+    Ping { side: Side },
+    /// A bit is flipped on a wire.
+    Flip,
+    /// An attacker dials with what a wire carried before, perhaps only a part or with a flipped bit.
+    Replay,
+    /// A side opens a stream.
+    Open { side: Side },
+    /// The responder is started anew: it knows no session.
+    Forget,
+    /// A side closes the session.
+    Close { side: Side },
+}
+
+/// How the application at one end of a stream behaves.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Habits {
+    /// Bytes that it sends.
+    pub total: u64,
+    /// Most bytes of one write.
+    pub chunk: u64,
+    /// Pause between writes; zero: as fast as it can.
+    pub write_pause: Duration,
+    /// Most bytes of one read.
+    pub gulp: u64,
+    /// Pause between reads; zero: as soon as there is something.
+    pub read_pause: Duration,
+    /// It aborts the stream once it has sent or read so many bytes in all.
+    pub abort_after: Option<u64>,
+    /// It sends its end only once it has read the peer's.
+    pub end_after_peer: bool,
+}
+
+/// What happens to one stream: a pure function of seed and id, so that both ends agree.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct StreamPlan {
+    /// By side.
+    pub habits: [Habits; 2],
+    /// The target refuses with this errno.
+    pub refuse: Option<u64>,
+    /// Time that the target takes to connect.
+    pub connect: Duration,
+    /// The opener writes before it is connected.
+    pub early: bool,
+}
+
+/// The whole plan of a run.
+#[derive(Clone, Debug)]
+pub(super) struct Script {
+    pub seed: u64,
+    pub configs: [Config; 2],
+    pub links: Vec<Link>,
+    /// In order of time.
+    pub actions: Vec<(Time, Action)>,
+    /// Nothing goes wrong after it.
+    pub calm_at: Time,
+    /// Copies of records inserted, per thousand records.
+    pub copies_per_mille: u64,
+    /// Bytes of one stream and direction, at most.
+    pub stream_bytes_max: u64,
+}
+
+impl Script {
+    /// The plan of `seed`.
+    pub fn new(seed: u64) -> Self {
+        let mut rng = Rng::new(mix(seed));
+        let rng = &mut rng;
+        let calm_ms = rng.log_range(300, 12_000);
+        let mut script = Self {
+            seed,
+            configs: [config(rng, seed), config(rng, seed + 1)],
+            links: (0..rng.range(1, 3)).map(|_| Link::draw(rng)).collect(),
+            actions: Vec::new(),
+            calm_at: Time::ZERO + Duration::from_millis(calm_ms),
+            copies_per_mille: if rng.chance(300) {
+                rng.range(5, 200)
+            } else {
+                0
+            },
+            stream_bytes_max: rng.log_range(512, 160 * 1024),
+        };
+        script.draw_streams(rng, calm_ms);
+        script.draw_faults(rng, calm_ms);
+        if rng.chance(40) {
+            script.at(rng, calm_ms, Action::Forget);
+        }
+        if rng.chance(60) {
+            let side = rng.pick(&Side::BOTH);
+            script.at(rng, calm_ms, Action::Close { side });
+            if rng.chance(300) {
+                let (at, _) = script.actions[script.actions.len() - 1];
+                let near = at + rng.micros(1, 20_000);
+                let side = side.other();
+                script.actions.push((near, Action::Close { side }));
+            }
+        }
+        script.actions.sort();
+        script
+    }
+
+    fn at(&mut self, rng: &mut Rng, end_ms: u64, action: Action) {
+        let at = Time::from_nanos(rng.below(end_ms * 1_000_000));
+        self.actions.push((at, action));
+    }
+
+    fn draw_streams(&mut self, rng: &mut Rng, calm_ms: u64) {
+        let streams = match rng.below(10) {
+            0 => rng.range(20, 60),
+            1..4 => 1,
+            _ => rng.range(2, 10),
+        };
+        for _ in 0..streams {
+            let side = rng.pick(&[Side::Initiator, Side::Initiator, Side::Responder]);
+            // Many streams run while things go wrong: they begin early.
+            let end = if rng.chance(600) {
+                calm_ms / 4 + 1
+            } else {
+                calm_ms
+            };
+            self.at(rng, end, Action::Open { side });
+        }
+    }
+
+    fn draw_faults(&mut self, rng: &mut Rng, calm_ms: u64) {
+        // Some runs are quiet, some have one fault, some are a storm.
+        let faults = match rng.below(8) {
+            0 => 0,
+            1 => 1,
+            2..6 => rng.range(2, 8),
+            _ => rng.range(8, 30),
+        };
+        for _ in 0..faults {
+            let action = self.draw_fault(rng);
+            // Now and then in the middle of the handshake.
+            let end = if rng.chance(80) {
+                calm_ms / 20 + 1
+            } else {
+                calm_ms
+            };
+            self.at(rng, end, action);
+        }
+    }
+
+    fn draw_fault(&self, rng: &mut Rng) -> Action {
+        let link = rng.below(self.links.len() as u64) as usize;
+        let side = rng.pick(&Side::BOTH);
+        let for_ms = rng.log_range(1, 3_000);
+        match rng.below(100) {
+            0..14 => Action::Cut { link, for_ms },
+            14..18 => Action::Outage { for_ms: for_ms * 4 },
+            18..30 => Action::Kill,
+            30..40 => {
+                let ways = rng.range(1, 3);
+                Action::Hole {
+                    link,
+                    from_initiator: ways & 1 != 0,
+                    from_responder: ways & 2 != 0,
+                    for_ms,
+                    dies: rng.chance(600),
+                }
+            }
+            40..54 => Action::Move,
+            54..62 => Action::Dial {
+                side: if rng.chance(700) {
+                    Side::Initiator
+                } else {
+                    side
+                },
+                standby: rng.chance(600),
+            },
+            62..70 => Action::Switch { side },
+            70..74 => Action::Retire { side },
+            74..77 => Action::Burn {
+                side: Side::Initiator,
+                dials: rng.range(1, 60),
+            },
+            77..85 => Action::Reauth,
+            85..88 => Action::Ping { side },
+            88..94 => Action::Flip,
+            _ => Action::Replay,
+        }
+    }
+
+    /// The plan of stream `id`.
+    pub fn stream(&self, id: StreamId) -> StreamPlan {
+        let mut rng = Rng::new(mix(self.seed ^ 0x5712_0000) ^ mix(id));
+        let rng = &mut rng;
+        let early = rng.chance(500);
+        let mut habits = [(); 2].map(|()| Habits::draw(rng, self.stream_bytes_max));
+        // Were both to wait for the other's end, neither would ever send its own.
+        habits[1].end_after_peer &= !habits[0].end_after_peer;
+        StreamPlan {
+            habits,
+            refuse: rng.chance(70).then(|| rng.pick(&[111, 113, 101])),
+            connect: rng.micros(10, 100_000),
+            early,
+        }
+    }
+
+    /// The target of stream `id`.
+    pub fn target(&self, id: StreamId) -> Target {
+        let port = 1 + (id % 60_000) as u16;
+        if mix(self.seed ^ id) & 1 == 0 {
+            Target::Name(format!("host-{id}.example"), port)
+        } else {
+            let ip = Ipv4Addr::from(mix(id) as u32);
+            Target::Addr(SocketAddr::from((ip, port)))
+        }
+    }
+}
+
+impl Habits {
+    fn draw(rng: &mut Rng, bytes_max: u64) -> Self {
+        let total = match rng.below(6) {
+            0 => 0,
+            1 => rng.below(100),
+            _ => rng.log_range(1, bytes_max),
+        };
+        let chunk = rng.log_range(1, 70_000).max(total / 200).max(1);
+        let gulp = rng.log_range(1, 70_000).max(bytes_max / 200).max(1);
+        let pause = |rng: &mut Rng| {
+            if rng.chance(500) {
+                Duration::ZERO
+            } else {
+                rng.micros(100, 60_000)
+            }
+        };
+        Self {
+            total,
+            chunk,
+            write_pause: pause(rng),
+            gulp,
+            read_pause: pause(rng),
+            abort_after: rng.chance(60).then(|| rng.below(bytes_max)),
+            end_after_peer: rng.chance(250),
+        }
+    }
+}
+
+fn config(rng: &mut Rng, seed: u64) -> Config {
+    let mut instance = [0; 16];
+    instance[..8].copy_from_slice(&mix(seed).to_be_bytes());
+    Config {
+        instance,
+        software: "sim".to_owned(),
+        memory_bytes: rng.log_range(128 * 1024, 2 << 20) as usize,
+        max_streams: rng.log_range(2, 64),
+        stream_window_max: rng.log_range(32 * 1024, 1 << 20),
+        rekey_records: rng.pick(&[20, 50, 50, 200, 1 << 22]),
+        rekey_after: rng.pick(&[200, 5_000, 3_600_000].map(Duration::from_millis)),
+    }
+}
+
+/// The byte at `offset` of what `from` sends on stream `id`: nothing is kept to compare with.
+pub(super) fn pattern(seed: u64, id: StreamId, from: Side, offset: u64) -> u64 {
+    mix(seed ^ mix(id * 2 + from as u64) ^ (offset >> 3))
+}
+
+/// Fills `out` with the pattern from `offset` on.
+pub(super) fn fill(seed: u64, id: StreamId, from: Side, offset: u64, out: &mut [u8]) {
+    let mut at = offset;
+    let mut rest = out;
+    while !rest.is_empty() {
+        let word = pattern(seed, id, from, at).to_be_bytes();
+        let skip = (at & 7) as usize;
+        let n = (8 - skip).min(rest.len());
+        let (now, later) = rest.split_at_mut(n);
+        now.copy_from_slice(&word[skip..skip + n]);
+        at += n as u64;
+        rest = later;
+    }
+}
+
+/// Where `data` first differs from the pattern from `offset` on.
+pub(super) fn differs(
+    seed: u64,
+    id: StreamId,
+    from: Side,
+    offset: u64,
+    data: &[u8],
+) -> Option<u64> {
+    let mut at = offset;
+    let mut rest = data;
+    while !rest.is_empty() {
+        let word = pattern(seed, id, from, at).to_be_bytes();
+        let skip = (at & 7) as usize;
+        let n = (8 - skip).min(rest.len());
+        if let Some(i) = (0..n).find(|&i| rest[i] != word[skip + i]) {
+            return Some(at + i as u64);
+        }
+        at += n as u64;
+        rest = &rest[n..];
+    }
+    None
+}

@@ -1,9 +1,8 @@
 //! Fuzzing on the stable toolchain: the committed corpus of `fuzz/corpus`, and changes of it drawn
 //! from a seeded generator. A failure prints the input; `cargo fuzz` runs the same functions longer.
+#![allow(clippy::disallowed_methods)] // Tests read their corpus and their seed.
 
 mod harness;
-
-#![allow(clippy::disallowed_methods)] // Tests read their corpus and their seed.
 
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::path::PathBuf;

@@ -124,11 +124,10 @@ impl Session {
     /// How many bytes [`Session::write`] takes for `id` now, at most one record's worth. Zero
     /// means: wait for [`Event::Writable`].
     pub fn capacity(&mut self, id: StreamId) -> usize {
-        let capacity = self.room_for_data().min(self.credit_of(id));
-        if capacity == 0 {
-            self.blocked = true;
-        }
-        capacity
+        let (room, credit) = (self.room_for_data(), self.credit_of(id));
+        self.wants_room |= room == 0;
+        self.wants_credit |= credit == 0;
+        room.min(credit)
     }
 
     fn credit_of(&self, id: StreamId) -> usize {
@@ -165,16 +164,16 @@ impl Session {
 
     /// Something was freed: tell the driver if it waits.
     pub(super) fn unblock(&mut self) {
-        if self.blocked && self.room_for_data() > 0 {
-            self.blocked = false;
+        if self.wants_room && self.room_for_data() > 0 {
+            self.wants_room = false;
             self.events.push_back(Event::Writable);
         }
     }
 
     /// Credit for one stream or all came in.
     pub(super) fn credit_arrived(&mut self) {
-        if self.blocked {
-            self.blocked = false;
+        if self.wants_credit {
+            self.wants_credit = false;
             self.events.push_back(Event::Writable);
         }
     }

@@ -96,8 +96,10 @@ pub struct Session {
     flow: Flow,
     /// Encoded frames for space R that wait to be sealed, in order.
     control: VecDeque<Vec<u8>>,
-    /// The driver found no capacity and wants to be told when there is some.
-    blocked: bool,
+    /// The driver found no capacity for want of room, or of a stream's credit, and is to be told
+    /// when there is some. What one of them waits for is no news to the other.
+    wants_room: bool,
+    wants_credit: bool,
 
     events: VecDeque<Event>,
     stats: Stats,
@@ -167,7 +169,8 @@ impl Session {
             streams: BTreeMap::new(),
             flow,
             control: VecDeque::new(),
-            blocked: false,
+            wants_room: false,
+            wants_credit: false,
             events: VecDeque::new(),
             stats: Stats::default(),
         }

@@ -74,6 +74,13 @@ impl Session {
             return false;
         };
         transport.stage(&self.retained);
+        // What was left out, because it was acknowledged over another transport, may have been all
+        // that a draining transport waited for.
+        self.finish_draining(handle);
+        let Some(transport) = self.transports.get_mut(&handle) else {
+            return false;
+        };
+        transport.stage(&self.retained);
         transport.has_staged()
     }
 

@@ -231,6 +231,9 @@ impl Session {
     /// When [`Self::handle_timeout`] must be called next.
     #[must_use]
     pub fn poll_timeout(&self) -> Option<Time> {
+        if self.is_closed() {
+            return None;
+        }
         let ack = self.ack.deadline.filter(|_| self.ack_target().is_some());
         let close = match self.state {
             State::Closing { until, .. } => Some(until),

@@ -170,7 +170,8 @@ impl Session {
         Ok(Some(len))
     }
 
-    /// `None`: a duplicate, or sealed with keys that have been wiped.
+    /// `None`: a duplicate. A record whose keys have been wiped is a fault: the transport is so slow
+    /// that the others left it behind, and what the record said cannot be known any more.
     fn open_unretained(
         &mut self,
         handle: Handle,
@@ -191,20 +192,15 @@ impl Session {
             key.open(raw, header.number, sealed)
                 .map_err(TransportFault::from)?
         } else {
-            match self
+            let len = self
                 .open
                 .open(epoch, Some(transport.wire_id), raw, header.number, sealed)
-            {
-                Err(SealError::Retired(_)) => return Ok(None),
-                Err(error) => return Err(TransportFault::from(error).into()),
-                Ok(len) => {
-                    transport.open_key = self
-                        .open
-                        .transport_key(epoch, transport.wire_id)
-                        .map(|key| (epoch, key));
-                    len
-                }
-            }
+                .map_err(|error: SealError| TransportFault::from(error))?;
+            transport.open_key = self
+                .open
+                .transport_key(epoch, transport.wire_id)
+                .map(|key| (epoch, key));
+            len
         };
         transport.next_expected = header.number + 1;
         Ok(Some(len))

@@ -136,9 +136,13 @@ impl Session {
     }
 
     /// Initiator: begins the in-band handshake for the next generation of keys; returns its
-    /// number. `None` while another runs, or if the session is not open.
+    /// number. `None` while another runs at either end, or if the session is not open.
     pub fn reauth_begin(&mut self) -> Option<u16> {
         if self.role != Role::Initiator || !self.is_open() || self.reauth.is_some() {
+            return None;
+        }
+        // Until a record of this generation has come back, the peer may still be busy with it.
+        if self.open.newest().generation() != self.seal.epoch().generation() {
             return None;
         }
         let generation = self.seal.next_generation().generation();

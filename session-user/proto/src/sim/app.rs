@@ -30,6 +30,8 @@ pub(super) struct App {
     pub got: u64,
     pub got_end: bool,
     pub over: Option<Over>,
+    /// The session has no such stream any more; the application is yet to be told.
+    cut_off: bool,
     readable: bool,
     blocked: bool,
     write_pauses: bool,
@@ -46,6 +48,7 @@ impl App {
             got: 0,
             got_end: false,
             over: None,
+            cut_off: false,
             readable: false,
             blocked: false,
             write_pauses: false,
@@ -160,7 +163,8 @@ impl World<'_> {
             .apps
             .get(&id)
             .and_then(|a| a.over);
-        let gone = self.hosts[side.other() as usize].session.is_none();
+        let host = &self.hosts[side.other() as usize];
+        let gone = host.session.is_none() || host.ended.is_some();
         if !gone && !matches!(peer, Some(Over::Aborted | Over::Refused)) {
             return self.fail(format!(
                 "{side:?}: stream {id} was reset, its peer is {peer:?}"
@@ -249,11 +253,10 @@ impl World<'_> {
                 }
                 app.finished = true;
                 let outcome = session.finish(id);
-                let ending = session.is_ending();
                 return match outcome {
                     Ok(()) => self.done_if_so(side, id),
-                    // The news of the session's end stands in the queue behind this event.
-                    Err(StreamError::Gone) if ending => {}
+                    // The news of its end stands in the queue behind this event, and must come.
+                    Err(StreamError::Gone) => app.cut_off = true,
                     Err(error) => self.fail(format!("{side:?}: finish {id}: {error}")),
                 };
             }
@@ -383,7 +386,10 @@ impl World<'_> {
     }
 
     fn done_if_so(&mut self, side: Side, id: StreamId) {
-        if self.app(side, id).is_some_and(|a| a.finished && a.got_end) {
+        if self
+            .app(side, id)
+            .is_some_and(|a| a.finished && !a.cut_off && a.got_end)
+        {
             self.end(side, id, Over::Done);
         }
     }

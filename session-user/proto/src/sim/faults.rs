@@ -177,6 +177,7 @@ impl World<'_> {
             return;
         };
         found.record(side, &bytes);
+        let honest = !found.tampered;
         let pipe = &mut found.pipes[side as usize];
         if std::mem::take(&mut pipe.flip) {
             let at = self.rng.below(bytes.len() as u64) as usize;
@@ -196,7 +197,10 @@ impl World<'_> {
             rest = later;
             if let Some(seen) = seen {
                 let own = seen.clone();
-                self.kept[side as usize].keep(seen);
+                // A damaged record would be no copy of anything.
+                if honest {
+                    self.kept[side as usize].keep(seen);
+                }
                 if self.rng.chance(copies) {
                     self.insert_copy(wire, side, own.bytes);
                 }
@@ -222,12 +226,15 @@ impl World<'_> {
 
     fn carry_segments(&mut self, wire: usize, side: Side, bytes: &[u8]) {
         let mut rest = bytes;
+        // Many tiny segments cost time and show nothing new.
+        let tiny = self.check.tally.wire_bytes < 30_000;
+        let floor = if tiny { 1 } else { 1_448 };
         while !rest.is_empty() {
             let Some(found) = self.wires.get(&wire) else {
                 return;
             };
-            let most = self.links[found.link].segment.max(rest.len() as u64 / 32);
-            let n = self.rng.range(1, most).min(rest.len() as u64) as usize;
+            let most = self.links[found.link].segment.max(floor * 2);
+            let n = self.rng.range(floor, most).min(rest.len() as u64) as usize;
             let (now, later) = rest.split_at(n);
             self.transmit(wire, side, Item::Data(Bytes::copy_from_slice(now)));
             rest = later;

@@ -15,7 +15,7 @@ use super::world::{Happening, World};
 use super::{Mutation, Side};
 use crate::Time;
 use crate::limits::RESUME_TOKENS_AHEAD;
-use crate::seal::{Aead, Secret, SessionSecret};
+use crate::seal::{Aead, SealError, Secret, SessionSecret};
 use crate::session::{Event, Handle, Session, StreamId, TransportFault};
 use crate::wire::{Kind, Preamble, Reply, ResumeToken, Status};
 
@@ -103,6 +103,7 @@ impl World<'_> {
     /// A full handshake is complete on a new wire: both ends have a session and no stream.
     pub fn begin(&mut self) {
         self.attempt += 1;
+        self.kept = Default::default();
         let attempt = u64::from(self.attempt);
         let link = self.rng.below(self.links.len() as u64) as usize;
         let wire = self.connect(Side::Initiator, link, Purpose::First);
@@ -333,6 +334,8 @@ impl World<'_> {
             TransportFault::Refused(_)
                 | TransportFault::StaleResume { .. }
                 | TransportFault::Closed
+                // Other transports went on while this one was silent, until its keys were gone.
+                | TransportFault::Seal(SealError::Retired(_))
         );
         if !tampered && !by_peer {
             self.fail(format!(
@@ -394,7 +397,7 @@ impl World<'_> {
 
     /// Writes what the session has for every transport; true if anything was written.
     fn flush(&mut self, side: Side) -> bool {
-        let Some(session) = self.session(side) else {
+        let Some(session) = self.session(side).filter(|s| !s.is_closed()) else {
             return false;
         };
         let handles: Vec<Handle> = session.transports().collect();

@@ -100,7 +100,9 @@ impl Pipe {
         } else if self.dead {
             link.buffer
         } else {
-            link.buffer.saturating_sub(self.flight_bytes)
+            // As the kernel does: a full socket is not writable again for a few bytes.
+            let free = link.buffer.saturating_sub(self.flight_bytes);
+            if free < link.buffer / 3 { 0 } else { free }
         }
     }
 

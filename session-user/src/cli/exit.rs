@@ -54,14 +54,14 @@ impl Failure {
 
 impl From<anyhow::Error> for Failure {
     fn from(error: anyhow::Error) -> Self {
-        if let Some(io) = error.downcast_ref::<std::io::Error>() {
-            if io.kind() == std::io::ErrorKind::PermissionDenied {
-                return Self::new(
-                    Exit::NotPermitted,
-                    format!("{error:#}"),
-                    "become root, or give the agent's user the capabilities that `holdfast doctor` names",
-                );
-            }
+        if let Some(io) = error.downcast_ref::<std::io::Error>()
+            && io.kind() == std::io::ErrorKind::PermissionDenied
+        {
+            return Self::new(
+                Exit::NotPermitted,
+                format!("{error:#}"),
+                "become root, or give the agent's user the capabilities that `holdfast doctor` names",
+            );
         }
         Self::new(Exit::Failed, format!("{error:#}"), "")
     }

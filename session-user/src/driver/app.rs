@@ -3,7 +3,6 @@
 
 use std::io::{self, IoSlice};
 use std::net::{Shutdown, SocketAddr};
-use std::task::Poll;
 
 use session_proto::session::{SendBuf, StreamId};
 use socket2::SockRef;
@@ -194,7 +193,11 @@ impl Driver {
                     self.session.consume(id, n);
                 }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                    if let Poll::Pending = app.socket.poll_write_ready(&mut app.source.context()) {
+                    if app
+                        .socket
+                        .poll_write_ready(&mut app.source.context())
+                        .is_pending()
+                    {
                         self.session.leave_rest(id);
                         return;
                     }
@@ -216,11 +219,10 @@ impl Driver {
             .apps
             .get(&id)
             .is_some_and(|a| a.read_closed && a.write_closed)
+            && let Some(app) = self.apps.remove(&id)
         {
-            if let Some(app) = self.apps.remove(&id) {
-                self.report.closed(&app);
-                app.finish();
-            }
+            self.report.closed(&app);
+            app.finish();
         }
     }
 

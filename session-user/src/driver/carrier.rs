@@ -2,7 +2,6 @@
 
 use std::io::{self, IoSlice};
 use std::net::{Shutdown, SocketAddr};
-use std::task::Poll;
 use std::time::Instant;
 
 use bytes::BytesMut;
@@ -176,9 +175,10 @@ impl Driver {
                     self.session.transmitted(handle, n);
                 }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                    if let Poll::Pending = carrier
+                    if carrier
                         .socket
                         .poll_write_ready(&mut carrier.source.context())
+                        .is_pending()
                     {
                         return Ok(());
                     }

@@ -35,9 +35,10 @@ impl Netns {
                 let good = file.is_ok();
                 // The maker waits for this answer, so it is there to hear it.
                 let _ = ready.send(file);
-                while good {
-                    let Ok(job) = inbox.recv() else { return };
-                    job();
+                if good {
+                    for job in inbox {
+                        job();
+                    }
                 }
             })?;
         let file = made.recv()?.with_context(|| {

@@ -341,6 +341,7 @@ async fn start_capture(
         })
         .collect();
     let log = tracing::level_filters::LevelFilter::current();
+    runs::Runs::remove_stale();
     let capture = Capture::load(&CaptureConfig { rules, log })?;
     let captures = Captures::start(capture, queues);
     for cgroup in &config.agent.capture_cgroups {

@@ -18,6 +18,27 @@ pub(super) struct Runs {
 }
 
 impl Runs {
+    /// Removes the empty scopes of agents that were killed: they had no time to do it.
+    pub fn remove_stale() {
+        let Ok(root) = cgroup::cgroup2_root() else {
+            return;
+        };
+        for entry in std::fs::read_dir(scopes_folder(&root))
+            .into_iter()
+            .flatten()
+            .flatten()
+        {
+            let name = entry.file_name().to_string_lossy().into_owned();
+            let pid = name
+                .strip_prefix("run-")
+                .and_then(|rest| rest.split('-').next());
+            if pid.is_some_and(|pid| !std::path::Path::new("/proc").join(pid).exists()) {
+                // Fails for a scope with processes, which is left to them.
+                let _ = std::fs::remove_dir(entry.path());
+            }
+        }
+    }
+
     /// Makes a scope, captures it, and moves `pid` into it. The scope is removed when its last
     /// process has ended.
     pub async fn begin(&self, captures: &Captures, pid: u32) -> Result<PathBuf, String> {

@@ -63,6 +63,8 @@ pub struct BedConfig {
     pub holdfast: bool,
     /// What the client may reach; by default every port of the lab's targets.
     pub allow: Vec<String>,
+    /// Who may use `holdfast run`.
+    pub run_users: Vec<String>,
     /// Further lines of the client's configuration.
     pub client_extra: String,
     /// Further lines of the gateway's configuration.
@@ -81,6 +83,7 @@ impl BedConfig {
             v6: false,
             holdfast: true,
             allow,
+            run_users: Vec::new(),
             client_extra: String::new(),
             gateway_extra: String::new(),
         }
@@ -120,12 +123,17 @@ impl Bed {
             lab,
         };
         if bed.config.holdfast {
-            bed.make_identities()?;
-            bed.start_gateway()?;
-            bed.start_client()?;
-            bed.await_session()?;
+            bed.start_agents()?;
         }
         Ok(bed)
+    }
+
+    /// Makes identities, starts both agents, and waits for their session.
+    pub fn start_agents(&mut self) -> anyhow::Result<()> {
+        self.make_identities()?;
+        self.start_gateway()?;
+        self.start_client()?;
+        self.await_session()
     }
 
     fn make_identities(&self) -> anyhow::Result<()> {
@@ -202,8 +210,15 @@ impl Bed {
         let control = self.client_control();
         let gateway = std::net::SocketAddr::new(Lab::gateway(self.config.v6), PORT);
         let [wifi, lte] = LinkName::ALL.map(LinkName::name);
+        let users: Vec<String> = self
+            .config
+            .run_users
+            .iter()
+            .map(|u| format!("\"{u}\""))
+            .collect();
+        let users = users.join(", ");
         format!(
-            "{}[agent]\ncontrol = \"{}\"\ncapture_cgroups = [\"{}\"]\n[[peer]]\nname = \"gateway\"\naddresses = [\"{gateway}\"]\n\
+            "{}[agent]\ncontrol = \"{}\"\ncapture_cgroups = [\"{}\"]\nrun_users = [{users}]\n[[peer]]\nname = \"gateway\"\naddresses = [\"{gateway}\"]\n\
              [[capture]]\npeer = \"gateway\"\nto = [\"{}\", \"{}\"]\n[links]\nprefer = [\"{wifi}\", \"{lte}\"]\n{}",
             self.identity("client"),
             control.display(),

@@ -10,7 +10,34 @@ use session_proto::sim::{self, Mutation, Options, Tally};
 const SEEDS: u64 = 2_000;
 
 /// Seeds that failed once, with what was wrong. They stay for ever.
-const REGRESSIONS: &[(u64, &str)] = &[];
+const REGRESSIONS: &[(u64, &str)] = &[
+    (97, "a writer was not told that the peer stopped reading"),
+    (
+        118,
+        "a closed session kept a deadline that nothing could serve",
+    ),
+    (
+        330,
+        "a RESUMED whose keys were gone was dropped without a word",
+    ),
+    (840, "the peer asked for a transport that was just retired"),
+    (
+        2738,
+        "a TRANSPORT_CLOSE whose keys were gone was dropped without a word",
+    ),
+    (
+        3251,
+        "a renewal began before the last one was over at the peer",
+    ),
+    (
+        25643,
+        "a CLOSE before the session was open was taken for a violation",
+    ),
+    (
+        64649,
+        "an acknowledgement was lost with its transport and never repeated",
+    ),
+];
 
 /// Runs `seeds` on all processors; every failure in the message, with the command that replays it.
 fn run_all(seeds: &[u64]) -> Tally {

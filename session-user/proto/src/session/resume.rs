@@ -125,6 +125,7 @@ impl Session {
             return;
         }
         self.retained.unschedule(handle);
+        self.ack.repeat();
         if self.active == Some(handle) {
             self.active = None;
         }
@@ -284,6 +285,7 @@ impl Session {
         for handle in lost {
             self.transports.remove(&handle);
             self.retained.unschedule(handle);
+            self.ack.repeat();
             if self.active == Some(handle) {
                 self.active = None;
             }

@@ -42,6 +42,12 @@ impl AckState {
         self.deadline = Some(now);
     }
 
+    /// The last acknowledgement may have been lost with its transport. Where no record of the sender
+    /// is to be sent again, nothing else would make this end repeat it.
+    pub fn repeat(&mut self) {
+        self.at_once(Time::ZERO);
+    }
+
     fn due(&self, now: Time) -> bool {
         self.records >= ACK_RECORDS
             || self.bytes >= ACK_BYTES

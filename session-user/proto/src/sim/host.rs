@@ -379,7 +379,7 @@ impl World<'_> {
     /// Acts on the session's events and writes what it has, until neither brings anything new.
     pub fn settle(&mut self, side: Side) {
         for _ in 0..ROUNDS_MAX {
-            let mut rested = true;
+            let mut rested = self.mutation != Some(Mutation::Restless);
             while let Some(event) = self.session(side).and_then(Session::poll_event) {
                 rested = false;
                 self.check.tally.events += 1;

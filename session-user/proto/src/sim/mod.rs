@@ -62,16 +62,22 @@ pub enum Mutation {
     WrongByte,
     /// Bytes vanish between the session and the application, after they were acknowledged.
     LostBytes,
+    /// An application counts a byte that nobody sent.
+    InventedByte,
     /// A record that the receiver acknowledged is taken not to be there.
     ForgottenRecord,
     /// The application at one end is never told the end of a stream.
     LostEnd,
     /// A stream ends before all bytes have been sent.
     EarlyEnd,
+    /// A stream that came to its end at both ends is taken for reset at one.
+    OneSidedEnd,
     /// A session holds more than its budget.
     Hoarding,
     /// Deadlines are never served.
     IgnoredTimer,
+    /// An end never comes to rest.
+    Restless,
     /// A session is closed though nobody asked.
     StrayClose,
     /// A transport is ended as if its bytes were bad.

@@ -132,6 +132,9 @@ impl World<'_> {
 
     fn rejoined(&mut self, continued: Option<bool>) {
         self.trace(|| format!("the responder still holds the session: {continued:?}"));
+        if self.session(Side::Initiator).is_none_or(|s| s.is_ending()) {
+            return;
+        }
         match continued {
             Some(true) => {}
             Some(false) if self.hosts[Side::Responder as usize].may_end => {

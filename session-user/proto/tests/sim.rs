@@ -1,0 +1,199 @@
+//! The simulator over many seeds, over seeds that once failed, and over worlds broken on purpose.
+#![cfg(feature = "sim")]
+
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use session_proto::sim::{self, Mutation, Options, Tally};
+
+/// Seeds of the test suite; `cargo xtask sim` runs any number.
+const SEEDS: u64 = 2_000;
+
+/// Seeds that failed once, with what was wrong. They stay for ever.
+const REGRESSIONS: &[(u64, &str)] = &[
+    (97, "a writer was not told that the peer stopped reading"),
+    (
+        118,
+        "a closed session kept a deadline that nothing could serve",
+    ),
+    (
+        330,
+        "a RESUMED whose keys were gone was dropped without a word",
+    ),
+    (840, "the peer asked for a transport that was just retired"),
+    (
+        2738,
+        "a TRANSPORT_CLOSE whose keys were gone was dropped without a word",
+    ),
+    (
+        3251,
+        "a renewal began before the last one was over at the peer",
+    ),
+    (
+        25643,
+        "a CLOSE before the session was open was taken for a violation",
+    ),
+    (
+        64649,
+        "an acknowledgement was lost with its transport and never repeated",
+    ),
+];
+
+/// Runs `seeds` on all processors; every failure in the message, with the command that replays it.
+fn run_all(seeds: &[u64]) -> Tally {
+    let next = AtomicU64::new(0);
+    let outcome = Mutex::new((Tally::default(), Vec::new()));
+    let threads = std::thread::available_parallelism().map_or(1, |n| n.get());
+    std::thread::scope(|scope| {
+        for _ in 0..threads {
+            scope.spawn(|| {
+                while let Some(&seed) = seeds.get(next.fetch_add(1, Ordering::Relaxed) as usize) {
+                    let result = sim::run(seed, Options::default());
+                    let mut outcome = outcome.lock().unwrap();
+                    match result {
+                        Ok(tally) => outcome.0 += tally,
+                        Err(failure) => outcome.1.push(failure.to_string()),
+                    }
+                }
+            });
+        }
+    });
+    let (tally, failures) = outcome.into_inner().unwrap();
+    assert!(failures.is_empty(), "{}", failures.join("\n"));
+    tally
+}
+
+#[test]
+fn every_seed_holds() {
+    let tally = run_all(&(0..SEEDS).collect::<Vec<_>>());
+    // What the seeds are for must happen in them, or they prove nothing.
+    for (what, count) in [
+        ("streams", tally.streams),
+        ("resumes", tally.resumes),
+        ("records resent", tally.resent),
+        ("key epochs", tally.rekeys),
+        ("renewals", tally.renewals),
+        ("rejoins", tally.rejoins),
+        ("copies", tally.copies),
+        ("replays", tally.replays),
+    ] {
+        assert!(count > SEEDS / 10, "only {count} {what} in {SEEDS} seeds");
+    }
+}
+
+#[test]
+fn seeds_that_failed_once_hold() {
+    run_all(
+        &REGRESSIONS
+            .iter()
+            .map(|(seed, _)| *seed)
+            .collect::<Vec<_>>(),
+    );
+}
+
+#[test]
+fn a_seed_gives_the_same_run_again() {
+    for seed in 0..20 {
+        let mut traces = [Vec::new(), Vec::new()];
+        for trace in &mut traces {
+            let mut keep = |line: &str| trace.push(line.to_owned());
+            let options = Options {
+                trace: Some(&mut keep),
+                mutation: None,
+            };
+            sim::run(seed, options).unwrap();
+        }
+        assert!(!traces[0].is_empty());
+        assert_eq!(traces[0], traces[1], "seed {seed}");
+    }
+}
+
+/// A world with `mutation` must fail within a few seeds, for one of the reasons in `expected` and
+/// for no other. The same seeds hold without it: `every_seed_holds` runs them.
+fn is_caught(mutation: Mutation, expected: &[&str]) {
+    let mut caught = 0;
+    for seed in 0..40 {
+        let options = Options {
+            trace: None,
+            mutation: Some(mutation),
+        };
+        if let Err(failure) = sim::run(seed, options) {
+            let as_expected = expected.iter().any(|e| failure.what.contains(e));
+            assert!(
+                as_expected,
+                "{mutation:?} was taken for something else: {failure}"
+            );
+            caught += 1;
+        }
+    }
+    assert!(caught > 0, "nobody noticed {mutation:?}");
+}
+
+#[test]
+fn a_wrong_byte_is_caught() {
+    is_caught(Mutation::WrongByte, &["wrong byte at offset"]);
+}
+
+#[test]
+fn lost_bytes_are_caught() {
+    is_caught(
+        Mutation::LostBytes,
+        &["wrong byte at offset", "ended after"],
+    );
+}
+
+#[test]
+fn an_invented_byte_is_caught() {
+    is_caught(
+        Mutation::InventedByte,
+        &["were delivered", "wrong byte at offset", "ended after"],
+    );
+}
+
+#[test]
+fn a_forgotten_record_is_caught() {
+    is_caught(Mutation::ForgottenRecord, &["let go of record"]);
+}
+
+#[test]
+fn a_lost_end_is_caught() {
+    is_caught(
+        Mutation::LostEnd,
+        &["nothing more will ever happen", "not drained"],
+    );
+}
+
+#[test]
+fn an_early_end_is_caught() {
+    is_caught(Mutation::EarlyEnd, &["ended after"]);
+}
+
+#[test]
+fn a_one_sided_end_is_caught() {
+    is_caught(Mutation::OneSidedEnd, &["it ended as"]);
+}
+
+#[test]
+fn hoarding_is_caught() {
+    is_caught(Mutation::Hoarding, &["its budget is"]);
+}
+
+#[test]
+fn an_ignored_timer_is_caught() {
+    is_caught(Mutation::IgnoredTimer, &["going round in circles"]);
+}
+
+#[test]
+fn restlessness_is_caught() {
+    is_caught(Mutation::Restless, &["does not come to rest"]);
+}
+
+#[test]
+fn a_stray_close_is_caught() {
+    is_caught(Mutation::StrayClose, &["though nobody asked"]);
+}
+
+#[test]
+fn a_stray_fault_is_caught() {
+    is_caught(Mutation::StrayFault, &["honest bytes"]);
+}

@@ -86,7 +86,7 @@ impl Nginx {
             .collect();
         let conf = format!(
             "daemon off;\nuser root;\nworker_processes 1;\npid {d}/pid;\nerror_log {d}/error.log;\nevents {{ worker_connections 2048; }}\n\
-             http {{ access_log off; sendfile on; {temp} server {{ listen {v4}:{port}; listen [{v6}]:{port}; root {}; }} }}\n",
+             http {{ access_log off; sendfile on; send_timeout 10m; {temp} server {{ listen {v4}:{port}; listen [{v6}]:{port}; root {}; }} }}\n",
             root.display()
         );
         let file = dir.join("nginx.conf");

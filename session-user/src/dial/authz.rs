@@ -79,7 +79,7 @@ pub enum WhyDenied {
 
 /// A refusal, fit for the log.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("peer `{peer}` may not reach {target}: {why}")]
+#[error("EACCES: peer `{peer}` may not reach {target}: {why}")]
 pub struct Denied {
     /// Who asked.
     pub peer: String,

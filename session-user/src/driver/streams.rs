@@ -89,7 +89,11 @@ impl Driver {
             // The application gave up first.
             Ok(_) => {}
             Err(error) => {
-                tracing::info!(peer = %self.peer.name, stream = id, %error, "a target could not be connected");
+                if matches!(error, crate::dial::DialError::Denied(_)) {
+                    tracing::warn!(stream = id, "{error}");
+                } else {
+                    tracing::info!(peer = %self.peer.name, stream = id, %error, "a target could not be connected");
+                }
                 self.session.refuse(id, error.errno().unsigned_abs().into());
             }
         }

@@ -30,7 +30,11 @@ impl Session {
             (_, Phase::Up) => {}
             _ => return Err(TransportFault::Unauthenticated.into()),
         }
-        let greeting = matches!(frame, Frame::Hello { .. } | Frame::Accept { .. });
+        // A responder that has just read HELLO may say no at once.
+        let greeting = matches!(
+            frame,
+            Frame::Hello { .. } | Frame::Accept { .. } | Frame::Close { .. }
+        );
         let probing = matches!(
             frame,
             Frame::Ping { .. } | Frame::Pong { .. } | Frame::Ack { .. }

@@ -145,7 +145,7 @@ impl World<'_> {
 
     fn ping(&mut self, side: Side) {
         for handle in self.hosts[side as usize].up() {
-            let token = self.rng.next();
+            let token = self.rng.draw();
             self.host(side).pings.insert(token);
             if let Some(session) = self.session(side) {
                 session.ping(handle, token);

@@ -24,7 +24,7 @@ fn flight_id(generation: u16) -> u64 {
 impl World<'_> {
     /// Bytes of flight `flight` (0 to 2) of `generation`'s handshake.
     fn flight_bytes(&self, generation: u16, flight: u64) -> u64 {
-        200 + mix(self.script.seed ^ flight_id(generation) * 3 + flight) % 5_000
+        200 + mix(self.script.seed ^ (flight_id(generation) * 3 + flight)) % 5_000
     }
 
     fn send_flight(&mut self, side: Side, generation: u16, offset: u64, bytes: u64) {
@@ -102,7 +102,7 @@ impl World<'_> {
             self.script.seed,
             attempt << 20 | u64::from(generation) << 4 | 1,
         );
-        let aead = if generation % 2 == 0 {
+        let aead = if generation.is_multiple_of(2) {
             Aead::Aes128Gcm
         } else {
             Aead::ChaCha20Poly1305

@@ -232,7 +232,7 @@ fn denials_say_what_and_why() {
     let text = check_name(&list, "rebind.example", 80, "169.254.169.254").unwrap_err();
     assert_eq!(
         text.to_string(),
-        "peer `client.example` may not reach rebind.example:80 (resolved to 169.254.169.254): \
+        "EACCES: peer `client.example` may not reach rebind.example:80 (resolved to 169.254.169.254): \
          169.254.169.254 is in the link-local range 169.254.0.0/16, which only a rule inside that \
          range opens"
     );

@@ -224,6 +224,7 @@ fn what_no_rule_allows_is_refused_and_logged() -> anyhow::Result<()> {
         log.contains("EACCES: peer `client` may not reach")
             && log.contains("none of the peer's rules covers it")
     })
+    .with_context(|| bed.bed.log("gateway"))
 }
 
 /// Half-close in both directions through the whole path.

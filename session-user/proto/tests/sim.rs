@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use session_proto::sim::{self, Mutation, Options, Tally};
 
 /// Seeds of the test suite; `cargo xtask sim` runs any number.
-const SEEDS: u64 = 2_000;
+const SEEDS: u64 = 10_000;
 
 /// Seeds that failed once, with what was wrong. They stay for ever.
 const REGRESSIONS: &[(u64, &str)] = &[

@@ -76,9 +76,13 @@ impl Runs {
         while watchers.join_next().await.is_some() {}
         if let Ok(root) = cgroup::cgroup2_root() {
             let folder = scopes_folder(&root);
+            // Another agent may have scopes there as well.
+            let ours = format!("run-{}-", std::process::id());
             for entry in std::fs::read_dir(&folder).into_iter().flatten().flatten() {
-                // Fails for a scope with processes, which is left to them.
-                let _ = std::fs::remove_dir(entry.path());
+                if entry.file_name().to_string_lossy().starts_with(&ours) {
+                    // Fails for a scope with processes, which is left to them.
+                    let _ = std::fs::remove_dir(entry.path());
+                }
             }
             let _ = std::fs::remove_dir(&folder);
         }

@@ -1,7 +1,6 @@
 //! One end of the session and its sockets: what the agent's driver does, in the same order.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::io::IoSlice;
 use std::time::Duration;
 
 use bytes::{Buf, Bytes};
@@ -10,17 +9,13 @@ use super::app::App;
 use super::net::{Item, Purpose};
 use super::renew::Renewal;
 use super::rng::mix;
-use super::script::Action;
 use super::world::{Happening, World};
 use super::{Mutation, Side};
 use crate::Time;
-use crate::limits::RESUME_TOKENS_AHEAD;
 use crate::seal::{Aead, SealError, Secret, SessionSecret};
-use crate::session::{Event, Handle, Session, StreamId, TransportFault};
+use crate::session::{Handle, Session, StreamId, TransportFault};
 use crate::wire::{Kind, Preamble, Reply, ResumeToken, Status};
 
-/// Events and writes that one change may lead to before the ends must come to rest.
-const ROUNDS_MAX: usize = 10_000;
 /// How long a transport may stay unauthenticated.
 const UP_BY: Duration = Duration::from_secs(5);
 
@@ -30,14 +25,14 @@ pub(super) struct Host {
     pub session: Option<Session>,
     /// The wires of its transports.
     pub wires: BTreeMap<Handle, usize>,
-    tokens: BTreeMap<ResumeToken, u64>,
+    pub tokens: BTreeMap<ResumeToken, u64>,
     pub apps: BTreeMap<StreamId, App>,
     /// Streams to open as soon as that can be.
     pub wanted: u64,
-    timer_at: Option<Time>,
-    redial_at: Option<Time>,
+    pub timer_at: Option<Time>,
+    pub redial_at: Option<Time>,
     pub connecting: usize,
-    backoff: Duration,
+    pub backoff: Duration,
     pub retired: BTreeSet<Handle>,
     pub renewal: Option<Renewal>,
     pub generation: u16,
@@ -137,7 +132,7 @@ impl World<'_> {
     }
 
     /// The initiator's session never opened and has lost its only transport: begin again.
-    fn begin_again(&mut self) {
+    pub fn begin_again(&mut self) {
         let wires: Vec<usize> = self
             .hosts
             .iter()
@@ -367,345 +362,12 @@ impl World<'_> {
         }
     }
 
-    fn drop_transport(&mut self, side: Side, handle: Handle) {
+    pub fn drop_transport(&mut self, side: Side, handle: Handle) {
         let host = self.host(side);
         host.wires.remove(&handle);
         host.retired.remove(&handle);
         if let Some(session) = &mut host.session {
             session.transport_lost(handle);
         }
-    }
-
-    /// Acts on the session's events and writes what it has, until neither brings anything new.
-    pub fn settle(&mut self, side: Side) {
-        for _ in 0..ROUNDS_MAX {
-            let mut rested = self.mutation != Some(Mutation::Restless);
-            while let Some(event) = self.session(side).and_then(Session::poll_event) {
-                rested = false;
-                self.check.tally.events += 1;
-                self.handle_event(side, event);
-                if self.failure.is_some() {
-                    return;
-                }
-            }
-            if !self.flush(side) && rested {
-                return self.arm(side);
-            }
-        }
-        self.fail(format!("{side:?} does not come to rest"));
-    }
-
-    /// Writes what the session has for every transport; true if anything was written.
-    fn flush(&mut self, side: Side) -> bool {
-        let Some(session) = self.session(side).filter(|s| !s.is_closed()) else {
-            return false;
-        };
-        let handles: Vec<Handle> = session.transports().collect();
-        let mut wrote = false;
-        for handle in handles {
-            wrote |= self.flush_one(side, handle);
-        }
-        wrote
-    }
-
-    fn flush_one(&mut self, side: Side, handle: Handle) -> bool {
-        let mut wrote = false;
-        loop {
-            let now = self.now;
-            let host = &mut self.hosts[side as usize];
-            let Some(session) = &mut host.session else {
-                return wrote;
-            };
-            if !session.prepare(now, handle) {
-                return wrote;
-            }
-            let Some(&wire) = host.wires.get(&handle) else {
-                self.fail(format!(
-                    "{side:?} has bytes for transport {}, which is gone",
-                    handle.as_u64()
-                ));
-                return false;
-            };
-            let Some(found) = self.wires.get(&wire) else {
-                return wrote;
-            };
-            let room = found.pipes[side as usize].room(&self.links[found.link]);
-            let mut slices = [IoSlice::new(&[]); 16];
-            let filled = session.slices(handle, &mut slices);
-            let total: usize = slices[..filled].iter().map(|s| s.len()).sum();
-            let mut take = room.min(total);
-            if take == 0 {
-                return wrote;
-            }
-            // A socket takes what it likes.
-            if self.rng.chance(250) {
-                take = 1 + self.rng.below(take as u64) as usize;
-            }
-            let mut bytes = Vec::with_capacity(take);
-            for slice in &slices[..filled] {
-                let part = slice.len().min(take - bytes.len());
-                bytes.extend_from_slice(&slice[..part]);
-            }
-            session.transmitted(handle, take);
-            self.check.tally.wire_bytes += take as u64;
-            self.carry(wire, side, bytes);
-            wrote = true;
-        }
-    }
-
-    fn handle_event(&mut self, side: Side, event: Event) {
-        if !matches!(event, Event::ReauthData { .. }) {
-            self.trace(|| format!("{side:?} {event:?}"));
-        }
-        match event {
-            Event::Hello(_) => {
-                let delay = self.rng.micros(1, 20_000);
-                self.after(
-                    delay,
-                    Happening::Decide {
-                        attempt: self.attempt,
-                    },
-                );
-            }
-            Event::Accepted(_) => self.open_wanted(side),
-            Event::StreamOpened { id, target } => self.stream_opened(side, id, &target),
-            Event::StreamConnected(id) => self.stream_connected(side, id),
-            Event::StreamRefused { id, errno } => self.stream_refused(side, id, errno),
-            Event::Readable(id) => self.readable(side, id),
-            Event::StreamReset { id, .. } => self.stream_reset(side, id),
-            Event::Writable => self.writable(side),
-            Event::StreamsAvailable => self.open_wanted(side),
-            Event::TransportUp(handle) => self.transport_up(side, handle),
-            Event::TransportDone(handle) => {
-                if let Some(&wire) = self.host(side).wires.get(&handle) {
-                    self.close_end(wire, side, false);
-                }
-                self.drop_transport(side, handle);
-            }
-            Event::Pong { token, .. } => {
-                if !self.host(side).pings.remove(&token) {
-                    self.fail(format!("{side:?}: a PONG that nobody asked for"));
-                }
-            }
-            Event::TokensChanged => self.learn_tokens(side),
-            Event::ReauthData { generation, data } => self.renewal_data(side, generation, &data),
-            Event::Reauthenticated { generation } => self.renewed(side, generation),
-            Event::Closed { code, by_peer, .. } => self.session_closed(side, code, by_peer),
-        }
-    }
-
-    fn learn_tokens(&mut self, side: Side) {
-        let host = self.host(side);
-        if let Some(session) = &host.session {
-            host.tokens = session.expected_tokens().into_iter().collect();
-            debug_assert_eq!(host.tokens.len() as u64, RESUME_TOKENS_AHEAD);
-        }
-    }
-
-    fn transport_up(&mut self, side: Side, handle: Handle) {
-        self.check.tally.resumes += 1;
-        self.host(side).backoff = Duration::ZERO;
-        let purpose = self.hosts[side as usize]
-            .wires
-            .get(&handle)
-            .and_then(|w| self.wires.get(w))
-            .map(|w| (w.dialler, w.purpose));
-        if purpose
-            == Some((
-                side,
-                Purpose::Resume {
-                    standby: false,
-                    replaces: true,
-                },
-            ))
-        {
-            for old in self.hosts[side as usize]
-                .up()
-                .into_iter()
-                .filter(|&h| h != handle)
-            {
-                self.retire(side, old);
-            }
-        }
-    }
-
-    pub fn retire(&mut self, side: Side, handle: Handle) {
-        self.trace(|| format!("{side:?} retires transport {}", handle.as_u64()));
-        let host = self.host(side);
-        host.retired.insert(handle);
-        if let Some(session) = &mut host.session {
-            session.retire(handle);
-        }
-    }
-
-    /// The session's next deadline is put in the queue.
-    fn arm(&mut self, side: Side) {
-        let host = &mut self.hosts[side as usize];
-        let Some(at) = host.session.as_ref().and_then(Session::poll_timeout) else {
-            return;
-        };
-        if host
-            .timer_at
-            .is_none_or(|armed| at < armed || armed < self.now)
-        {
-            host.timer_at = Some(at);
-            self.at(at.max(self.now), Happening::Timer { side });
-        }
-    }
-
-    pub fn timer(&mut self, side: Side) {
-        let now = self.now;
-        let host = self.host(side);
-        host.timer_at = None;
-        let Some(session) = &mut host.session else {
-            return;
-        };
-        if session.poll_timeout().is_none_or(|at| at > now) {
-            return;
-        }
-        if self.mutation == Some(Mutation::IgnoredTimer) {
-            return;
-        }
-        let Some(session) = self.session(side) else {
-            return;
-        };
-        session.handle_timeout(now);
-        self.settle(side);
-        let next = self.session(side).and_then(|s| s.poll_timeout());
-        if next.is_some_and(|at| at <= now) {
-            self.fail(format!("{side:?}: a deadline that was served stays"));
-        }
-    }
-
-    /// The initiator dials when nothing carries its records.
-    pub fn keep_dialled(&mut self) {
-        let host = &self.hosts[Side::Initiator as usize];
-        let Some(session) = &host.session else { return };
-        if session.is_ending() || session.active().is_some() || host.connecting > 0 {
-            return;
-        }
-        if !session.is_open() {
-            if session.transports().next().is_none() {
-                self.begin_again();
-            }
-            return;
-        }
-        if self.rejoin.is_some() || host.redial_at.is_some_and(|at| at >= self.now) {
-            return;
-        }
-        let backoff = host.backoff;
-        let at = self.now + backoff;
-        let host = self.host(Side::Initiator);
-        host.backoff = (backoff * 2).clamp(Duration::from_millis(10), Duration::from_secs(2));
-        host.redial_at = Some(at);
-        self.after(backoff, Happening::Redial);
-    }
-
-    pub fn redial(&mut self) {
-        let host = self.host(Side::Initiator);
-        host.redial_at = None;
-        let idle = host.connecting == 0
-            && host
-                .session
-                .as_ref()
-                .is_some_and(|s| s.is_open() && s.active().is_none());
-        if idle {
-            self.dial(Side::Initiator, false, false);
-        }
-    }
-
-    /// `side` dials over a link that is up, if there is one.
-    pub fn dial(&mut self, side: Side, standby: bool, replaces: bool) {
-        let up: Vec<usize> = (0..self.links.len())
-            .filter(|&l| self.links[l].up)
-            .collect();
-        if up.is_empty() || self.host(side).wires.len() > 12 {
-            return;
-        }
-        let link = self.rng.pick(&up);
-        self.host(side).connecting += 1;
-        self.connect(side, link, Purpose::Resume { standby, replaces });
-    }
-
-    /// The session has ended at `side`.
-    fn session_closed(&mut self, side: Side, code: u64, by_peer: bool) {
-        let peer_may = self.hosts[side.other() as usize].may_end;
-        let host = self.host(side);
-        let allowed = if by_peer { peer_may } else { host.may_end };
-        host.ended = Some((code, by_peer));
-        host.apps.clear();
-        host.wanted = 0;
-        if !allowed {
-            self.fail(format!("{side:?}: the session closed with code {code} (by peer: {by_peer}) though nobody asked"));
-        }
-    }
-
-    /// `side` closes the session.
-    pub fn close(&mut self, side: Side, code: u64) {
-        let now = self.now;
-        let host = self.host(side);
-        host.may_end = true;
-        if let Some(session) = &mut host.session {
-            session.close(now, code, "as the script has it");
-        }
-        self.trace(|| format!("{side:?} closes"));
-    }
-
-    /// Once all is delivered: one end closes, and nothing may stay behind. True when all is over.
-    pub fn wind_up(&mut self) -> bool {
-        let ending = self
-            .hosts
-            .iter()
-            .any(|h| h.is_over() || h.ended.is_some() || h.may_end);
-        if !ending && !self.parting {
-            if !self.is_drained() {
-                return false;
-            }
-            self.check_end();
-            self.parting = true;
-            let side = self.rng.pick(&Side::BOTH);
-            self.act(Action::Close { side });
-            if self.rng.chance(300) {
-                self.act(Action::Close { side: side.other() });
-            }
-            self.settle(side);
-            self.settle(side.other());
-            if self.rng.chance(200) {
-                let wires: Vec<usize> = self.wires.keys().copied().collect();
-                for wire in wires {
-                    self.kill(wire);
-                }
-            }
-        }
-        for side in Side::BOTH {
-            if self.hosts[side as usize].is_over() {
-                self.leave(side);
-            }
-        }
-        let [initiator, responder] = &self.hosts;
-        // A responder whose initiator closed unheard keeps the session until its hold time ends.
-        initiator.is_over() && (responder.is_over() || responder.wires.is_empty())
-    }
-
-    /// Nothing stays behind of a session that is over.
-    fn leave(&mut self, side: Side) {
-        let host = self.host(side);
-        host.tokens.clear();
-        let wires = std::mem::take(&mut host.wires);
-        host.timer_at = None;
-        for wire in wires.into_values() {
-            self.close_end(wire, side, false);
-        }
-    }
-
-    /// The responder is started anew.
-    pub fn forget(&mut self) {
-        self.trace(|| "the responder forgets the session".to_owned());
-        let host = self.host(Side::Responder);
-        host.session = None;
-        host.apps.clear();
-        host.wanted = 0;
-        host.may_end = true;
-        self.leave(Side::Responder);
     }
 }

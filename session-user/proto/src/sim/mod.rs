@@ -14,11 +14,13 @@ mod app;
 mod check;
 mod faults;
 mod host;
+mod life;
 mod net;
 mod rejoin;
 mod renew;
 pub mod rng;
 mod script;
+mod settle;
 mod tap;
 mod world;
 

@@ -7,7 +7,7 @@ use bytes::{Buf, BytesMut};
 use session_proto::Time;
 use session_proto::seal::{Aead, Secret, SessionSecret};
 use session_proto::session::{Config, Event, Handle, SendBuf, Session, StreamId, TransportFault};
-use session_proto::wire::{Kind, Preamble, Target};
+use session_proto::wire::{Kind, Preamble, RecordHeader, Space, Target};
 
 /// The initiator, the responder and their transports.
 pub struct Pair {
@@ -212,4 +212,34 @@ pub fn read(session: &mut Session, id: StreamId) -> (Vec<u8>, bool) {
     }
     let ended = session.take_end(id);
     (out, ended)
+}
+
+/// Small limits, so that they are met.
+pub fn config() -> Config {
+    Config {
+        memory_bytes: 4 << 20,
+        max_streams: 8,
+        stream_window_max: 256 * 1024,
+        ..Config::default()
+    }
+}
+
+/// The records in `bytes`, as header and all of its bytes.
+pub fn records(mut bytes: &[u8]) -> Vec<(RecordHeader, &[u8])> {
+    let mut out = Vec::new();
+    while let Some(raw) = bytes.first_chunk() {
+        let header = RecordHeader::parse(raw).unwrap();
+        let (record, rest) = bytes.split_at(16 + header.payload_bytes);
+        out.push((header, record));
+        bytes = rest;
+    }
+    out
+}
+
+/// Those of space R.
+pub fn retained(bytes: &[u8]) -> Vec<&[u8]> {
+    let all = records(bytes).into_iter();
+    all.filter(|(h, _)| h.space == Space::Retained)
+        .map(|(_, record)| record)
+        .collect()
 }

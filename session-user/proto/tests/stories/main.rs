@@ -1,0 +1,5 @@
+//! The plain stories of two sessions, one promise each.
+
+mod handover;
+mod pair;
+mod session;

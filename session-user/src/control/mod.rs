@@ -4,6 +4,8 @@
 mod client;
 mod permit;
 mod server;
+#[cfg(test)]
+mod tests;
 mod types;
 
 pub use client::{Client, ClientError};

@@ -60,9 +60,14 @@ pub fn listen(path: &Path, group: Option<&str>) -> io::Result<UnixListener> {
     let listener = UnixListener::bind(path)?;
     // Everybody may connect and is then judged by what the kernel says of him: a mode would keep
     // the configured run_users out.
-    let _ = group
-        .and_then(|name| Group::from_name(name).ok().flatten())
-        .map(|g| nix::unistd::chown(path, None, Some(g.gid)));
+    if let Some(name) = group
+        && !matches!(Group::from_name(name), Ok(Some(_)))
+    {
+        tracing::warn!(
+            group = name,
+            "the control_group of [agent] does not exist on this host: only root may command the agent"
+        );
+    }
     fs::set_permissions(path, fs::Permissions::from_mode(0o666))?;
     Ok(listener)
 }

@@ -5,6 +5,8 @@
 
 mod error;
 mod info;
+#[cfg(test)]
+mod tests;
 
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;

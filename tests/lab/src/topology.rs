@@ -370,7 +370,7 @@ impl Lab {
         if direction != Direction::Up {
             rules.push_str(&format!("oifname \"{side}\" drop\n"));
         }
-        rules.push_str("} }\n");
+        rules.push_str("}\n}\n");
         self.router.exec("nft", &[&rules]).map(|_| ())
     }
 

@@ -1,0 +1,200 @@
+//! Transport sockets against a real kernel, in the two-link lab.
+
+use std::io::{Read as _, Write as _};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener as StdListener};
+use std::time::Duration;
+
+use session_lab::{Direction, GATEWAY_V4, Lab, LabConfig, LinkName};
+use socket2::SockRef;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+use super::{DialSpec, TcpInfo, TransportError, TransportOptions, dial, listen, tcp_info};
+
+/// Longer than anything here takes on a busy machine.
+const PATIENCE: Duration = Duration::from_secs(20);
+
+fn lab() -> Lab {
+    Lab::new(&LabConfig::default()).unwrap()
+}
+
+/// An echo server for one connection after another, inside the lab's server.
+fn echo_server(lab: &Lab) -> SocketAddr {
+    let listener = lab
+        .server()
+        .run(|| StdListener::bind((GATEWAY_V4, 0)).unwrap());
+    let addr = listener.local_addr().unwrap();
+    // Ends with the process: accept() waits for connections that do not come.
+    std::thread::spawn(move || {
+        for stream in listener.incoming() {
+            let Ok(mut stream) = stream else { return };
+            std::thread::spawn(move || {
+                let mut buffer = [0; 4096];
+                while let Ok(n @ 1..) = stream.read(&mut buffer) {
+                    if stream.write_all(&buffer[..n]).is_err() {
+                        return;
+                    }
+                }
+            });
+        }
+    });
+    addr
+}
+
+fn over(link: LinkName, remote: SocketAddr) -> DialSpec {
+    DialSpec {
+        device: Some(link.name().to_owned()),
+        source: Some(IpAddr::V4(link.client_v4())),
+        remote,
+        timeout: PATIENCE,
+    }
+}
+
+/// Runs `job` on a runtime inside the lab's client.
+fn on_client<T: Send + 'static, F: Future<Output = T>>(
+    lab: &Lab,
+    job: impl FnOnce() -> F + Send + 'static,
+) -> T {
+    lab.client().run(move || {
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .unwrap();
+        runtime.block_on(job())
+    })
+}
+
+fn error_of(lab: &Lab, spec: DialSpec) -> TransportError {
+    on_client(lab, move || async move {
+        dial(&spec, &TransportOptions::default()).await.unwrap_err()
+    })
+}
+
+#[test]
+fn two_links_carry_two_connections_to_one_address() {
+    let lab = lab();
+    let remote = echo_server(&lab);
+    on_client(&lab, move || async move {
+        let options = TransportOptions {
+            notsent_lowat: 77_000,
+            user_timeout: Duration::from_millis(12_345),
+            keepalive_idle: Duration::from_secs(61),
+            keepalive_interval: Duration::from_secs(11),
+            keepalive_probes: 4,
+        };
+        let mut both = Vec::new();
+        for link in LinkName::ALL {
+            both.push((link, dial(&over(link, remote), &options).await.unwrap()));
+        }
+        for (link, stream) in &mut both {
+            stream.write_all(link.name().as_bytes()).await.unwrap();
+            let mut back = vec![0; link.name().len()];
+            stream.read_exact(&mut back).await.unwrap();
+            assert_eq!(back, link.name().as_bytes());
+
+            let local = stream.local_addr().unwrap().ip();
+            assert_eq!(local, IpAddr::V4(link.client_v4()));
+            let socket = SockRef::from(&*stream);
+            let device = socket.device().unwrap().unwrap();
+            assert_eq!(device, link.name().as_bytes());
+            assert!(socket.tcp_nodelay().unwrap());
+            assert_eq!(socket.tcp_notsent_lowat().unwrap(), 77_000);
+            assert_eq!(
+                socket.tcp_user_timeout().unwrap(),
+                Some(options.user_timeout)
+            );
+            assert!(socket.keepalive().unwrap());
+            assert_eq!(socket.tcp_keepalive_time().unwrap(), options.keepalive_idle);
+            assert_eq!(
+                socket.tcp_keepalive_interval().unwrap(),
+                options.keepalive_interval
+            );
+            assert_eq!(socket.tcp_keepalive_retries().unwrap(), 4);
+        }
+    });
+}
+
+#[test]
+fn the_kernel_tells_what_it_measured() {
+    let lab = lab();
+    let remote = echo_server(&lab);
+    let info: TcpInfo = on_client(&lab, move || async move {
+        let spec = over(LinkName::Wifi, remote);
+        let mut stream = dial(&spec, &TransportOptions::default()).await.unwrap();
+        let mut back = [0; 4];
+        for _ in 0..10 {
+            stream.write_all(b"ping").await.unwrap();
+            stream.read_exact(&mut back).await.unwrap();
+        }
+        tcp_info(&stream).unwrap()
+    });
+    assert!(info.rtt > Duration::ZERO && info.rtt < PATIENCE, "{info:?}");
+    assert!(info.snd_mss >= 536 && info.snd_mss <= 1460, "{info:?}");
+    assert!(info.snd_cwnd >= 1, "{info:?}");
+    assert_eq!(info.retransmits, 0, "{info:?}");
+}
+
+#[test]
+fn a_refusal_is_told_from_silence() {
+    let lab = lab();
+    let nobody = SocketAddr::from((GATEWAY_V4, 9));
+    let error = error_of(&lab, over(LinkName::Wifi, nobody));
+    assert!(error.is_refused(), "{error}");
+    let words = error.to_string();
+    assert!(words.contains("10.10.9.2:9 over wifi0"), "{words}");
+
+    lab.blackhole(LinkName::Wifi, Direction::Down).unwrap();
+    let spec = DialSpec {
+        timeout: Duration::from_millis(200),
+        ..over(LinkName::Wifi, nobody)
+    };
+    let error = error_of(&lab, spec);
+    assert!(matches!(error, TransportError::Timeout { .. }), "{error}");
+    assert!(!error.is_refused());
+    // The other link knows nothing of it.
+    assert!(error_of(&lab, over(LinkName::Lte, nobody)).is_refused());
+}
+
+#[test]
+fn a_link_that_leads_nowhere_is_the_links_fault() {
+    let lab = lab();
+    let remote = echo_server(&lab);
+    let no_device = DialSpec {
+        device: Some("nosuch0".to_owned()),
+        ..over(LinkName::Wifi, remote)
+    };
+    let no_address = DialSpec {
+        source: Some(IpAddr::V4(Ipv4Addr::new(192, 0, 2, 99))),
+        ..over(LinkName::Wifi, remote)
+    };
+    for spec in [no_device, no_address] {
+        let error = error_of(&lab, spec);
+        assert!(matches!(error, TransportError::Link { .. }), "{error}");
+    }
+    lab.client()
+        .ip(&["route", "del", "default", "dev", "lte0"])
+        .unwrap();
+    let error = error_of(&lab, over(LinkName::Lte, remote));
+    assert!(matches!(error, TransportError::Link { .. }), "{error}");
+    lab.cut(LinkName::Wifi).unwrap();
+    let error = error_of(&lab, over(LinkName::Wifi, remote));
+    assert!(matches!(error, TransportError::Link { .. }), "{error}");
+}
+
+#[test]
+fn both_families_listen_on_one_port() {
+    let lab = lab();
+    on_client(&lab, || async {
+        let v4 = listen("0.0.0.0:0".parse().unwrap()).unwrap();
+        let port = v4.local_addr().unwrap().port();
+        let v6 = listen(SocketAddr::new("::".parse().unwrap(), port)).unwrap();
+        for (address, listener) in [("127.0.0.1", &v4), ("::1", &v6)] {
+            let to = SocketAddr::new(address.parse().unwrap(), port);
+            let (dialled, accepted) =
+                tokio::join!(tokio::net::TcpStream::connect(to), listener.accept());
+            let from = accepted.unwrap().1;
+            assert_eq!(dialled.unwrap().local_addr().unwrap(), from);
+        }
+        let taken = listen(SocketAddr::new("::".parse().unwrap(), port)).unwrap_err();
+        assert_eq!(taken.kind(), std::io::ErrorKind::AddrInUse);
+    });
+}

@@ -2,6 +2,7 @@
 //! who cuts links.
 
 mod cutter;
+mod lacking;
 mod services;
 
 use std::path::PathBuf;
@@ -10,6 +11,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail, ensure};
 pub use cutter::Cutter;
+pub use lacking::without_syscall;
 pub use services::{Nginx, Postgres, Redis, Sshd};
 use session_lab::Netns;
 use session_user::bench::bed::{Bed, BedConfig};

@@ -350,3 +350,51 @@ fn a_revoked_unit_is_closed_and_stays_out() -> anyhow::Result<()> {
     ensure!(sessions.trim() == "no sessions", "{sessions}");
     Ok(())
 }
+
+/// A service manager removes a service's cgroup at a restart and makes another one, and its slice's
+/// as well if nothing else was in it.
+#[test]
+fn a_restarted_service_is_captured_again() -> anyhow::Result<()> {
+    let bed = TestBed::new()?;
+    let control = bed.bed.client_control();
+    let nginx = Nginx::start(&bed.bed.lab, &bed.path(""))?;
+    make_file(&nginx.root.join("file"), 1 << 10)?;
+    let url = format!("http://{}:{}/file", Lab::target(false), Nginx::PORT);
+    let tree = TestCgroup::new()?;
+    let slice = tree.path().join("app.slice");
+    let service = slice.join("app.service");
+    let start = || fs::create_dir(&slice).and_then(|()| fs::create_dir(&service));
+    let captured = || -> anyhow::Result<u64> {
+        let status = holdfast(&control, &["status", "--json"])?;
+        let status: serde_json::Value = serde_json::from_slice(&status.stdout)?;
+        status["capture"]["captured4"]
+            .as_u64()
+            .context("no counter")
+    };
+    start()?;
+    let path = service.display().to_string();
+    ensure!(holdfast(&control, &["attach", &path])?.status.success());
+    for restart in 1..=3 {
+        fs::remove_dir(&service)?;
+        fs::remove_dir(&slice)?;
+        start()?;
+        eventually("the agent notices", LIMIT, || {
+            bed.bed.log("client").matches("is captured again").count() == restart
+        })?;
+        let before = captured()?;
+        let script = format!("echo 0 > {path}/cgroup.procs && exec curl -sS -f -o /dev/null {url}");
+        let mut command = Command::new("sh");
+        command.args(["-c", &script]);
+        let output = bed.bed.lab.client().output(command)?;
+        ensure!(output.status.success(), "{}", err(&output));
+        ensure!(captured()? == before + 1, "restart {restart} escaped");
+        eventually("the service's cgroup is empty", LIMIT, || {
+            fs::read_to_string(service.join("cgroup.events"))
+                .is_ok_and(|e| e.contains("populated 0"))
+        })?;
+    }
+    ensure!(holdfast(&control, &["detach", &path])?.status.success());
+    fs::remove_dir(&service)?;
+    fs::remove_dir(&slice)?;
+    Ok(())
+}

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use tokio::sync::{mpsc, oneshot};
 
+use super::cgroup_watch::CgroupWatch;
 use crate::capture::{Capture, CaptureError, Captured, Counters};
 use crate::capture_queue::CaptureQueue;
 
@@ -93,12 +94,21 @@ async fn serve(
     queues: Vec<Arc<CaptureQueue>>,
     mut inbox: mpsc::Receiver<Request>,
 ) {
+    let watch = CgroupWatch::new();
+    if let Err(error) = &watch {
+        tracing::warn!(%error, "a service that is restarted must be attached again by hand");
+    }
+    let watch = watch.ok();
     loop {
         tokio::select! {
             request = inbox.recv() => match request {
-                Some(request) => apply(&mut capture, request),
+                Some(request) => {
+                    apply(&mut capture, request);
+                    look_after(&mut capture, watch.as_ref());
+                }
                 None => return,
             },
+            () = changed(watch.as_ref()) => look_after(&mut capture, watch.as_ref()),
             accepted = capture.accept() => match accepted {
                 Ok(captured) => dispatch(&queues, captured),
                 Err(error) => {
@@ -107,6 +117,29 @@ async fn serve(
                 }
             },
         }
+    }
+}
+
+/// Attaches to cgroups that were made anew. The folders are watched first, so that none is missed
+/// in between.
+fn look_after(capture: &mut Capture, watch: Option<&CgroupWatch>) {
+    let Some(watch) = watch else { return };
+    if let Err(error) = watch.look_after(&capture.attached()) {
+        tracing::warn!(%error, "captured cgroups cannot be watched: attach a service again after its restart");
+    }
+    for cgroup in capture.reattach() {
+        tracing::info!(cgroup = %cgroup.display(), "a captured cgroup was made anew and is captured again");
+    }
+}
+
+async fn changed(watch: Option<&CgroupWatch>) {
+    let told = match watch {
+        Some(watch) => watch.changed().await,
+        None => std::future::pending().await,
+    };
+    if let Err(error) = told {
+        tracing::warn!(%error, "the watch of captured cgroups failed");
+        tokio::time::sleep(ACCEPT_RETRY).await;
     }
 }
 

@@ -9,6 +9,7 @@
 
 mod acceptor;
 mod captures;
+mod cgroup_watch;
 mod commands;
 mod peer;
 pub mod registry;

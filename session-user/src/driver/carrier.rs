@@ -153,12 +153,16 @@ impl Driver {
 
     /// Writes what the session has for every transport.
     pub(super) fn flush(&mut self) {
-        let handles: Vec<Handle> = self.carriers.keys().copied().collect();
-        for handle in handles {
+        // The list is kept for the next turn: this is done after every one.
+        let mut handles = std::mem::take(&mut self.flushing);
+        handles.clear();
+        handles.extend(self.carriers.keys());
+        for &handle in &handles {
             if let Err(error) = self.flush_one(handle) {
                 self.carrier_failed(handle, &CarrierEnd::Io(error));
             }
         }
+        self.flushing = handles;
     }
 
     fn flush_one(&mut self, handle: Handle) -> io::Result<()> {

@@ -172,6 +172,8 @@ pub struct Driver {
     ready: ReadySet<Name>,
     apps: BTreeMap<StreamId, App>,
     carriers: BTreeMap<Handle, Carrier>,
+    /// The carriers of one flush; kept, so that it allocates once.
+    flushing: Vec<Handle>,
     /// Streams that had something to send and no capacity.
     blocked: VecDeque<StreamId>,
     /// A read buffer that was not used up.
@@ -213,6 +215,7 @@ impl Driver {
             ready: ReadySet::new(),
             apps: BTreeMap::new(),
             carriers: BTreeMap::new(),
+            flushing: Vec::new(),
             blocked: VecDeque::new(),
             spare: None,
             reauth: None,

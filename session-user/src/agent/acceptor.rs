@@ -17,6 +17,9 @@ use crate::transport::{TransportOptions, tune_accepted};
 
 /// Handshakes that may run at once: each costs a fraction of a millisecond of CPU and a socket.
 const HANDSHAKES_MAX: usize = 256;
+/// Connections that may be without a preamble at once, so that strangers cannot use up the
+/// descriptors of sessions that stand.
+const STRANGERS_MAX: usize = 1024;
 /// Bytes of a preamble, at most, with room for what follows it in the same segment.
 const FIRST_READ_BYTES: usize = 4096;
 /// Wait after `accept()` failed for want of descriptors or memory.
@@ -41,6 +44,8 @@ pub struct Acceptor {
     pub max_sessions: usize,
     /// Options of transport sockets.
     pub transport: TransportOptions,
+    /// Admission of connections that have not said what they want.
+    pub strangers: Arc<Semaphore>,
     /// Closed once the unit drains: no new sessions then, but resumes of those that stand.
     pub admit: Arc<Semaphore>,
 }
@@ -70,6 +75,11 @@ impl Acceptor {
         Arc::new(Semaphore::new(HANDSHAKES_MAX))
     }
 
+    /// The admission of connections.
+    pub fn strangers() -> Arc<Semaphore> {
+        Arc::new(Semaphore::new(STRANGERS_MAX))
+    }
+
     /// Accepts until the task is aborted.
     pub async fn serve(self, listener: TcpListener) {
         loop {
@@ -91,12 +101,16 @@ impl Acceptor {
     }
 
     async fn admit(self, mut stream: TcpStream) -> Result<(), Refused> {
+        let Ok(stranger) = Arc::clone(&self.strangers).try_acquire_owned() else {
+            return Err(Refused::Limit("too many connections without a preamble"));
+        };
         tune_accepted(&stream, &self.transport)?;
         let mut input = BytesMut::with_capacity(FIRST_READ_BYTES);
         let limit = self.handshake_timeout;
         let preamble = tokio::time::timeout(limit, read_preamble(&mut stream, &mut input))
             .await
             .map_err(|_| Refused::Silent(limit))??;
+        drop(stranger);
         if !preamble.speaks_our_version() {
             reply(&mut stream, Status::Version).await;
             return Err(Refused::Version(preamble.version_min, preamble.version_max));

@@ -132,6 +132,10 @@ impl Agent {
                 _ = interrupt.recv() => break,
                 _ = hangup.recv() => self.shared.reread().await,
                 _ = reread.tick() => self.shared.reread().await,
+                Some(ended) = self.tasks.join_next() => {
+                    // Without it the agent would look alive and do nothing: end, and be started anew.
+                    ended.context("a task of the agent has failed: please report this")?;
+                }
             }
         }
         self.drain(&mut terminate, &mut interrupt).await;
@@ -270,6 +274,7 @@ fn accept_sessions(
         handshake_timeout: accept.handshake_timeout,
         max_sessions: accept.max_sessions,
         transport: transport_options(config),
+        strangers: Acceptor::strangers(),
         admit: Arc::clone(admit),
     };
     let listeners = acceptor::listen(&accept.listen)

@@ -62,6 +62,7 @@ impl Peer {
     /// Runs until `stop` says so; a session that stands then is left to be closed by command.
     pub async fn run(mut self, mut stop: watch::Receiver<bool>) {
         let mut next = None;
+        let mut pause = Duration::ZERO;
         while !*stop.borrow() {
             let established = match next.take() {
                 Some(established) => established,
@@ -70,7 +71,14 @@ impl Peer {
                     _ = stop.wait_for(|s| *s) => return,
                 },
             };
-            match self.drive(established).await {
+            let began = Instant::now();
+            let ended = self.drive(established).await;
+            pause = if began.elapsed() > BACKOFF_MAX {
+                Duration::ZERO
+            } else {
+                (pause * 2).clamp(BACKOFF_FIRST, BACKOFF_MAX)
+            };
+            match ended {
                 Ended::Replaced(new) => next = Some(*new),
                 Ended::Closed {
                     code,
@@ -81,6 +89,13 @@ impl Peer {
                 }
                 Ended::PeerGone => {
                     tracing::warn!(peer = %self.name, "the session has ended: the peer is gone")
+                }
+            }
+            // A peer that ends every session at once is not asked as fast as it can answer.
+            if next.is_none() {
+                tokio::select! {
+                    () = tokio::time::sleep(pause) => {}
+                    _ = stop.wait_for(|s| *s) => return,
                 }
             }
         }

@@ -29,6 +29,12 @@ pub struct Entry {
     pub commands: mpsc::Sender<Command>,
 }
 
+impl Entry {
+    fn is_driven(&self) -> bool {
+        !self.commands.is_closed()
+    }
+}
+
 #[derive(Default)]
 struct Tables {
     sessions: HashMap<[u8; 16], Entry>,
@@ -79,11 +85,13 @@ impl Registry {
         self.lock().sessions.remove(&id);
     }
 
-    /// The session that `token` resumes, and the token's counter.
+    /// The session that `token` resumes, and the token's counter. A driver that is gone resumes
+    /// nothing: the peer must hear that, not dial for ever.
     pub fn by_token(&self, token: &ResumeToken) -> Option<(Entry, u64)> {
         let tables = self.lock();
         let (id, counter) = tables.tokens.get(token)?;
-        Some((tables.sessions.get(id)?.clone(), *counter))
+        let entry = tables.sessions.get(id).filter(|e| e.is_driven())?;
+        Some((entry.clone(), *counter))
     }
 
     /// The session `id`, if it is one with `peer`.
@@ -91,7 +99,7 @@ impl Registry {
         self.lock()
             .sessions
             .get(&id)
-            .filter(|e| e.peer == peer)
+            .filter(|e| e.peer == peer && e.is_driven())
             .cloned()
     }
 
@@ -109,7 +117,7 @@ impl Registry {
         self.lock()
             .sessions
             .values()
-            .filter(|e| !e.initiator)
+            .filter(|e| !e.initiator && e.is_driven())
             .count()
     }
 

@@ -8,7 +8,7 @@ use std::time::Duration;
 use bytes::{Buf, BytesMut};
 use session_proto::seal::{Secret, SessionSecret};
 use session_proto::session::{Config, Event, Handle, Session, TransportFault};
-use session_proto::wire::{Kind, Params, Preamble, Reply, Status, WireError};
+use session_proto::wire::{Kind, Params, Preamble, Reply, Status, WireError, close_code};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
@@ -17,6 +17,9 @@ use super::carrier::Path;
 use crate::handshake::{self, HandshakeError, Identity, Outcome, PeerIdentity};
 use crate::policy;
 use crate::transport::{DialSpec, TransportError, TransportOptions, dial};
+
+/// Time to give a peer the CLOSE of a session that is not needed.
+const DECLINE_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// What is needed to make a session with a peer.
 #[derive(Clone)]
@@ -147,22 +150,10 @@ fn refusal(status: Status) -> &'static str {
 }
 
 impl EstablishError {
-    /// Whether the peer, or its host, actively said no.
+    /// Whether the peer's host said that nothing listens there. A connection that was made and
+    /// then broke says less: a captive portal does that to everybody.
     pub fn is_refused(&self) -> bool {
-        match self {
-            Self::Dial(error) => error.is_refused(),
-            Self::Io { error, .. } => {
-                matches!(
-                    error.kind(),
-                    io::ErrorKind::ConnectionReset | io::ErrorKind::UnexpectedEof
-                )
-            }
-            Self::Refused { .. } | Self::Closed { .. } => true,
-            Self::Wire { .. }
-            | Self::Handshake(_)
-            | Self::Session { .. }
-            | Self::Timeout { .. } => false,
-        }
+        matches!(self, Self::Dial(error) if error.is_refused())
     }
 }
 
@@ -345,6 +336,17 @@ impl Established {
             .handle_bytes(now, self.handle, &mut self.input)
             .map_err(|fault| EstablishError::Session { remote, fault })?;
         Ok(self.session.poll_event())
+    }
+
+    /// Closes a session that is not needed after all, so that the peer does not hold it.
+    pub async fn decline(mut self) {
+        self.session
+            .close(self.clock.now(), close_code::NO_ERROR, "it is not needed");
+        // A peer that does not hear of it closes it when its hold time is over.
+        let told = tokio::time::timeout(DECLINE_TIMEOUT, self.write()).await;
+        if !matches!(told, Ok(Ok(()))) {
+            tracing::debug!(remote = %self.path.remote, "a session that is not needed was left to its hold time");
+        }
     }
 
     async fn read(&mut self) -> io::Result<()> {

@@ -414,13 +414,8 @@ impl Driver {
             CarrierEnd::Fault(TransportFault::Refused(Status::UnknownSession)) => self.rejoin(path),
             // One that had stood says nothing against its path: dial again at once.
             _ if was_up => self.decide(),
-            CarrierEnd::Fault(TransportFault::Refused(_)) | CarrierEnd::Eof => {
-                self.path_failed(&path.link, path.remote, true);
-            }
-            CarrierEnd::Io(error) => {
-                let refused = error.kind() == std::io::ErrorKind::ConnectionReset;
-                self.path_failed(&path.link, path.remote, refused);
-            }
+            // What comes in clear, or breaks, proves nothing about the peer: anybody on the path can
+            // do it. It costs an attempt, and never counts as the peer's refusal.
             _ => self.path_failed(&path.link, path.remote, false),
         }
     }
@@ -502,6 +497,7 @@ impl Driver {
         match result {
             Ok(new) if new.session.peer().continued == Some(true) => {
                 tracing::info!("the peer still holds the session: resuming it");
+                tokio::spawn(new.decline());
                 self.decide();
             }
             Ok(new) => {

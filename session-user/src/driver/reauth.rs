@@ -9,8 +9,9 @@ use session_proto::wire::close_code;
 use super::{Driver, Side};
 use crate::handshake::{HandshakeError, TlsDriver, TlsState, check_still_valid};
 
-/// A renewal that takes longer has failed.
-const REAUTH_TIMEOUT: Duration = Duration::from_secs(60);
+/// A renewal that takes longer, while a transport stands, has failed. Its few kilobytes wait behind
+/// what the session has queued, which on a slow link can be minutes.
+const REAUTH_TIMEOUT: Duration = Duration::from_secs(600);
 /// How long after a failed renewal the next is tried.
 const REAUTH_RETRY: Duration = Duration::from_secs(60);
 /// A certificate is renewed when this part of an hour is left of it, at the latest.
@@ -79,16 +80,18 @@ impl Driver {
             self.schedule.check_at = now + CHECK_EVERY;
             self.check_identity();
         }
-        if self
-            .reauth
-            .as_ref()
-            .is_some_and(|r| !r.done && now >= r.give_up_at)
-        {
-            self.session.close(
-                self.clock.now(),
-                close_code::REAUTH_FAILED,
-                "the renewal of keys was not completed",
-            );
+        let adrift = self.adrift_since.is_some();
+        let late = |r: &&mut Reauthentication| !r.done && now >= r.give_up_at;
+        if let Some(reauth) = self.reauth.as_mut().filter(late) {
+            // An outage is not the renewal's fault: the session is held, and it goes on afterwards.
+            reauth.give_up_at = now + REAUTH_TIMEOUT;
+            if !adrift {
+                self.session.close(
+                    self.clock.now(),
+                    close_code::REAUTH_FAILED,
+                    "the renewal of keys was not completed",
+                );
+            }
         }
         if self.reauth.is_none() && self.schedule.renew_at.is_some_and(|t| now >= t) {
             self.schedule.renew_at = Some(now + REAUTH_RETRY);

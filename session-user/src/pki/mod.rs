@@ -6,6 +6,8 @@
 
 mod files;
 mod ledger;
+#[cfg(test)]
+mod tests;
 
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
@@ -131,6 +133,12 @@ pub fn issue(
         out.join(format!("{stem}.crt")),
         out.join(format!("{stem}.key")),
     );
+    let among_the_cas = out.canonicalize().ok() == dir.canonicalize().ok();
+    if stem == "ca" && among_the_cas {
+        return Err(PkiError::Name(format!(
+            "a unit called `{unit}` would take the place of the CA's own files: give another folder with --out"
+        )));
+    }
     for path in [&certificate, &key_path] {
         if path.exists() && !force {
             return Err(PkiError::Exists(path.clone()));

@@ -11,6 +11,8 @@ mod error;
 mod identity;
 mod io;
 mod name;
+#[cfg(test)]
+mod tests;
 mod tls;
 mod verify;
 
@@ -29,7 +31,14 @@ pub fn check_still_valid(
     peer: &PeerIdentity,
     now: SystemTime,
 ) -> Result<(), HandshakeError> {
-    identity
-        .judge(&peer.leaf, &peer.intermediates, now, peer.usage)
-        .map_err(HandshakeError::Peer)
+    let judge = |at| identity.judge(&peer.leaf, &peer.intermediates, at, peer.usage);
+    let verdict = match judge(now) {
+        // Time is looked at first. An expired certificate may have some grace, a revoked one none.
+        Err(CertificateFault::Expired) => match judge(peer.not_after) {
+            Ok(()) => Err(CertificateFault::Expired),
+            worse => worse,
+        },
+        verdict => verdict,
+    };
+    verdict.map_err(HandshakeError::Peer)
 }

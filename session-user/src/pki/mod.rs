@@ -94,12 +94,15 @@ pub fn init(
     files::make_private_dir(dir)?;
     let key = KeyPair::generate_for(&PKCS_ED25519)?;
     let mut params = CertificateParams::default();
-    params.distinguished_name = name(&format!("{domain} Holdfast CA"));
+    // No two CAs of a domain share a name: certificates and CRLs are matched to their issuer by it,
+    // and while a CA is replaced by a new one units trust both.
+    let (serial_hex, serial) = serial()?;
+    params.distinguished_name = name(&format!("{domain} Holdfast CA {}", &serial_hex[..8]));
     params.subject_alt_names = vec![uri_of(&format!("spiffe://{domain}"))?];
     params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
     params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
     (params.not_before, params.not_after) = times(now, validity);
-    params.serial_number = Some(serial()?.1);
+    params.serial_number = Some(serial);
     let certificate = params.self_signed(&key)?;
     files::write_key(&paths.key(), &key.serialize_pem())?;
     files::write_public(&paths.certificate(), &certificate.pem())?;

@@ -7,6 +7,8 @@
 
 mod kind;
 mod message;
+#[cfg(test)]
+mod message_tests;
 mod model;
 mod monitor;
 mod netlink;

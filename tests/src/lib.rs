@@ -3,6 +3,7 @@
 
 mod cutter;
 mod lacking;
+mod reader;
 mod services;
 
 use std::path::PathBuf;
@@ -12,6 +13,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, bail, ensure};
 pub use cutter::Cutter;
 pub use lacking::without_syscall;
+pub use reader::{begun, endless, reader, said};
 pub use services::{Nginx, Postgres, Redis, Sshd};
 use session_lab::Netns;
 use session_user::bench::bed::{Bed, BedConfig};

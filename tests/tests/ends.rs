@@ -7,79 +7,13 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, ensure};
 use session_lab::{Lab, LinkName};
-use session_tests::{Nginx, TestBed, eventually, finish, make_file, sha256};
+use session_tests::{
+    Nginx, TestBed, begun, endless, eventually, finish, make_file, reader, said, sha256,
+};
 use session_user::bench::bed::Bed;
 
 /// Nothing in these tests takes longer, unless it hangs.
 const LIMIT: Duration = Duration::from_secs(60);
-
-/// A Python program that connects, reads to the end or the error, and says which it was.
-const READER: &str = r#"
-import socket, sys
-s = socket.create_connection((sys.argv[1], int(sys.argv[2])))
-s.sendall(b"go\n")
-n = 0
-try:
-    while True:
-        d = s.recv(65536)
-        if not d:
-            print("end", n)
-            break
-        n += len(d)
-        if n == len(d):
-            print("first", flush=True)
-except OSError as e:
-    print("error", e.errno, n)
-"#;
-
-/// A server in the lab that sends for ever, slowly.
-fn endless(lab: &Lab) -> anyhow::Result<SocketAddr> {
-    let listener = lab
-        .server()
-        .run(|| TcpListener::bind((Lab::target(false), 0)))?;
-    let addr = listener.local_addr()?;
-    std::thread::spawn(move || {
-        for socket in listener.incoming().map_while(Result::ok) {
-            std::thread::spawn(move || {
-                let mut socket = socket;
-                let _ = socket.read(&mut [0; 16]);
-                while socket.write_all(&[7; 1000]).is_ok() {
-                    std::thread::sleep(Duration::from_millis(2));
-                }
-            });
-        }
-    });
-    Ok(addr)
-}
-
-fn reader(bed: &TestBed, to: SocketAddr) -> anyhow::Result<std::process::Child> {
-    bed.start(&[
-        "python3",
-        "-u",
-        "-c",
-        READER,
-        &to.ip().to_string(),
-        &to.port().to_string(),
-    ])
-}
-
-/// Waits until the reader has got its first bytes.
-fn begun(child: &mut std::process::Child) -> anyhow::Result<()> {
-    let out = child.stdout.as_mut().context("no output")?;
-    let mut first = [0; 6];
-    out.read_exact(&mut first)?;
-    ensure!(
-        &first == b"first\n",
-        "the reader said {:?}",
-        String::from_utf8_lossy(&first)
-    );
-    Ok(())
-}
-
-fn said(child: std::process::Child) -> anyhow::Result<String> {
-    let output = finish(child, LIMIT)?;
-    Ok(String::from_utf8_lossy(&output.stdout).trim().to_owned())
-}
 
 fn kill_hard(pid: u32) -> anyhow::Result<()> {
     let pid = nix::unistd::Pid::from_raw(i32::try_from(pid)?);
@@ -93,7 +27,7 @@ fn a_killed_client_agent_resets_its_applications() -> anyhow::Result<()> {
     let mut child = reader(&bed, endless(&bed.bed.lab)?)?;
     begun(&mut child)?;
     kill_hard(bed.bed.client_agent.as_ref().context("no agent")?.pid())?;
-    let said = said(child)?;
+    let said = said(child, LIMIT)?;
     ensure!(
         said.starts_with("error 104"),
         "a truncated stream ended with: {said}"
@@ -108,7 +42,7 @@ fn a_killed_gateway_resets_the_applications_and_the_targets() -> anyhow::Result<
     let mut child = reader(&bed, endless(&bed.bed.lab)?)?;
     begun(&mut child)?;
     kill_hard(bed.bed.gateway_agent.as_ref().context("no agent")?.pid())?;
-    let said = said(child)?;
+    let said = said(child, LIMIT)?;
     ensure!(
         said.starts_with("error 104"),
         "a truncated stream ended with: {said}"
@@ -126,7 +60,7 @@ fn a_restarted_gateway_resets_old_streams_within_two_seconds() -> anyhow::Result
     bed.bed.gateway_agent = None;
     bed.bed.start_gateway()?;
     let restarted = Instant::now();
-    let words = said(child)?;
+    let words = said(child, LIMIT)?;
     let took = restarted.elapsed();
     ensure!(
         words.starts_with("error 104"),
@@ -200,7 +134,7 @@ fn a_minute_without_any_link_is_held() -> anyhow::Result<()> {
 fn a_target_that_refuses_resets_the_application() -> anyhow::Result<()> {
     let bed = TestBed::new()?;
     let nobody = SocketAddr::new(Lab::target(false), 9);
-    let said = said(reader(&bed, nobody)?)?;
+    let said = said(reader(&bed, nobody)?, LIMIT)?;
     ensure!(
         said.starts_with("error 104"),
         "a refused target showed as: {said}"
@@ -214,7 +148,7 @@ fn a_target_that_refuses_resets_the_application() -> anyhow::Result<()> {
 fn what_no_rule_allows_is_refused_and_logged() -> anyhow::Result<()> {
     let bed = TestBed::with(|c| c.allow = vec![format!("{}/32:9999", Lab::target(false))])?;
     let server = endless(&bed.bed.lab)?;
-    let said = said(reader(&bed, server)?)?;
+    let said = said(reader(&bed, server)?, LIMIT)?;
     ensure!(
         said.starts_with("error 104"),
         "a denied target showed as: {said}"
@@ -364,7 +298,7 @@ fn sigterm_drains_and_a_second_one_ends() -> anyhow::Result<()> {
     let mut direct = reader(&bed, server)?;
     begun(&mut direct)?;
     drains(&mut bed.bed, "-TERM")?;
-    let words = said(child)?;
+    let words = said(child, LIMIT)?;
     ensure!(
         words.starts_with("error 104"),
         "the second signal showed as: {words}"

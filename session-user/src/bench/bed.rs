@@ -69,6 +69,8 @@ pub struct BedConfig {
     pub client_extra: String,
     /// Further lines of the gateway's configuration.
     pub gateway_extra: String,
+    /// Further lines of its `[accept]`.
+    pub accept_extra: String,
 }
 
 impl BedConfig {
@@ -86,6 +88,7 @@ impl BedConfig {
             run_users: Vec::new(),
             client_extra: String::new(),
             gateway_extra: String::new(),
+            accept_extra: String::new(),
         }
     }
 }
@@ -136,7 +139,8 @@ impl Bed {
         self.await_session()
     }
 
-    fn make_identities(&self) -> anyhow::Result<()> {
+    /// Makes a CA, both identities and both configurations.
+    pub fn make_identities(&self) -> anyhow::Result<()> {
         let now = SystemTime::now();
         let hour = Duration::from_secs(3600);
         let ca = self.dir.join("pki");
@@ -197,10 +201,11 @@ impl Bed {
             .map(|t| format!("\"{t}\""))
             .collect();
         format!(
-            "{}[agent]\ncontrol = \"{}\"\n[accept]\nlisten = [\"0.0.0.0:{PORT}\", \"[::]:{PORT}\"]\n\
+            "{}[agent]\ncontrol = \"{}\"\n[accept]\nlisten = [\"0.0.0.0:{PORT}\", \"[::]:{PORT}\"]\n{}\
              [[accept.allow]]\npeer = \"client\"\nto = [{}]\n{}",
             self.identity("gateway"),
             control.display(),
+            self.config.accept_extra,
             to.join(", "),
             self.config.gateway_extra
         )

@@ -27,7 +27,7 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinSet;
 
-use crate::capture::{Capture, CaptureConfig, CaptureRule};
+use crate::capture::{Capture, CaptureConfig, CaptureError, CaptureRule, Orphans};
 use crate::capture_queue::CaptureQueue;
 use crate::config::Config;
 use crate::dial::{AllowList, AllowRule};
@@ -348,7 +348,10 @@ async fn start_capture(
         .collect();
     let log = tracing::level_filters::LevelFilter::current();
     runs::Runs::remove_stale();
-    let capture = Capture::load(&CaptureConfig { rules, log })?;
+    let orphans = Orphans::find(&config.agent.bpffs);
+    let fail_closed = config.captures.iter().any(|c| c.fail_closed);
+    let pin_at = fail_closed.then(|| config.agent.bpffs.clone());
+    let capture = Capture::load(&CaptureConfig { rules, log, pin_at })?;
     let captures = Captures::start(capture, queues);
     for cgroup in &config.agent.capture_cgroups {
         captures
@@ -356,5 +359,19 @@ async fn start_capture(
             .await
             .with_context(|| format!("[agent] capture_cgroups: {}", cgroup.display()))?;
     }
+    // Taken over before they are let go, so that no connection slips through in between.
+    for cgroup in orphans.cgroups() {
+        match captures.attach(&cgroup).await {
+            Ok(()) => {
+                tracing::warn!(cgroup = %cgroup.display(), "an agent was killed: its cgroup is captured again")
+            }
+            // It is in the configuration.
+            Err(captures::Error::Capture(CaptureError::AlreadyAttached { .. })) => {}
+            Err(error) => {
+                tracing::warn!(cgroup = %cgroup.display(), %error, "a killed agent's cgroup is let go")
+            }
+        }
+    }
+    orphans.remove();
     Ok(Some(captures))
 }

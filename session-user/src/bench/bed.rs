@@ -69,7 +69,9 @@ pub struct BedConfig {
     pub client_extra: String,
     /// Further lines of the gateway's configuration.
     pub gateway_extra: String,
-    /// Further lines of its `[accept]`.
+    /// Further lines of the client's `[[capture]]`.
+    pub capture_extra: String,
+    /// Further lines of the gateway's `[accept]`.
     pub accept_extra: String,
 }
 
@@ -88,6 +90,7 @@ impl BedConfig {
             run_users: Vec::new(),
             client_extra: String::new(),
             gateway_extra: String::new(),
+            capture_extra: String::new(),
             accept_extra: String::new(),
         }
     }
@@ -224,12 +227,13 @@ impl Bed {
         let users = users.join(", ");
         format!(
             "{}[agent]\ncontrol = \"{}\"\ncapture_cgroups = [\"{}\"]\nrun_users = [{users}]\n[[peer]]\nname = \"gateway\"\naddresses = [\"{gateway}\"]\n\
-             [[capture]]\npeer = \"gateway\"\nto = [\"{}\", \"{}\"]\n[links]\nprefer = [\"{wifi}\", \"{lte}\"]\n{}",
+             [[capture]]\npeer = \"gateway\"\nto = [\"{}\", \"{}\"]\n{}[links]\nprefer = [\"{wifi}\", \"{lte}\"]\n{}",
             self.identity("client"),
             control.display(),
             self.cgroup.path().display(),
             Lab::target(false),
             Lab::target(true),
+            self.config.capture_extra,
             self.config.client_extra
         )
     }

@@ -48,6 +48,15 @@ pub enum CaptureError {
         /// The library's error.
         source: Box<EbpfError>,
     },
+    /// Programs cannot be pinned there.
+    #[error(
+        "{} is not a BPF file system, which `when_agent_dead = \"refuse\"` needs to outlive the agent; \
+         mount one: mount -t bpf bpf {}", .path.display(), .path.display()
+    )]
+    NoBpffs {
+        /// Where one was expected.
+        path: PathBuf,
+    },
     /// No cgroup v2 hierarchy is mounted.
     #[error(
         "no cgroup v2 hierarchy in /proc/self/mountinfo; mount one: mount -t cgroup2 none /sys/fs/cgroup"

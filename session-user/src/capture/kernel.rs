@@ -13,7 +13,7 @@ use aya::{
     maps::{Array, Map, MapData, MapError, SkStorage},
     programs::{
         CgroupAttachMode, CgroupSockAddr, ProgramError, SockOps,
-        cgroup_sock_addr::CgroupSockAddrLink, sock_ops::SockOpsLink,
+        cgroup_sock_addr::CgroupSockAddrLink, links::FdLink, sock_ops::SockOpsLink,
     },
     util::KernelVersion,
 };
@@ -21,7 +21,14 @@ use aya_log::EbpfLogger;
 use session_ebpf_common::{Original, Settings, counter};
 use tracing::level_filters::LevelFilter;
 
-use super::{CaptureError, CaptureRule, listeners::Ports, log, policy, tables::Tables};
+use super::{
+    CaptureError, CaptureRule,
+    listeners::Ports,
+    log,
+    pins::{Pinned, Pins},
+    policy,
+    tables::Tables,
+};
 
 /// The programs, built by `cargo xtask build`.
 static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/session-ebpf"));
@@ -68,8 +75,18 @@ pub struct Counters {
 struct Attachment {
     /// Inode of the cgroup's directory: another one under the same path is another cgroup.
     inode: u64,
-    _addr: Vec<CgroupSockAddrLink>,
-    _ops: SockOpsLink,
+    _links: Held,
+}
+
+/// What keeps the programs attached. Held to be dropped.
+enum Held {
+    /// This process.
+    Here {
+        _addr: Vec<CgroupSockAddrLink>,
+        _ops: SockOpsLink,
+    },
+    /// Pins, which a process that is killed leaves behind.
+    Pinned { _pins: Pinned },
 }
 
 /// The loaded object.
@@ -79,6 +96,8 @@ pub struct Kernel {
     counters: Array<MapData, u64>,
     tables: Tables,
     attached: BTreeMap<PathBuf, Attachment>,
+    /// Behind `attached`, so that what is pinned goes first.
+    pins: Option<Pins>,
     agent: Option<SockOpsLink>,
 }
 
@@ -91,8 +110,9 @@ impl std::fmt::Debug for Kernel {
 }
 
 impl Kernel {
-    /// Loads maps and programs and tells them the agent's ports.
-    pub fn load(ports: &Ports, log: LevelFilter) -> Result<Self, CaptureError> {
+    /// Loads maps and programs and tells them the agent's ports. With `pins` what is attached
+    /// outlives this process if it is killed.
+    pub fn load(ports: &Ports, log: LevelFilter, pins: Option<Pins>) -> Result<Self, CaptureError> {
         let mut ebpf = load_object(log)?;
         load_programs(&mut ebpf)?;
         let settings = Settings {
@@ -109,6 +129,7 @@ impl Kernel {
             counters: take(&mut ebpf, "COUNTERS")?,
             tables: Tables::new(&mut ebpf)?,
             attached: BTreeMap::new(),
+            pins,
             agent: None,
             ebpf,
         })
@@ -161,10 +182,18 @@ impl Kernel {
         for name in SOCK_ADDR_PROGRAMS.iter().rev() {
             addr.push(attach_addr(&mut self.ebpf, name, &dir).map_err(attach_failed(cgroup))?);
         }
+        let links = match &mut self.pins {
+            None => Held::Here {
+                _addr: addr,
+                _ops: ops,
+            },
+            Some(pins) => Held::Pinned {
+                _pins: pins.pin(cgroup, fd_links(addr, ops))?,
+            },
+        };
         let attachment = Attachment {
             inode: inode.unwrap_or(0),
-            _addr: addr,
-            _ops: ops,
+            _links: links,
         };
         self.attached.insert(cgroup.to_owned(), attachment);
         Ok(())
@@ -314,6 +343,17 @@ fn attach_ops(ebpf: &mut Ebpf, name: &str, dir: &File) -> Result<SockOpsLink, Pr
     let program: &mut SockOps = program(ebpf, name)?;
     let id = program.attach(dir, MODE)?;
     program.take_link(id)
+}
+
+/// The same links in the form that can be pinned, with names for their pins. A kernel that makes
+/// none (before 5.7) cannot run the programs either.
+fn fd_links(
+    addr: Vec<CgroupSockAddrLink>,
+    ops: SockOpsLink,
+) -> impl Iterator<Item = (&'static str, FdLink)> {
+    let addr = SOCK_ADDR_PROGRAMS.into_iter().rev().zip(addr);
+    addr.filter_map(|(name, link)| Some((name, FdLink::try_from(link).ok()?)))
+        .chain(FdLink::try_from(ops).ok().map(|link| (APP_OPS, link)))
 }
 
 fn attach_failed(cgroup: &Path) -> impl Fn(ProgramError) -> CaptureError + '_ {

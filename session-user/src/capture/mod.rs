@@ -5,14 +5,16 @@
 //!    one of the listeners.
 //! 3. [`Capture::accept`] returns such a connection with the destination that the application wanted.
 //!
-//! Nothing outside of the attached cgroups changes, and nothing remains: the programs live as long as the [`Capture`].
-//! When the agent dies, new connections go direct, or are refused where their rule says so.
+//! Nothing outside of the attached cgroups changes, and nothing remains: the programs live as long as the [`Capture`],
+//! unless they are pinned and its process is killed. When the agent dies, new connections go direct, or are refused
+//! where their rule says so and the programs are pinned.
 
 pub mod cgroup;
 mod error;
 mod kernel;
 mod listeners;
 mod log;
+mod pins;
 mod policy;
 mod privileges;
 mod probe;
@@ -37,8 +39,11 @@ pub use policy::{CaptureRule, RuleError};
 pub use probe::{Check, probe};
 pub use scope::Scope;
 
+pub use pins::Orphans;
+
 use kernel::Kernel;
 use listeners::Listeners;
+use pins::Pins;
 
 /// What to capture.
 #[derive(Clone, Debug)]
@@ -47,6 +52,9 @@ pub struct CaptureConfig {
     pub rules: Vec<CaptureRule>,
     /// Least level of the messages that the eBPF programs write to the log. Levels that are off cost nothing.
     pub log: LevelFilter,
+    /// Where a BPF file system is mounted, for fail-closed rules: programs are pinned there, so that they refuse
+    /// while no agent lives. Without it they end with this process.
+    pub pin_at: Option<PathBuf>,
 }
 
 impl Default for CaptureConfig {
@@ -54,6 +62,7 @@ impl Default for CaptureConfig {
         Self {
             rules: Vec::new(),
             log: LevelFilter::WARN,
+            pin_at: None,
         }
     }
 }
@@ -94,7 +103,8 @@ impl Capture {
             source: io::Error::other(error),
         })?;
         let listeners = Listeners::open()?;
-        let mut kernel = Kernel::load(&listeners.ports(), config.log)?;
+        let pins = config.pin_at.as_deref().map(Pins::open).transpose()?;
+        let mut kernel = Kernel::load(&listeners.ports(), config.log, pins)?;
         kernel.set_rules(&config.rules)?;
         let log = log::LogTask::start(&mut kernel)?;
         kernel.attach_agent(&cgroup::own()?)?;

@@ -112,6 +112,16 @@ fn configuration(path: &Path) -> Vec<Finding> {
         path.display().to_string(),
         "",
     )];
+    if config.captures.iter().any(|c| c.fail_closed) {
+        let bpffs = &config.agent.bpffs;
+        let kind = nix::sys::statfs::statfs(bpffs).map(|found| found.filesystem_type());
+        out.push(Finding::new(
+            "BPF file system",
+            kind == Ok(nix::sys::statfs::BPF_FS_MAGIC),
+            bpffs.display().to_string(),
+            "mount it there, for `when_agent_dead = \"refuse\"`: mount -t bpf bpf /sys/fs/bpf",
+        ));
+    }
     out.push(
         match Identity::load(&crate::agent::identity_paths(&config)) {
             Err(error) => Finding::new(

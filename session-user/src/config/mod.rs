@@ -21,6 +21,9 @@ pub const DEFAULT_PATH: &str = "/etc/holdfast/holdfast.toml";
 /// Where the control socket is unless said otherwise.
 pub const DEFAULT_CONTROL: &str = "/run/holdfast/control.sock";
 
+/// Where the BPF file system is unless said otherwise.
+pub const DEFAULT_BPFFS: &str = "/sys/fs/bpf";
+
 /// A configuration error: where, and what was expected.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{file}:{line}: {key}: {message}")]
@@ -82,6 +85,8 @@ pub struct Agent {
     pub log: String,
     /// Cgroups that are captured from the start.
     pub capture_cgroups: Vec<PathBuf>,
+    /// Where a BPF file system is mounted, for rules that refuse while the agent is dead.
+    pub bpffs: PathBuf,
 }
 
 /// A unit to reach.
@@ -286,6 +291,7 @@ impl Config {
                 run_users: raw.agent.run_users,
                 log: raw.agent.log.unwrap_or_else(|| "info".to_owned()),
                 capture_cgroups: raw.agent.capture_cgroups,
+                bpffs: raw.agent.bpffs.unwrap_or_else(|| DEFAULT_BPFFS.into()),
             },
             captures: captures(&source, &raw.capture, &peers)?,
             peers,

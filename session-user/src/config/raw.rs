@@ -45,6 +45,7 @@ pub(super) struct Agent {
     pub log: Option<String>,
     #[serde(default)]
     pub capture_cgroups: Vec<PathBuf>,
+    pub bpffs: Option<PathBuf>,
 }
 
 #[derive(Debug, Deserialize)]

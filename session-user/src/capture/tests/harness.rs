@@ -107,6 +107,7 @@ pub fn capture(rules: &[CaptureRule]) -> (Capture, Scope) {
     let config = CaptureConfig {
         rules: rules.to_vec(),
         log: LevelFilter::DEBUG,
+        ..CaptureConfig::default()
     };
     let mut capture = Capture::load(&config).unwrap_or_else(|error| panic!("{error}"));
     capture

@@ -56,8 +56,8 @@ impl Mounts {
 
     /// How much is pinned.
     fn pinned(&self) -> usize {
-        let root = format!("/proc/{}/root/sys/fs/bpf/holdfast", self.holder.id());
-        count(Path::new(&root))
+        let process = Path::new("/proc").join(self.holder.id().to_string());
+        count(&process.join("root").join("sys/fs/bpf/holdfast"))
     }
 }
 

@@ -1,7 +1,6 @@
 //! What commands on the control socket do.
 
 use std::collections::BTreeMap;
-use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
@@ -371,9 +370,4 @@ fn handover_report(h: &driver::HandoverReport) -> HandoverReport {
         replayed_records: h.replayed_records,
         replayed_bytes: h.replayed_bytes,
     }
-}
-
-/// The folder of the scopes that `holdfast run` makes, below the root of cgroup2.
-pub(super) fn scopes_folder(root: &Path) -> std::path::PathBuf {
-    root.join("holdfast")
 }

@@ -1,13 +1,12 @@
 //! The scopes that `holdfast run` makes: a cgroup for one command and what it starts.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use tokio::task::JoinSet;
 
 use super::captures::Captures;
-use super::commands::scopes_folder;
 use crate::capture::{Scope, cgroup};
 
 /// The scopes that stand.
@@ -32,7 +31,7 @@ impl Runs {
             let pid = name
                 .strip_prefix("run-")
                 .and_then(|rest| rest.split('-').next());
-            if pid.is_some_and(|pid| !std::path::Path::new("/proc").join(pid).exists()) {
+            if pid.is_some_and(|pid| !Path::new("/proc").join(pid).exists()) {
                 // Fails for a scope with processes, which is left to them.
                 let _ = std::fs::remove_dir(entry.path());
             }
@@ -97,4 +96,9 @@ async fn end(captures: &Captures, scope: Scope) {
     if let Err(error) = scope.remove() {
         tracing::warn!(scope = %path.display(), %error, "a scope could not be removed");
     }
+}
+
+/// The folder of the scopes that `holdfast run` makes, below the root of cgroup2.
+fn scopes_folder(root: &Path) -> PathBuf {
+    root.join("holdfast")
 }

@@ -7,15 +7,14 @@ use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, ensure};
-use indicatif::{ProgressBar, ProgressStyle};
 use session_lab::{Lab, LinkName};
 
-use super::app::{Direction, Pace, Seen, Served, now_ns, read_arrivals};
+use super::app::{Direction, Pace, Seen, Served, now_ns};
 use super::bed::{Bed, BedConfig, own_program};
+use super::cuts::{Cut, row};
 use super::programs::{Client, Server, collect};
+use super::progress::progress;
 use super::report::{Row, print_rows};
-use super::stats::{Summary, longest_gap_ms};
-use crate::control::HandoverReport;
 
 /// Bytes each millisecond and direction of the paced measurement.
 const PACED_BYTES: usize = 1000;
@@ -131,22 +130,6 @@ fn in_lab(args: &HandoverArgs) -> anyhow::Result<Vec<Row>> {
     Ok(rows)
 }
 
-/// What is known of one cut.
-struct Cut {
-    control: (u64, u64),
-    window: (u64, u64),
-    handover: Option<HandoverReport>,
-}
-
-/// A bar on standard error; where that is no terminal, nothing.
-pub fn progress(label: &str, runs: usize) -> ProgressBar {
-    let bar = ProgressBar::new(runs as u64);
-    let style = ProgressStyle::with_template("{msg:24} {bar:30} {pos}/{len} cuts  {eta} left");
-    bar.set_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()));
-    bar.set_message(label.to_owned());
-    bar
-}
-
 fn measure(
     args: &HandoverArgs,
     directions: &[Direction],
@@ -236,84 +219,6 @@ fn cut_once(bed: &mut Bed, run: usize) -> anyhow::Result<Cut> {
         window,
         handover,
     })
-}
-
-#[allow(clippy::too_many_arguments)] // Each is a different thing that was measured.
-fn row(
-    system: &str,
-    direction: Direction,
-    pace: Pace,
-    cuts: &[Cut],
-    arrivals: &Path,
-    seen: &Seen,
-    served: Option<&Served>,
-    seconds: f64,
-) -> anyhow::Result<Row> {
-    let file = served
-        .and_then(|s| s.arrivals.as_deref())
-        .unwrap_or(arrivals);
-    let times =
-        read_arrivals(file).with_context(|| format!("{} cannot be read", file.display()))?;
-    let gaps = |window: fn(&Cut) -> (u64, u64)| -> Vec<f64> {
-        cuts.iter()
-            .map(window)
-            .map(|(from, to)| longest_gap_ms(&times, from, to))
-            .collect()
-    };
-    let stalls = gaps(|c| c.window);
-    let since = |get: fn(&HandoverReport) -> Option<u64>| -> Vec<f64> {
-        let one =
-            |c: &Cut| Some(get(c.handover.as_ref()?)?.saturating_sub(c.window.0) as f64 / 1e6);
-        cuts.iter().filter_map(one).collect()
-    };
-    let replayed: Vec<f64> = cuts
-        .iter()
-        .filter_map(|c| c.handover.as_ref())
-        .map(|h| h.replayed_bytes as f64)
-        .collect();
-    let (sent, received, wrong) = balance(direction, seen, served);
-    let errors = seen
-        .errors
-        .iter()
-        .chain(served.iter().flat_map(|s| &s.seen.errors));
-    let errors: Vec<String> = errors.cloned().collect();
-    Ok(Row {
-        system: system.to_owned(),
-        scenario: "cut".to_owned(),
-        direction: direction.name().to_owned(),
-        mode: "single".to_owned(),
-        pace: if pace == Pace::Bulk {
-            "bulk"
-        } else {
-            "1 kB/ms"
-        }
-        .to_owned(),
-        runs: cuts.len(),
-        survived: errors.is_empty(),
-        bytes_lost: sent.abs_diff(received) + wrong,
-        app_errors: errors.len(),
-        errors,
-        stall_ms: Summary::of(&stalls),
-        control_ms: Summary::of(&gaps(|c| c.control)),
-        detection_ms: Summary::of(&since(|h| Some(h.noticed_ns))),
-        resume_ms: Summary::of(&since(|h| h.resumed_ns)),
-        replayed_bytes: Summary::of(&replayed),
-        goodput_mbit: received as f64 * 8.0 / 1e6 / seconds.max(1e-3),
-        stalls,
-    })
-}
-
-/// Sent, received and wrong bytes of a direction.
-fn balance(direction: Direction, seen: &Seen, served: Option<&Served>) -> (u64, u64, u64) {
-    match (direction, served) {
-        (Direction::Download, Some(served)) => (served.seen.sent, seen.received, seen.wrong),
-        // The server never said what it sent: it did not see the connection end.
-        (Direction::Download, None) => (u64::MAX, seen.received, seen.wrong),
-        (Direction::Upload, served) => {
-            (seen.sent, seen.received, served.map_or(0, |s| s.seen.wrong))
-        }
-        (Direction::Echo, _) => (seen.sent, seen.received, seen.wrong),
-    }
 }
 
 /// The same application and the same cuts over a plain connection.

@@ -1,7 +1,8 @@
 //! The measurement against the configured peer, over the host's own links.
 //!
 //! The application's client is this process's child, so it is captured if this process is: start
-//! it with `holdfast run -- holdfast bench handover --target ...`.
+//! it with `holdfast run -- holdfast bench handover --target ...`. An upload's arrivals are at the
+//! server, where this process cannot look: the echo goes both ways instead.
 
 use std::net::SocketAddr;
 use std::path::Path;
@@ -10,17 +11,19 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail, ensure};
 
-use super::app::{Direction, Pace, now_ns, read_arrivals};
-use super::handover::progress;
+use super::app::{Direction, Pace, now_ns};
+use super::cuts::{Cut, row};
 use super::programs::Client;
+use super::progress::progress;
 use super::report::Row;
-use super::stats::{Summary, longest_gap_ms};
 use crate::control::{Client as Control, Request, Response, SessionReport};
 
 /// Bytes each millisecond.
 const PACED_BYTES: usize = 1000;
 /// Time for the session to move, or to come back.
 const MOVE_LIMIT: Duration = Duration::from_secs(60);
+/// Time for the application's connections to be captured.
+const CAPTURE_LIMIT: Duration = Duration::from_secs(5);
 /// Undisturbed time before and after each cut.
 const CALM: Duration = Duration::from_millis(500);
 
@@ -57,12 +60,16 @@ fn session(control: &Path) -> anyhow::Result<SessionReport> {
     }
 }
 
-fn wait(control: &Path, good: impl Fn(&SessionReport) -> bool) -> anyhow::Result<()> {
-    let deadline = Instant::now() + MOVE_LIMIT;
+fn wait(
+    control: &Path,
+    limit: Duration,
+    good: impl Fn(&SessionReport) -> bool,
+) -> anyhow::Result<()> {
+    let deadline = Instant::now() + limit;
     while !session(control).is_ok_and(|s| good(&s)) {
         ensure!(
             Instant::now() < deadline,
-            "the session does not move within {MOVE_LIMIT:?}"
+            "the session does not change as expected within {limit:?}"
         );
         std::thread::sleep(Duration::from_millis(5));
     }
@@ -77,7 +84,8 @@ fn carried_by(session: &SessionReport) -> Option<&str> {
         .map(|t| t.link.as_str())
 }
 
-/// Cuts `link` (the one in use if none is named) `runs` times while an echo runs to `target`.
+/// Cuts `link` (the one in use if none is named) `runs` times while a download and an echo run
+/// from and to `target`.
 pub fn run(
     link: Option<&str>,
     target: SocketAddr,
@@ -94,64 +102,60 @@ pub fn run(
         "{link} is not in use ({used} is): `holdfast handover {link}` moves the session to it"
     );
     let dir = super::scratch()?;
-    let arrivals = dir.path().join("echo");
     let pace = Pace::PerMillisecond(PACED_BYTES);
-    let streams = first.streams_total;
-    let client = Client::start(
-        target,
-        Direction::Echo,
-        pace,
-        Duration::ZERO,
-        arrivals.clone(),
-        |mut c| c.spawn(),
-    )?;
-    wait(control, |s| s.streams_total > streams)
+    let mut clients = Vec::new();
+    for direction in [Direction::Download, Direction::Echo] {
+        let arrivals = dir.path().join(direction.name());
+        clients.push(Client::start(
+            target,
+            direction,
+            pace,
+            Duration::ZERO,
+            arrivals,
+            |mut c| c.spawn(),
+        )?);
+    }
+    let all = first.streams_total + clients.len() as u64;
+    wait(control, CAPTURE_LIMIT, |s| s.streams_total >= all)
         .context("the application is not captured: start this command with `holdfast run --`")?;
     let bar = progress(&link, runs);
     let began = now_ns();
     let mut cuts = Vec::new();
     for _ in 0..runs {
-        wait(control, |s| carried_by(s) == Some(&link))?;
-        let calm = now_ns();
-        std::thread::sleep(CALM);
-        let from = now_ns();
-        let restore = Restore(&link);
-        set(&link, "down")?;
-        wait(control, |s| carried_by(s).is_some_and(|l| l != link))?;
-        std::thread::sleep(CALM);
-        cuts.push(((calm, from), (from, now_ns())));
-        drop(restore);
+        cuts.push(cut_once(&link, control)?);
         bar.inc(1);
     }
     bar.finish_and_clear();
     let seconds = (now_ns() - began) as f64 / 1e9;
-    let seen = client.finish(MOVE_LIMIT)?;
-    let times = read_arrivals(&arrivals)?;
-    let stalls: Vec<f64> = cuts
-        .iter()
-        .map(|(_, w)| longest_gap_ms(&times, w.0, w.1))
-        .collect();
-    let calm: Vec<f64> = cuts
-        .iter()
-        .map(|(c, _)| longest_gap_ms(&times, c.0, c.1))
-        .collect();
-    Ok(vec![Row {
-        system: "holdfast".to_owned(),
-        scenario: "cut".to_owned(),
-        direction: Direction::Echo.name().to_owned(),
-        mode: "single".to_owned(),
-        pace: "1 kB/ms".to_owned(),
-        runs: cuts.len(),
-        survived: seen.errors.is_empty(),
-        bytes_lost: seen.sent.abs_diff(seen.received) + seen.wrong,
-        app_errors: seen.errors.len(),
-        errors: seen.errors,
-        stall_ms: Summary::of(&stalls),
-        control_ms: Summary::of(&calm),
-        detection_ms: Summary::default(),
-        resume_ms: Summary::default(),
-        replayed_bytes: Summary::default(),
-        goodput_mbit: seen.received as f64 * 8.0 / 1e6 / seconds.max(1e-3),
-        stalls,
-    }])
+    let finished = clients.into_iter().map(|client| {
+        let (direction, arrivals) = (client.direction, client.arrivals.clone());
+        let seen = client.finish(MOVE_LIMIT)?;
+        row(
+            "holdfast", direction, pace, &cuts, &arrivals, &seen, None, seconds,
+        )
+    });
+    finished.collect()
+}
+
+fn cut_once(link: &str, control: &Path) -> anyhow::Result<Cut> {
+    wait(control, MOVE_LIMIT, |s| carried_by(s) == Some(link))?;
+    let calm = now_ns();
+    std::thread::sleep(CALM);
+    let from = now_ns();
+    let restore = Restore(link);
+    set(link, "down")?;
+    wait(control, MOVE_LIMIT, |s| {
+        carried_by(s).is_some_and(|l| l != link)
+    })?;
+    std::thread::sleep(CALM);
+    let window = (from, now_ns());
+    let handovers = session(control)?.handovers;
+    drop(restore);
+    Ok(Cut {
+        control: (calm, from),
+        window,
+        handover: handovers
+            .into_iter()
+            .rfind(|h| !h.soft && h.noticed_ns >= from),
+    })
 }

@@ -2,11 +2,13 @@
 
 pub mod app;
 pub mod bed;
+mod cuts;
 mod handover;
 mod live;
 mod pattern;
 mod ping;
 mod programs;
+mod progress;
 mod proxy;
 mod report;
 mod stats;
@@ -22,8 +24,7 @@ pub enum Bench {
     Handover(handover::HandoverArgs),
     /// Bulk throughput, CPU and latency, next to a direct connection and a plain proxy. Needs root.
     Throughput(throughput::ThroughputArgs),
-    /// The application's server.
-    #[command(hide = true)]
+    /// The server that `handover --target` talks to. Runs until it is ended.
     AppServer(programs::ServerArgs),
     /// The application's client.
     #[command(hide = true)]

@@ -223,6 +223,15 @@ impl Client {
     }
 }
 
+impl Drop for Client {
+    fn drop(&mut self) {
+        // It may have ended by itself. One whose server is silent would wait for ever, and hold
+        // our own output open for whoever reads it to its end.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
 /// What the server saw of each direction, once every connection has ended.
 pub fn collect(server: &Server, expected: usize, limit: Duration) -> HashMap<&'static str, Served> {
     let mut out = HashMap::new();

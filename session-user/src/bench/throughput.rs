@@ -14,9 +14,9 @@ use session_lab::{Lab, Netns};
 
 use super::app::{Direction, Pace};
 use super::bed::{Bed, BedConfig, Running, own_program};
-use super::handover::progress;
 use super::ping::Pinged;
 use super::programs::{Client, Server};
+use super::progress::progress;
 
 /// Port of the proxy in the server's namespace.
 const FAR_PORT: u16 = 7001;

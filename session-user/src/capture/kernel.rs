@@ -10,7 +10,7 @@ use std::{
 
 use aya::{
     Ebpf, EbpfLoader,
-    maps::{Array, Map, MapData, MapError, SkStorage},
+    maps::{Array, MapData, SkStorage},
     programs::{
         CgroupAttachMode, CgroupSockAddr, ProgramError, SockOps,
         cgroup_sock_addr::CgroupSockAddrLink, links::FdLink, sock_ops::SockOpsLink,
@@ -24,10 +24,9 @@ use tracing::level_filters::LevelFilter;
 use super::{
     CaptureError, CaptureRule,
     listeners::Ports,
-    log,
     pins::{Pinned, Pins},
     policy,
-    tables::Tables,
+    tables::{Tables, take},
 };
 
 /// The programs, built by `cargo xtask build`.
@@ -284,7 +283,7 @@ pub fn handshakes_filed(kernel: &Kernel) -> usize {
 
 /// Creates the maps; loads no program yet.
 fn load_object(log: LevelFilter) -> Result<Ebpf, CaptureError> {
-    let (level, set_retval) = (log::level(log), u8::from(has_set_retval()));
+    let (level, set_retval) = (level(log), u8::from(has_set_retval()));
     EbpfLoader::new()
         .override_global(aya_log::LEVEL, &level, true)
         .override_global("HAS_SET_RETVAL", &set_retval, true)
@@ -295,6 +294,18 @@ fn load_object(log: LevelFilter) -> Result<Ebpf, CaptureError> {
 /// Whether a refusal can have its own errno: `bpf_set_retval`, Linux 5.18.
 pub fn has_set_retval() -> bool {
     KernelVersion::current().is_ok_and(|version| version >= KernelVersion::new(5, 18, 0))
+}
+
+/// The level as the programs know it: errors are 1, everything is 5, nothing is 0.
+fn level(filter: LevelFilter) -> u8 {
+    match filter {
+        LevelFilter::OFF => 0,
+        LevelFilter::ERROR => aya_log::Level::Error as u8,
+        LevelFilter::WARN => aya_log::Level::Warn as u8,
+        LevelFilter::INFO => aya_log::Level::Info as u8,
+        LevelFilter::DEBUG => aya_log::Level::Debug as u8,
+        _ => aya_log::Level::Trace as u8,
+    }
 }
 
 fn load_programs(ebpf: &mut Ebpf) -> Result<(), CaptureError> {
@@ -375,21 +386,6 @@ fn open(cgroup: &Path) -> Result<File, CaptureError> {
 
 fn inode(dir: &File) -> Option<u64> {
     dir.metadata().ok().map(|data| data.ino())
-}
-
-/// Takes a map out of the object, as the type that it must have.
-pub(super) fn take<M: TryFrom<Map, Error = MapError>>(
-    ebpf: &mut Ebpf,
-    name: &str,
-) -> Result<M, CaptureError> {
-    let missing = || MapError::InvalidName {
-        name: name.to_owned(),
-    };
-    let map = ebpf
-        .take_map(name)
-        .ok_or_else(missing)
-        .and_then(M::try_from);
-    map.map_err(|error| CaptureError::map(format!("opening the eBPF map {name}"), error))
 }
 
 fn socket_addr(original: &Original) -> SocketAddr {

@@ -1,6 +1,5 @@
 //! Messages of the eBPF programs, passed on to the agent's log.
 
-use ::tracing::level_filters::LevelFilter;
 use aya_log::EbpfLogger;
 use tokio::{io::unix::AsyncFd, task::JoinHandle};
 use tracing_log::log as facade;
@@ -42,18 +41,6 @@ async fn drain(mut logger: AsyncFd<EbpfLogger<ToTracing>>) {
     while let Ok(mut guard) = logger.readable_mut().await {
         guard.get_inner_mut().flush();
         guard.clear_ready();
-    }
-}
-
-/// The level as the programs know it: errors are 1, everything is 5, nothing is 0.
-pub fn level(filter: LevelFilter) -> u8 {
-    match filter {
-        LevelFilter::OFF => 0,
-        LevelFilter::ERROR => aya_log::Level::Error as u8,
-        LevelFilter::WARN => aya_log::Level::Warn as u8,
-        LevelFilter::INFO => aya_log::Level::Info as u8,
-        LevelFilter::DEBUG => aya_log::Level::Debug as u8,
-        _ => aya_log::Level::Trace as u8,
     }
 }
 

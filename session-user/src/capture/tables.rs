@@ -4,12 +4,12 @@ use std::collections::{HashMap, HashSet};
 
 use aya::{
     Ebpf, Pod,
-    maps::{Array, LpmTrie, MapData, MapError, lpm_trie::Key},
+    maps::{Array, LpmTrie, Map, MapData, MapError, lpm_trie::Key},
 };
 use ipnet::{Ipv4Net, Ipv6Net};
 use session_ebpf_common::{POLICY_SLOTS, Policy};
 
-use super::{CaptureError, kernel::take, policy::Compiled};
+use super::{CaptureError, policy::Compiled};
 
 /// The rules as the kernel has them now.
 pub struct Tables {
@@ -103,4 +103,19 @@ fn ignore_absent(result: Result<(), MapError>) -> Result<(), MapError> {
         Err(MapError::KeyNotFound | MapError::ElementNotFound) => Ok(()),
         other => other,
     }
+}
+
+/// Takes a map out of the object, as the type that it must have.
+pub(super) fn take<M: TryFrom<Map, Error = MapError>>(
+    ebpf: &mut Ebpf,
+    name: &str,
+) -> Result<M, CaptureError> {
+    let missing = || MapError::InvalidName {
+        name: name.to_owned(),
+    };
+    let map = ebpf
+        .take_map(name)
+        .ok_or_else(missing)
+        .and_then(M::try_from);
+    map.map_err(|error| CaptureError::map(format!("opening the eBPF map {name}"), error))
 }

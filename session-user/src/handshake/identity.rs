@@ -15,7 +15,7 @@ use webpki::{
 };
 
 use super::error::CertificateFault;
-use super::name::{PeerIdentity, PeerName};
+use super::name::{PeerIdentity, PeerName, Usage};
 
 /// The files of an identity.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -38,13 +38,6 @@ pub struct IdentityError {
     pub path: PathBuf,
     /// What is wrong with it, and what was expected.
     pub reason: String,
-}
-
-/// What a certificate is used for in a connection.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Usage {
-    Server,
-    Client,
 }
 
 /// What was read from the files.

@@ -3,10 +3,9 @@
 use std::fmt;
 use std::time::{Duration, SystemTime};
 
+use ring::digest;
 use rustls_pki_types::CertificateDer;
 use x509_parser::prelude::{FromDer, GeneralName, X509Certificate};
-
-use super::identity::Usage;
 
 /// A unit's identity: it outlives its certificates.
 ///
@@ -72,6 +71,13 @@ impl PeerName {
     }
 }
 
+/// What a certificate is used for in a connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Usage {
+    Server,
+    Client,
+}
+
 /// What a peer's certificate says, and the certificate, to judge it again later.
 #[derive(Clone, Debug)]
 pub struct PeerIdentity {
@@ -98,7 +104,7 @@ impl PeerIdentity {
             name: name_of(&cert)?,
             serial: cert.raw_serial_as_string().replace(':', ""),
             not_after: SystemTime::UNIX_EPOCH + Duration::from_secs(not_after),
-            fingerprint: super::tls::sha256(leaf),
+            fingerprint: sha256(leaf),
             leaf: leaf.clone().into_owned(),
             intermediates: intermediates
                 .iter()
@@ -129,4 +135,11 @@ fn name_of(cert: &X509Certificate<'_>) -> Result<PeerName, String> {
         return Err(format!("its name `{uri}` is not spiffe://DOMAIN/NAME"));
     }
     PeerName::parse(uri, "").map_err(|e| e.to_string())
+}
+
+/// SHA-256.
+pub(super) fn sha256(data: &[u8]) -> [u8; 32] {
+    let mut out = [0; 32];
+    out.copy_from_slice(digest::digest(&digest::SHA256, data).as_ref());
+    out
 }

@@ -2,7 +2,6 @@
 
 use std::sync::Arc;
 
-use ring::digest;
 use rustls::client::Resumption;
 use rustls::server::NoServerSessionStorage;
 use rustls::version::TLS13;
@@ -13,8 +12,8 @@ use rustls_pki_types::ServerName;
 use session_proto::seal::Aead;
 
 use super::error::HandshakeError;
-use super::identity::{Identity, Usage};
-use super::name::{PeerIdentity, PeerName};
+use super::identity::Identity;
+use super::name::{PeerIdentity, PeerName, Usage, sha256};
 use super::verify::Verifier;
 
 /// ALPN of the protocol's first version.
@@ -61,13 +60,6 @@ pub struct TlsDriver {
     own_leaf: [u8; 32],
     input: Vec<u8>,
     taken: usize,
-}
-
-/// SHA-256.
-pub(super) fn sha256(data: &[u8]) -> [u8; 32] {
-    let mut out = [0; 32];
-    out.copy_from_slice(digest::digest(&digest::SHA256, data).as_ref());
-    out
 }
 
 fn is_client(tls: &Connection) -> bool {

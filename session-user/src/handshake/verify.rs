@@ -10,8 +10,8 @@ use rustls::{DigitallySignedStruct, DistinguishedName, SignatureScheme};
 use rustls_pki_types::{CertificateDer, ServerName, UnixTime};
 
 use super::error::{CertificateFault, as_tls};
-use super::identity::{Identity, Usage};
-use super::name::{PeerIdentity, PeerName};
+use super::identity::Identity;
+use super::name::{PeerIdentity, PeerName, Usage};
 
 /// Judges the peer's certificate, and remembers in detail what was wrong with it.
 pub(super) struct Verifier {

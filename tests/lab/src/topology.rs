@@ -328,6 +328,12 @@ impl Lab {
         }
     }
 
+    /// Gives a link that is up the addresses and routes that the kernel dropped when it went down,
+    /// as a DHCP client and router advertisements would.
+    pub fn readdress(&self, link: LinkName) -> anyhow::Result<()> {
+        self.configure(link)
+    }
+
     /// Takes the carrier away: the router's end goes down.
     pub fn carrier_down(&self, link: LinkName) -> anyhow::Result<Instant> {
         self.router

@@ -8,9 +8,12 @@
 mod app;
 mod carrier;
 pub mod establish;
+mod initiator;
+mod manual;
 mod moves;
 pub mod ready;
 mod reauth;
+mod rejoin;
 mod report;
 mod streams;
 
@@ -29,7 +32,7 @@ use tokio::sync::{mpsc, oneshot};
 use app::App;
 use carrier::Carrier;
 pub use establish::Established;
-pub use moves::{Initiator, InitiatorConfig};
+pub use initiator::{Initiator, InitiatorConfig};
 use ready::ReadySet;
 use reauth::Reauthentication;
 pub use report::{CarrierReport, HandoverReport, SessionSnapshot, StreamReport};

@@ -1,6 +1,5 @@
 //! The initiator's side: which link carries the session, and the dialling that follows from it.
 
-use std::collections::VecDeque;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -9,106 +8,23 @@ use bytes::BytesMut;
 use session_proto::session::{Handle, TransportFault};
 use session_proto::wire::Status;
 use tokio::net::TcpStream;
-use tokio::sync::{oneshot, watch};
-use tokio::task::AbortHandle;
 
 use super::carrier::{CarrierEnd, Path};
-use super::establish::{self, EstablishError, Established};
+use super::initiator::Attempt;
 use super::report::Move;
 use super::{Driver, Ended, Internal, Side};
-use crate::capture_queue::CaptureQueue;
 use crate::link::{ChangeKind, LinkSnapshot, LinkState};
-use crate::policy::{self, Action, PathHistory, PolicyConfig, choose};
-use crate::transport::{DialSpec, TransportError, TransportOptions, dial};
+use crate::policy::{self, Action, choose};
+use crate::transport::{DialSpec, TransportError, dial};
 
 /// First and longest wait between attempts when every path has failed.
 const BACKOFF_FIRST: Duration = Duration::from_millis(100);
 const BACKOFF_MAX: Duration = Duration::from_secs(2);
 
-/// What a unit needs to dial a peer.
-pub struct InitiatorConfig {
-    /// Captured sockets for this peer.
-    pub captures: Arc<CaptureQueue>,
-    /// The links.
-    pub links: watch::Receiver<Arc<LinkSnapshot>>,
-    /// Which link is preferred.
-    pub policy: PolicyConfig,
-    /// The peer's addresses, in the configured order.
-    pub remotes: Vec<SocketAddr>,
-    /// The name that the peer's certificate must carry.
-    pub peer_name: String,
-    /// Time for one TCP connection.
-    pub dial_timeout: Duration,
-    /// Options of transport sockets.
-    pub transport: TransportOptions,
-    /// How long every path may refuse before the peer is taken to be gone.
-    pub peer_gone_after: Duration,
-    /// How to make a session, should the peer have forgotten this one.
-    pub session: session_proto::session::Config,
-    /// Time for a full handshake.
-    pub handshake_timeout: Duration,
-}
-
-/// The initiator's side of a driver.
-pub struct Initiator {
-    pub(super) config: InitiatorConfig,
-    seen_version: u64,
-    attempt: Option<Attempt>,
-    /// Paths still to be tried in this round, best first.
-    pending: VecDeque<policy::Path>,
-    /// Whether every attempt of this round was refused.
-    round_refused: bool,
-    history: PathHistory,
-    retry_at: Option<Instant>,
-    backoff: Duration,
-    /// Since when every round was refused.
-    refused_since: Option<Instant>,
-    rejoining: Option<AbortHandle>,
-    /// The session could not open more streams.
-    streams_full: bool,
-}
-
-struct Attempt {
-    path: policy::Path,
-    task: AbortHandle,
-}
-
 /// The outcome of one TCP connection attempt.
 pub(super) struct Dialled {
     path: policy::Path,
     result: Result<TcpStream, TransportError>,
-}
-
-impl Initiator {
-    /// An initiator that has not dialled yet.
-    pub fn new(config: InitiatorConfig) -> Self {
-        Self {
-            config,
-            seen_version: 0,
-            attempt: None,
-            pending: VecDeque::new(),
-            round_refused: true,
-            history: PathHistory::default(),
-            retry_at: None,
-            backoff: Duration::ZERO,
-            refused_since: None,
-            rejoining: None,
-            streams_full: false,
-        }
-    }
-
-    /// Old failures say nothing any more.
-    fn forgive(&mut self) {
-        self.history = PathHistory::default();
-        self.backoff = Duration::ZERO;
-        self.refused_since = None;
-    }
-
-    fn abandon_attempt(&mut self) {
-        if let Some(attempt) = self.attempt.take() {
-            attempt.task.abort();
-        }
-    }
 }
 
 impl Side {
@@ -232,7 +148,7 @@ impl Driver {
     }
 
     /// Asks the policy and dials what it says, unless a dial is under way or none is needed.
-    fn decide(&mut self) {
+    pub(super) fn decide(&mut self) {
         let current = self.current_path();
         let Side::Initiator(initiator) = &mut self.side else {
             return;
@@ -382,7 +298,7 @@ impl Driver {
         }
     }
 
-    fn path_failed(&mut self, link: &str, remote: SocketAddr, refused: bool) {
+    pub(super) fn path_failed(&mut self, link: &str, remote: SocketAddr, refused: bool) {
         let Side::Initiator(initiator) = &mut self.side else {
             return;
         };
@@ -449,109 +365,6 @@ impl Driver {
             }
         }
         self.decide();
-    }
-
-    /// "Unknown session" is a hint that anybody on the path could send. A full handshake tells.
-    fn rejoin(&mut self, path: &Path) {
-        let internal = self.internal_tx.clone();
-        let Side::Initiator(initiator) = &mut self.side else {
-            return;
-        };
-        if initiator.rejoining.is_some() {
-            return;
-        }
-        let config = &initiator.config;
-        tracing::warn!(peer = %config.peer_name, "the peer does not know the session: asking it in a full handshake");
-        let request = establish::Request {
-            identity: Arc::clone(&self.common.identity),
-            peer_name: config.peer_name.clone(),
-            path: policy::Path {
-                link: path.link.clone(),
-                source: path.local.ip(),
-                remote: path.remote,
-            },
-            dial_timeout: config.dial_timeout,
-            handshake_timeout: config.handshake_timeout,
-            transport: config.transport.clone(),
-            session: config.session.clone(),
-            continues: Some((self.session.id(), self.session.next_counter())),
-        };
-        let task = tokio::spawn(async move {
-            let path = request.path.clone();
-            let result = establish::initiate(request).await.map(Box::new);
-            // The driver may have ended meanwhile; then the new session ends here.
-            let _ = internal.send(Internal::Rejoined { path, result });
-        });
-        initiator.rejoining = Some(task.abort_handle());
-    }
-
-    pub(super) fn rejoined(
-        &mut self,
-        path: &policy::Path,
-        result: Result<Box<Established>, EstablishError>,
-    ) {
-        let Side::Initiator(initiator) = &mut self.side else {
-            return;
-        };
-        initiator.rejoining = None;
-        match result {
-            Ok(new) if new.session.peer().continued == Some(true) => {
-                tracing::info!("the peer still holds the session: resuming it");
-                tokio::spawn(new.decline());
-                self.decide();
-            }
-            Ok(new) => {
-                tracing::error!(peer = %initiator.config.peer_name, "the peer no longer knows the session: its streams are reset");
-                self.ended.get_or_insert(Ended::Replaced(new));
-            }
-            Err(error) => {
-                tracing::warn!(%error, "the full handshake failed");
-                self.path_failed(&path.link, path.remote, error.is_refused());
-            }
-        }
-    }
-
-    /// The operator names a link; `auto` gives the choice back to the policy.
-    pub(super) fn manual_handover(
-        &mut self,
-        link: &str,
-        reply: oneshot::Sender<Result<String, String>>,
-    ) {
-        let answer = self.try_manual_handover(link);
-        // Whoever asked may have gone; what was asked is done all the same.
-        let _ = reply.send(answer);
-    }
-
-    fn try_manual_handover(&mut self, link: &str) -> Result<String, String> {
-        let Side::Initiator(initiator) = &mut self.side else {
-            return Err("the peer chooses the link of this session: ask it there".to_owned());
-        };
-        let done = if link == "auto" {
-            initiator.config.policy.manual = None;
-            "the policy chooses the link".to_owned()
-        } else {
-            let snapshot = Arc::clone(&initiator.config.links.borrow());
-            let Some(found) = snapshot.link(link) else {
-                return Err(format!("there is no link {link}"));
-            };
-            let remotes = &initiator.config.remotes;
-            let against: Vec<String> = remotes
-                .iter()
-                .filter_map(|r| found.usable_for(r.ip()).err())
-                .map(|e| e.to_string())
-                .collect();
-            if against.len() == remotes.len() {
-                return Err(format!("{link} cannot be used: {}", against.join("; ")));
-            }
-            initiator.config.policy.manual = Some(link.to_owned());
-            format!(
-                "moving to {link}; `holdfast handover auto` gives the choice back to the policy"
-            )
-        };
-        initiator.forgive();
-        initiator.retry_at = None;
-        self.decide();
-        Ok(done)
     }
 }
 

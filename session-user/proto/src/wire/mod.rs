@@ -4,15 +4,17 @@
 //! was wrong. `docs/protocol.md` has the layouts.
 
 mod ack;
+pub mod close_code;
 mod frame;
 mod params;
+mod parse;
 mod preamble;
 mod record;
 mod target;
 mod varint;
 
 pub use ack::Ack;
-pub use frame::{Frame, FrameType, Space, StreamHeader, errors as close_code};
+pub use frame::{Frame, FrameType, Space, StreamHeader};
 pub use params::Params;
 pub use preamble::{Kind, Preamble, Reply, ResumeToken, Status};
 pub use record::RecordHeader;

@@ -1,0 +1,239 @@
+//! From what was typed to ready objects, one function for each section.
+
+use std::net::SocketAddr;
+use std::ops::RangeInclusive;
+use std::time::Duration;
+
+use ipnet::IpNet;
+
+use super::source::Source;
+use super::{Accept, Capture, Peer, Result, Session, Transport, duration, raw, size};
+
+fn address(text: &str) -> std::result::Result<SocketAddr, String> {
+    text.parse().map_err(|_| format!("`{text}` is not an address with a port, such as \"192.0.2.1:7843\" or \"[2001:db8::1]:7843\""))
+}
+
+fn network(text: &str) -> std::result::Result<IpNet, String> {
+    let host = || text.parse::<std::net::IpAddr>().map(IpNet::from);
+    text.parse().or_else(|_| host()).map_err(|_| {
+        format!("`{text}` is not a network, such as \"10.0.0.0/8\" or \"2001:db8::/32\"")
+    })
+}
+
+fn ports(text: &str) -> std::result::Result<RangeInclusive<u16>, String> {
+    let expected =
+        || format!("`{text}` is not a port or a range of ports, such as \"443\" or \"8000-8999\"");
+    let port = |t: &str| t.trim().parse::<u16>().ok().filter(|p| *p > 0);
+    let (low, high) = text.split_once('-').unwrap_or((text, text));
+    let range = port(low).zip(port(high)).filter(|(low, high)| low <= high);
+    range.map(|(low, high)| low..=high).ok_or_else(expected)
+}
+
+pub(super) fn peers(source: &Source<'_>, raw: &[raw::Peer]) -> Result<Vec<Peer>> {
+    let mut out: Vec<Peer> = Vec::new();
+    for peer in raw {
+        let name = peer.name.get_ref();
+        if out.iter().any(|p| p.name == *name) {
+            return Err(source.error(
+                &peer.name.span(),
+                "peer.name",
+                format!("`{name}` is given twice"),
+            ));
+        }
+        if name.is_empty() {
+            return Err(source.error(
+                &peer.name.span(),
+                "peer.name",
+                "expected the name in the peer's certificate",
+            ));
+        }
+        let addresses = source.all("peer.addresses", peer.addresses.get_ref(), address)?;
+        if addresses.is_empty() {
+            return Err(source.error(
+                &peer.addresses.span(),
+                "peer.addresses",
+                "expected at least one address",
+            ));
+        }
+        out.push(Peer {
+            name: name.clone(),
+            addresses,
+        });
+    }
+    Ok(out)
+}
+
+pub(super) fn captures(
+    source: &Source<'_>,
+    raw: &[raw::Capture],
+    peers: &[Peer],
+) -> Result<Vec<Capture>> {
+    raw.iter()
+        .map(|capture| one_capture(source, capture, peers))
+        .collect()
+}
+
+fn one_capture(source: &Source<'_>, raw: &raw::Capture, peers: &[Peer]) -> Result<Capture> {
+    let peer = source.one("capture.peer", &raw.peer, |name| {
+        let known = || {
+            peers
+                .iter()
+                .map(|p| p.name.as_str())
+                .collect::<Vec<_>>()
+                .join(", ")
+        };
+        peers
+            .iter()
+            .position(|p| p.name == name)
+            .ok_or_else(|| format!("`{name}` is no [[peer]]; there is: {}", known()))
+    })?;
+    let to = source.all("capture.to", raw.to.get_ref(), network)?;
+    if to.is_empty() {
+        return Err(source.error(
+            &raw.to.span(),
+            "capture.to",
+            "expected at least one network",
+        ));
+    }
+    let mut ports = source.all("capture.ports", &raw.ports, ports)?;
+    if ports.is_empty() {
+        ports.push(1..=u16::MAX);
+    }
+    let fail_closed = source.or(
+        "capture.when_agent_dead",
+        raw.when_agent_dead.as_ref(),
+        false,
+        |text| match text {
+            "direct" => Ok(false),
+            "refuse" => Ok(true),
+            other => Err(format!("`{other}` is neither \"direct\" nor \"refuse\"")),
+        },
+    )?;
+    Ok(Capture {
+        peer,
+        to,
+        except: source.all("capture.except", &raw.except, network)?,
+        ports,
+        fail_closed,
+    })
+}
+
+pub(super) fn accept(source: &Source<'_>, raw: &raw::Accept) -> Result<Accept> {
+    let listen = source.all("accept.listen", raw.listen.get_ref(), address)?;
+    if listen.is_empty() {
+        return Err(source.error(
+            &raw.listen.span(),
+            "accept.listen",
+            "expected at least one address",
+        ));
+    }
+    let mut allow = Vec::new();
+    for rule in &raw.allow {
+        let to = source.all("accept.allow.to", &rule.to, |text| {
+            let parsed = crate::dial::AllowList::parse(&[crate::dial::AllowRule {
+                peer: rule.peer.get_ref().clone(),
+                to: vec![text.to_owned()],
+            }]);
+            parsed.map(|_| text.to_owned()).map_err(|e| e.to_string())
+        })?;
+        allow.push((rule.peer.get_ref().clone(), to));
+    }
+    let ten = Duration::from_secs(10);
+    Ok(Accept {
+        listen,
+        max_sessions: source.within(
+            "accept.max_sessions",
+            raw.max_sessions.as_ref(),
+            1024,
+            1..=1 << 20,
+        )? as usize,
+        max_streams: source.within(
+            "accept.max_streams",
+            raw.max_streams.as_ref(),
+            4096,
+            1..=1 << 20,
+        )?,
+        handshake_timeout: source.or(
+            "accept.handshake_timeout",
+            raw.handshake_timeout.as_ref(),
+            ten,
+            duration,
+        )?,
+        dial_timeout: source.or(
+            "accept.dial_timeout",
+            raw.dial_timeout.as_ref(),
+            ten,
+            duration,
+        )?,
+        allow,
+    })
+}
+
+pub(super) fn session(source: &Source<'_>, raw: &raw::Session) -> Result<Session> {
+    let hours = |n: u64| Duration::from_secs(n * 3600);
+    // Less would not hold a round trip's worth of data on any link worth having.
+    let memory = |text: &str| match size(text)? {
+        bytes if bytes < 1 << 20 => Err(format!("`{text}` is too little: expected at least 1MiB")),
+        bytes => Ok(bytes),
+    };
+    Ok(Session {
+        hold: source.or("session.hold", raw.hold.as_ref(), hours(24), duration)?,
+        peer_gone_after: source.or(
+            "session.peer_gone_after",
+            raw.peer_gone_after.as_ref(),
+            Duration::from_secs(30),
+            duration,
+        )?,
+        memory_bytes: source.or("session.memory", raw.memory.as_ref(), 64 << 20, memory)?,
+        rekey_records: source.within(
+            "session.rekey_records",
+            raw.rekey_records.as_ref(),
+            1 << 22,
+            1 << 10..=1 << 22,
+        )?,
+        rekey_after: source.or(
+            "session.rekey_after",
+            raw.rekey_after.as_ref(),
+            hours(1),
+            duration,
+        )?,
+        reauth_after: source.or(
+            "session.reauth_after",
+            raw.reauth_after.as_ref(),
+            hours(24),
+            duration,
+        )?,
+        expiry_grace: source.or(
+            "session.expiry_grace",
+            raw.expiry_grace.as_ref(),
+            Duration::from_secs(300),
+            duration,
+        )?,
+    })
+}
+
+pub(super) fn transport(source: &Source<'_>, raw: &raw::Transport) -> Result<Transport> {
+    let lowat = |text: &str| {
+        size(text).and_then(|n| u32::try_from(n).map_err(|_| format!("`{text}` is too much")))
+    };
+    Ok(Transport {
+        user_timeout: source.or(
+            "transport.user_timeout",
+            raw.user_timeout.as_ref(),
+            Duration::from_secs(20),
+            duration,
+        )?,
+        notsent_lowat: source.or(
+            "transport.notsent_lowat",
+            raw.notsent_lowat.as_ref(),
+            128 << 10,
+            lowat,
+        )?,
+        dial_timeout: source.or(
+            "transport.dial_timeout",
+            raw.dial_timeout.as_ref(),
+            Duration::from_secs(3),
+            duration,
+        )?,
+    })
+}

@@ -1,0 +1,120 @@
+//! What can be configured, as ready objects.
+
+use std::net::SocketAddr;
+use std::ops::RangeInclusive;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use ipnet::IpNet;
+
+/// Files of this unit's identity.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Identity {
+    /// Certificate chain, PEM.
+    pub certificate: PathBuf,
+    /// Private key, PEM.
+    pub key: PathBuf,
+    /// Certificate of the CA, PEM.
+    pub ca: PathBuf,
+    /// The CA's CRL, PEM.
+    pub crl: Option<PathBuf>,
+}
+
+/// The agent itself.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Agent {
+    /// The control socket.
+    pub control: PathBuf,
+    /// A group whose members may command the agent.
+    pub control_group: Option<String>,
+    /// Users who may use `holdfast run`.
+    pub run_users: Vec<String>,
+    /// A tracing filter.
+    pub log: String,
+    /// Cgroups that are captured from the start.
+    pub capture_cgroups: Vec<PathBuf>,
+    /// Where a BPF file system is mounted, for rules that refuse while the agent is dead.
+    pub bpffs: PathBuf,
+}
+
+/// A unit to reach.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Peer {
+    /// Its name in its certificate.
+    pub name: String,
+    /// Where it listens, in order of preference.
+    pub addresses: Vec<SocketAddr>,
+}
+
+/// What to capture.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Capture {
+    /// Index of the peer in [`Config::peers`].
+    pub peer: usize,
+    /// Destinations.
+    pub to: Vec<IpNet>,
+    /// Destinations within `to` that are left alone.
+    pub except: Vec<IpNet>,
+    /// Ports.
+    pub ports: Vec<RangeInclusive<u16>>,
+    /// Whether connections are refused while the agent is dead; otherwise they go direct.
+    pub fail_closed: bool,
+}
+
+/// Which link is preferred.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Links {
+    /// Names or patterns, most preferred first.
+    pub prefer: Vec<String>,
+    /// Names or patterns that are never used.
+    pub exclude: Vec<String>,
+    /// How long a link must be good before it is used (again).
+    pub debounce: Duration,
+}
+
+/// How this unit accepts sessions.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Accept {
+    /// Where to listen.
+    pub listen: Vec<SocketAddr>,
+    /// Sessions at once.
+    pub max_sessions: usize,
+    /// Open streams of one session.
+    pub max_streams: u64,
+    /// Time for a preamble and a handshake.
+    pub handshake_timeout: Duration,
+    /// Time for a target to answer.
+    pub dial_timeout: Duration,
+    /// Who may go where: peer name or pattern, and targets as written.
+    pub allow: Vec<(String, Vec<String>)>,
+}
+
+/// Limits of sessions.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Session {
+    /// How long a session lives without any link.
+    pub hold: Duration,
+    /// How long every path may refuse before the peer is taken to be gone.
+    pub peer_gone_after: Duration,
+    /// Memory of one session, in bytes.
+    pub memory_bytes: usize,
+    /// Records sealed in one key epoch.
+    pub rekey_records: u64,
+    /// Age of a key epoch.
+    pub rekey_after: Duration,
+    /// When keys and certificates are renewed in band, at the latest.
+    pub reauth_after: Duration,
+    /// How long a session outlives its certificates.
+    pub expiry_grace: Duration,
+}
+
+/// Options of transports.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Transport {
+    /// `TCP_USER_TIMEOUT`.
+    pub user_timeout: Duration,
+    /// `TCP_NOTSENT_LOWAT`, in bytes.
+    pub notsent_lowat: u32,
+    /// Time for a TCP connection to a peer.
+    pub dial_timeout: Duration,
+}

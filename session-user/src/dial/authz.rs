@@ -30,8 +30,8 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::ops::RangeInclusive;
 
 use ipnet::IpNet;
+use session_proto::wire::Target;
 
-use super::Target;
 use super::special::{embedded_v4, ranges_of};
 use crate::glob;
 

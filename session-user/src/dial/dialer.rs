@@ -6,11 +6,11 @@
 //! 4. connect to the rest, one after the other, within the time given;
 //! 5. a failure keeps the real errno, because the application is to see what it would have seen.
 
-use std::fmt;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
+use session_proto::wire::Target;
 use socket2::SockRef;
 use tokio::net::TcpStream;
 use tokio::sync::Semaphore;
@@ -28,25 +28,6 @@ const ATTEMPT_MIN: Duration = Duration::from_millis(1500);
 const LOOKUPS_MAX: usize = 64;
 
 static LOOKUPS: Semaphore = Semaphore::const_new(LOOKUPS_MAX);
-
-/// What the peer wants to reach.
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
-pub enum Target {
-    /// An address.
-    Addr(SocketAddr),
-    /// A host name, to be resolved on this side, and a port.
-    Name(String, u16),
-}
-
-impl fmt::Display for Target {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Target::Addr(addr) => addr.fmt(f),
-            // It came from a peer and goes to the log.
-            Target::Name(name, port) => write!(f, "{}:{port}", name.escape_debug()),
-        }
-    }
-}
 
 /// Why a target could not be reached.
 #[derive(Debug, thiserror::Error)]

@@ -5,4 +5,4 @@ mod dialer;
 mod special;
 
 pub use authz::{AllowList, AllowRule, Denied, RuleError, WhyDenied};
-pub use dialer::{DialError, Target, dial_target};
+pub use dialer::{DialError, dial_target};

@@ -62,10 +62,6 @@ impl Driver {
         let internal = self.internal_tx.clone();
         while responder.dials.try_join_next().is_some() {}
         responder.dials.spawn(async move {
-            let target = match target {
-                Target::Addr(addr) => crate::dial::Target::Addr(addr),
-                Target::Name(name, port) => crate::dial::Target::Name(name, port),
-            };
             let result = dial_target(&peer, &target, &allow, timeout).await;
             // The driver may have ended meanwhile; then the socket ends here.
             let _ = internal.send(Internal::Target { id, result });

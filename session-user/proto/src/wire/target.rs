@@ -20,7 +20,8 @@ impl fmt::Display for Target {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Addr(addr) => addr.fmt(f),
-            Self::Name(name, port) => write!(f, "{name}:{port}"),
+            // It came from a peer and goes to logs.
+            Self::Name(name, port) => write!(f, "{}:{port}", name.escape_debug()),
         }
     }
 }

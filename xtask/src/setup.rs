@@ -18,11 +18,12 @@ const EBPF_PACKAGES: [&str; 6] = [
     "rust-web-clippy",
 ];
 /// To build C code of dependencies, and for the lab.
-const BASE_PACKAGES: [&str; 8] = [
+const BASE_PACKAGES: [&str; 9] = [
     "build-essential",
     "cmake",
     "pkg-config",
     "iproute2",
+    "iptables",
     "nftables",
     "util-linux",
     "procps",

@@ -6,12 +6,16 @@
 //! SIGKILL, leaves nothing behind. The host's own network is not touched.
 
 mod cgroup;
+mod emulator;
 mod flags;
 mod host;
 mod netns;
+mod nfqueue;
+mod shaping;
 mod topology;
 
 pub use cgroup::{TestCgroup, cgroup2_root};
+pub use emulator::Shape;
 pub use host::HostState;
 pub use netns::Netns;
 pub use topology::{

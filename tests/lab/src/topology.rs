@@ -7,10 +7,12 @@
 //! ```
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
 
+use crate::emulator::Emulator;
 use crate::flags;
 use crate::netns::Netns;
 
@@ -106,6 +108,8 @@ impl Default for LabConfig {
 
 /// The lab. Dropping it removes everything.
 pub struct Lab {
+    /// First, so that it ends before the namespace that it works in.
+    pub(crate) emulator: OnceLock<Emulator>,
     client: Netns,
     router: Netns,
     server: Netns,
@@ -118,6 +122,7 @@ impl Lab {
     /// Makes the namespaces, links, addresses and routes.
     pub fn new(config: &LabConfig) -> anyhow::Result<Self> {
         let lab = Self {
+            emulator: OnceLock::new(),
             client: Netns::new("client")?,
             router: Netns::new("router")?,
             server: Netns::new("server")?,
@@ -360,55 +365,5 @@ impl Lab {
             "nodad",
         ])?;
         self.configure(link)
-    }
-
-    /// Drops what travels over a link in `direction`, without a word to anybody.
-    pub fn blackhole(&self, link: LinkName, direction: Direction) -> anyhow::Result<()> {
-        self.unblackhole(link)?;
-        let side = link.router_side();
-        let table = format!("hole_{}", link.name());
-        let mut rules = format!(
-            "table inet {table} {{ chain forward {{ type filter hook forward priority 0; policy accept;\n"
-        );
-        if direction != Direction::Down {
-            rules.push_str(&format!("iifname \"{side}\" drop\n"));
-        }
-        if direction != Direction::Up {
-            rules.push_str(&format!("oifname \"{side}\" drop\n"));
-        }
-        rules.push_str("}\n}\n");
-        self.router.exec("nft", &[&rules]).map(|_| ())
-    }
-
-    /// Ends [`Self::blackhole`].
-    pub fn unblackhole(&self, link: LinkName) -> anyhow::Result<()> {
-        let table = format!(
-            "table inet hole_{} {{}} ; delete table inet hole_{}",
-            link.name(),
-            link.name()
-        );
-        self.router.exec("nft", &[&table]).map(|_| ())
-    }
-
-    /// Limits a link to `mbit` Mbit/s each way; `None` takes the limit away.
-    pub fn rate(&self, link: LinkName, mbit: Option<u32>) -> anyhow::Result<()> {
-        for (netns, device) in [
-            (&self.client, link.name()),
-            (&self.router, link.router_side()),
-        ] {
-            match mbit {
-                Some(mbit) => {
-                    let rate = format!("{mbit}mbit");
-                    let args = [
-                        "qdisc", "replace", "dev", device, "root", "tbf", "rate", &rate, "burst",
-                        "64kb", "latency", "50ms",
-                    ];
-                    netns.exec("tc", &args)?;
-                }
-                // Fails if there is no limit, which is what is wanted.
-                None => drop(netns.exec("tc", &["qdisc", "del", "dev", device, "root"])),
-            }
-        }
-        Ok(())
     }
 }

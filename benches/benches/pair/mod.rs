@@ -55,7 +55,7 @@ impl End {
                 peer.input.put_slice(slice);
                 written += slice.len();
             }
-            self.session.transmitted(self.handle, written);
+            self.session.transmitted(now, self.handle, written);
             carried += written;
         }
         if carried > 0 {
@@ -170,7 +170,8 @@ impl Pair {
             for slice in &slices[..filled] {
                 wire.put_slice(slice);
             }
-            end.session.transmitted(end.handle, wire.len() - before);
+            end.session
+                .transmitted(now, end.handle, wire.len() - before);
         }
         let mut records = Vec::new();
         while let Some(header) = wire.first_chunk() {

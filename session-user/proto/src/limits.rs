@@ -105,3 +105,13 @@ pub const PIECES_AHEAD_MAX: usize = 1 << 16;
 
 /// Most transports of one session at once.
 pub const TRANSPORTS_MAX: usize = 16;
+
+/// How much later than the mean an answer may come before a transport counts as silent: what a busy
+/// host at either end takes.
+pub const SILENCE_MARGIN: Duration = Duration::from_millis(20);
+
+/// The same while the round-trip time is not known.
+pub const SILENCE_UNKNOWN_RTT: Duration = Duration::from_millis(500);
+
+/// Tokens of PINGs from here on are the session's own; those below are the driver's.
+pub const OWN_PING_TOKENS: u64 = 1 << 61;

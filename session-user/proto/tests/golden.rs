@@ -176,12 +176,14 @@ fn session_frames() -> Vec<(Frame<'static>, &'static str)> {
         (
             Frame::TransportStatus {
                 seq: 3,
+                seen: 1,
                 hard: false,
                 standby: true,
             },
-            "9c40020302",
+            "9c4003030102",
         ),
         (Frame::TransportClose { code: 0 }, "9d400100"),
+        (Frame::TransportLost { id: 6 }, "9f400106"),
         (
             Frame::Close {
                 code: 8,

@@ -104,8 +104,15 @@ fn session_frames() -> impl Strategy<Value = Frame<'static>> {
             }
         ),
         acks().prop_map(|ack| Frame::Resumed { ack }),
-        (number(), any::<bool>(), any::<bool>())
-            .prop_map(|(seq, hard, standby)| { Frame::TransportStatus { seq, hard, standby } }),
+        (number(), number(), any::<bool>(), any::<bool>()).prop_map(
+            |(seq, seen, hard, standby)| Frame::TransportStatus {
+                seq,
+                seen,
+                hard,
+                standby
+            }
+        ),
+        number().prop_map(|id| Frame::TransportLost { id }),
         number().prop_map(|code| Frame::TransportClose { code }),
         (number(), data(REASON_BYTES_MAX)).prop_map(|(code, reason)| Frame::Close { code, reason }),
         (any::<u32>(), number()).prop_map(|(epoch, first)| Frame::Rekey { epoch, first }),

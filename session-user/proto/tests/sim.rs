@@ -73,12 +73,19 @@ fn every_seed_holds() {
         ("records resent", tally.resent),
         ("key epochs", tally.rekeys),
         ("renewals", tally.renewals),
+        ("silences", tally.silences),
         ("rejoins", tally.rejoins),
         ("copies", tally.copies),
         ("replays", tally.replays),
     ] {
         assert!(count > SEEDS / 10, "only {count} {what} in {SEEDS} seeds");
     }
+    // These need a standby and a hole in the right place.
+    let guesses = tally.guesses;
+    assert!(
+        guesses > SEEDS / 25,
+        "only {guesses} moves away from silence"
+    );
 }
 
 #[test]

@@ -176,7 +176,7 @@ impl Driver {
             match carrier.socket.try_write_vectored(&slices[..filled]) {
                 Ok(n) => {
                     carrier.bytes_out += n as u64;
-                    self.session.transmitted(handle, n);
+                    self.session.transmitted(now, handle, n);
                 }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
                     if carrier

@@ -361,7 +361,8 @@ impl Established {
             let mut slices = [IoSlice::new(&[]); 8];
             let filled = self.session.slices(self.handle, &mut slices);
             let written = self.stream.write_vectored(&slices[..filled]).await?;
-            self.session.transmitted(self.handle, written);
+            self.session
+                .transmitted(self.clock.now(), self.handle, written);
         }
         Ok(())
     }

@@ -342,7 +342,24 @@ impl Driver {
             Event::Writable => self.unblock(),
             Event::StreamsAvailable => self.side.streams_available(),
             Event::TransportUp(handle) => self.transport_up(handle),
-            Event::TransportDone(handle) => self.transport_done(handle),
+            Event::TransportDone(handle) => {
+                self.transport_done(handle);
+                // The peer may have lost it; what carries then is for the policy to say.
+                self.decide();
+            }
+            Event::TransportSilent(handle) => {
+                tracing::info!(
+                    handle = handle.as_u64(),
+                    "a transport does not answer in time"
+                );
+            }
+            Event::HandedOver { from, to } => {
+                tracing::info!(
+                    from = from.as_u64(),
+                    to = to.as_u64(),
+                    "the other transport answered first"
+                );
+            }
             Event::Pong { handle, token } => tracing::trace!(?handle, token, "pong"),
             Event::TokensChanged => self
                 .common

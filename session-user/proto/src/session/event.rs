@@ -59,6 +59,17 @@ pub enum Event {
     TransportUp(Handle),
     /// A transport is finished in both directions or was given up by the peer: close its socket.
     TransportDone(Handle),
+    /// What was sent on a transport is not answered in time. It goes out on another transport too,
+    /// if one stands; if none does, dial.
+    TransportSilent(Handle),
+    /// The other transport answered while `from` was silent: all goes there now, and `from` is of no
+    /// use until something comes from it.
+    HandedOver {
+        /// The silent transport.
+        from: Handle,
+        /// The one that answered.
+        to: Handle,
+    },
     /// A PONG came back.
     Pong {
         /// On which transport.

@@ -147,8 +147,11 @@ impl Session {
         if self.retained.span() + RECORD_WINDOW_RESERVE >= self.peer.record_window {
             return 0;
         }
+        // While it is not known whether the active one works, its queue says nothing.
         let queued = self
-            .active
+            .hedge
+            .map(|h| h.to)
+            .or(self.active)
             .and_then(|h| self.transports.get(&h))
             .map_or(0, |t| t.queued_bytes());
         if queued >= TRANSPORT_QUEUE_BYTES {

@@ -1,5 +1,7 @@
 //! What each frame does.
 
+use std::time::Duration;
+
 use bytes::Bytes;
 
 use super::event::{Event, Handle, StreamId, TransportFault, Violation};
@@ -44,8 +46,10 @@ impl Session {
         }
         match frame {
             Frame::Ping { token } => self.answer_ping(handle, token),
-            Frame::Pong { token } => self.events.push_back(Event::Pong { handle, token }),
-            Frame::Ack { ack, .. } => self.handle_ack(&ack)?,
+            Frame::Pong { token } => self.handle_pong(now, handle, token),
+            Frame::Ack { ack, delay_us } => {
+                self.handle_ack(now, handle, &ack, Duration::from_micros(delay_us))?;
+            }
             Frame::Hello { params } => self.handle_hello(params)?,
             Frame::Accept { params } => self.handle_accept(params)?,
             Frame::Resume {
@@ -53,11 +57,15 @@ impl Session {
                 hard,
                 standby,
                 ack,
-            } => self.handle_resume(handle, counter, hard, standby, &ack)?,
-            Frame::Resumed { ack } => self.handle_resumed(handle, &ack)?,
-            Frame::TransportStatus { seq, hard, standby } => {
-                self.handle_status(handle, seq, hard, standby)
-            }
+            } => self.handle_resume(now, handle, counter, hard, standby, &ack)?,
+            Frame::Resumed { ack } => self.handle_resumed(now, handle, &ack)?,
+            Frame::TransportStatus {
+                seq,
+                seen,
+                hard,
+                standby,
+            } => self.handle_status(handle, seq, seen, hard, standby),
+            Frame::TransportLost { id } => self.handle_transport_lost(handle, id),
             Frame::TransportClose { .. } => self.handle_transport_close(handle),
             Frame::Close { code, reason } => self.handle_close(now, code, reason),
             Frame::Rekey { epoch, first } => self.handle_rekey(epoch, first)?,
@@ -139,8 +147,22 @@ impl Session {
         Ok(())
     }
 
-    pub(super) fn handle_ack(&mut self, ack: &Ack) -> Result<(), Violation> {
+    /// `ack` came on `handle`, `delay` after the first record that it acknowledges.
+    pub(super) fn handle_ack(
+        &mut self,
+        now: Time,
+        handle: Handle,
+        ack: &Ack,
+        delay: Duration,
+    ) -> Result<(), Violation> {
         if self.retained.acknowledge(ack)? {
+            for (&other, transport) in &mut self.transports {
+                let here = other == handle;
+                transport
+                    .pulse
+                    .acknowledged(&self.retained, here, delay, now);
+            }
+            self.answered(now, handle);
             let lowest = self.retained.lowest();
             self.epochs.acknowledged(lowest);
             if matches!(self.state, State::Closing { number: Some(n), .. } if lowest > n) {

@@ -15,8 +15,10 @@ mod config;
 mod event;
 mod flow;
 mod frames;
+mod hedge;
 #[cfg(feature = "sim")]
 mod inspect;
+mod pulse;
 mod receive;
 mod rekey;
 mod resume;
@@ -38,6 +40,7 @@ use crate::seal::{Epoch, OpenKeys, SealKeys, SessionNames, SessionSecret};
 use crate::wire::{Frame, Params};
 use event::Violation;
 use flow::Flow;
+use hedge::Hedge;
 use rekey::{Epochs, Reauth};
 use retained::Retained;
 use stream::Stream;
@@ -87,6 +90,10 @@ pub struct Session {
     transports: BTreeMap<Handle, Transport>,
     next_handle: u64,
     active: Option<Handle>,
+    hedge: Option<Hedge>,
+    /// The latest time that the driver told.
+    now: Time,
+    pings: u64,
     status_sent: u64,
     status_seen: u64,
     dial_next: u64,
@@ -162,6 +169,9 @@ impl Session {
             transports: BTreeMap::new(),
             next_handle: 0,
             active: None,
+            hedge: None,
+            now,
+            pings: 0,
             status_sent: 0,
             status_seen: 0,
             dial_next: 1,
@@ -239,17 +249,22 @@ impl Session {
             State::Closing { until, .. } => Some(until),
             _ => None,
         };
-        [ack, close].into_iter().flatten().min()
+        [ack, close, self.pulse_deadline()]
+            .into_iter()
+            .flatten()
+            .min()
     }
 
     /// A deadline of [`Self::poll_timeout`] has passed: call [`Self::prepare`] for every transport
     /// afterwards.
     pub fn handle_timeout(&mut self, now: Time) {
+        self.now = now;
         if let State::Closing { until, .. } = self.state
             && now >= until
         {
             self.state = State::Closed;
         }
+        self.check_pulses(now);
     }
 
     /// Ends the session: every stream is gone at once, and CLOSE is sent on the active transport.

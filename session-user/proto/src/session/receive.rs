@@ -4,7 +4,7 @@ use bytes::{Buf, Bytes, BytesMut};
 
 use super::event::{Handle, TransportFault, Violation};
 use super::transport::Phase;
-use super::{Session, State};
+use super::{Role, Session, State};
 use crate::Time;
 use crate::limits::{RECORD_HEADER_BYTES, RECORD_WINDOW, VERSION};
 use crate::seal::{Epoch, SealError};
@@ -40,6 +40,7 @@ impl Session {
         handle: Handle,
         input: &mut BytesMut,
     ) -> Result<(), TransportFault> {
+        self.now = now;
         self.take_reply(handle, input)?;
         while input.len() >= RECORD_HEADER_BYTES {
             if self.state == State::Closed {
@@ -158,6 +159,11 @@ impl Session {
             .map_err(TransportFault::from)?;
         if header.number >= self.received.cumulative() + RECORD_WINDOW {
             return Err(Violation::protocol("a record number beyond the window").into());
+        }
+        if self.role == Role::Initiator
+            && let Some(transport) = self.transports.get_mut(&handle)
+        {
+            transport.pulse.heard(now);
         }
         let in_order = header.number == self.received.cumulative();
         self.received.insert(header.number);

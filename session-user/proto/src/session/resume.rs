@@ -1,11 +1,14 @@
 //! Several transports: dialling, accepting, losing, choosing and retiring them.
 
+use std::time::Duration;
+
 use bytes::Bytes;
 
 use super::event::{Event, Handle, TransportFault, Violation};
 use super::receive::Stop;
 use super::transport::{Phase, Transport};
 use super::{Role, Session};
+use crate::Time;
 use crate::limits::{RESUME_TOKENS_AHEAD, TRANSPORTS_MAX};
 use crate::wire::{Ack, Frame, Kind, Preamble, Reply, ResumeToken, Status};
 
@@ -42,7 +45,13 @@ impl Session {
             },
         );
         if !standby {
+            // What a silent transport may have swallowed goes along.
+            let silent = self.transports.iter().filter(|(_, t)| t.pulse.is_silent());
+            let silent: Vec<Handle> = silent.map(|(&h, _)| h).collect();
             self.activate(handle);
+            for from in silent {
+                self.copy_records(from, handle);
+            }
         }
         Ok(handle)
     }
@@ -119,35 +128,46 @@ impl Session {
     }
 
     /// `handle`'s socket or link is gone. What was unacknowledged on it goes out on another
-    /// transport: now if there is one, otherwise with the next [`Self::dial`].
+    /// transport: now if there is one, otherwise with the next [`Self::dial`]. The peer is told.
     pub fn transport_lost(&mut self, handle: Handle) {
-        if self.transports.remove(&handle).is_none() {
+        let Some(lost) = self.transports.remove(&handle) else {
             return;
+        };
+        self.forget_transport(handle);
+        let news = !lost.done_told && lost.phase != Phase::AwaitResume && self.is_open();
+        let Some(active) = self.active.filter(|_| news) else {
+            return;
+        };
+        if self
+            .transports
+            .get(&active)
+            .is_some_and(|t| t.phase == Phase::Up)
+        {
+            self.send_unretained(active, &Frame::TransportLost { id: lost.wire_id });
         }
-        self.retained.unschedule(handle);
+    }
+
+    /// Nothing is scheduled on `gone` any more; if it was the active one, another is.
+    fn forget_transport(&mut self, gone: Handle) {
+        self.retained.unschedule(gone);
         self.ack.repeat();
-        if self.active == Some(handle) {
+        let hedge = self.hedge.take_if(|h| h.from == gone || h.to == gone);
+        self.look_again(hedge.map(|h| h.from));
+        if self.active == Some(gone) {
             self.active = None;
         }
-        if self.active.is_none() {
-            if let Some(other) = self.fallback() {
-                self.activate(other);
-            }
-        } else if let Some(active) = self.active {
-            self.schedule_waiting(active);
+        if let Some(active) = self.active {
+            return self.schedule_waiting(active);
+        }
+        let copied = hedge.map(|h| h.to).filter(|to| *to != gone);
+        if let Some(other) = copied.or_else(|| self.fallback(gone)) {
+            self.ask_to_use(other, false);
+            self.activate(other);
         }
     }
 
-    /// The newest transport that both ends are authenticated on.
-    fn fallback(&self) -> Option<Handle> {
-        let usable = self
-            .transports
-            .iter()
-            .filter(|(_, t)| t.phase == Phase::Up && t.can_carry());
-        usable.max_by_key(|(_, t)| t.wire_id).map(|(&h, _)| h)
-    }
-
-    /// New records go to `handle` from now on, and the peer is asked to do the same.
+    /// New records go to `handle` from now on, and the peer is asked to do the same. What is under
+    /// way on the old one stays there.
     pub fn set_active(&mut self, handle: Handle) {
         let usable = self
             .transports
@@ -156,17 +176,7 @@ impl Session {
         if !usable || self.active == Some(handle) {
             return;
         }
-        self.status_sent += 1;
-        let others = self
-            .transports
-            .iter()
-            .any(|(&h, t)| h != handle && t.can_carry());
-        let status = Frame::TransportStatus {
-            seq: self.status_sent,
-            hard: !others,
-            standby: false,
-        };
-        self.send_unretained(handle, &status);
+        self.ask_to_use(handle, false);
         self.activate(handle);
     }
 
@@ -178,10 +188,10 @@ impl Session {
         self.leave(handle);
     }
 
-    fn leave(&mut self, handle: Handle) {
+    pub(super) fn leave(&mut self, handle: Handle) {
         if self.active == Some(handle) {
             self.active = None;
-            if let Some(other) = self.fallback() {
+            if let Some(other) = self.fallback(handle) {
                 self.activate(other);
             }
         }
@@ -189,7 +199,7 @@ impl Session {
 
     /// New records go to `handle`, unless it takes none: the peer may ask for a transport that
     /// this end has just retired.
-    fn activate(&mut self, handle: Handle) {
+    pub(super) fn activate(&mut self, handle: Handle) {
         let usable = self
             .transports
             .get(&handle)
@@ -198,6 +208,7 @@ impl Session {
             return;
         }
         self.active = Some(handle);
+        self.settle_hedge();
         self.schedule_waiting(handle);
         self.unblock();
     }
@@ -214,12 +225,13 @@ impl Session {
                     stats.records_resent += 1;
                     stats.bytes_resent += len as u64;
                 }
-                transport.push_retained(number, len);
+                transport.push_retained(number, len, !again);
             });
     }
 
     pub(super) fn handle_resume(
         &mut self,
+        now: Time,
         handle: Handle,
         counter: u64,
         hard: bool,
@@ -242,20 +254,29 @@ impl Session {
         transport.phase = Phase::Up;
         self.stats.resumes += 1;
         self.events.push_back(Event::TokensChanged);
-        self.handle_ack(ack)?;
+        // First of all: whatever follows may lead to further frames on this transport.
+        let held = Ack::of(&self.received);
+        self.send_unretained(handle, &Frame::Resumed { ack: held });
+        self.handle_ack(now, handle, ack, Duration::ZERO)?;
         if hard {
             self.give_up_others(handle);
         }
-        let ack = Ack::of(&self.received);
-        self.send_unretained(handle, &Frame::Resumed { ack });
+        // The dialler learns its round-trip time from the answer, this end from its own question.
+        self.ask(now, handle);
         if !standby || self.active.is_none() {
             self.activate(handle);
         }
         self.events.push_back(Event::TransportUp(handle));
+        self.look_again(self.active);
         Ok(())
     }
 
-    pub(super) fn handle_resumed(&mut self, handle: Handle, ack: &Ack) -> Result<(), Stop> {
+    pub(super) fn handle_resumed(
+        &mut self,
+        now: Time,
+        handle: Handle,
+        ack: &Ack,
+    ) -> Result<(), Stop> {
         let transport = self
             .transports
             .get_mut(&handle)
@@ -264,12 +285,16 @@ impl Session {
             return Err(Violation::protocol("RESUMED where none may be").into());
         }
         transport.phase = Phase::Up;
+        if let Some(began) = transport.began {
+            transport.pulse.measured(now.since(began));
+        }
         self.stats.resumes += 1;
-        self.handle_ack(ack)?;
+        self.handle_ack(now, handle, ack, Duration::ZERO)?;
         self.events.push_back(Event::TransportUp(handle));
         if self.active.is_none() {
             self.activate(handle);
         }
+        self.look_again(self.active);
         Ok(())
     }
 
@@ -283,36 +308,23 @@ impl Session {
             .map(|(&h, _)| h)
             .collect();
         for handle in lost {
-            self.transports.remove(&handle);
-            self.retained.unschedule(handle);
-            self.ack.repeat();
-            if self.active == Some(handle) {
-                self.active = None;
-            }
-            self.events.push_back(Event::TransportDone(handle));
+            self.give_up(handle);
         }
     }
 
-    pub(super) fn handle_status(&mut self, handle: Handle, seq: u64, hard: bool, standby: bool) {
-        if seq <= self.status_seen {
-            return;
+    /// The peer has lost one of the transports.
+    pub(super) fn handle_transport_lost(&mut self, on: Handle, id: u64) {
+        let lost = self.transports.iter().find(|(_, t)| t.wire_id == id);
+        // It can hardly be the one that this came on.
+        if let Some(handle) = lost.map(|(&h, _)| h).filter(|h| *h != on) {
+            self.give_up(handle);
         }
-        self.status_seen = seq;
-        if !self
-            .transports
-            .get(&handle)
-            .is_some_and(Transport::can_carry)
-        {
-            return;
-        }
-        if hard {
-            self.give_up_others(handle);
-        }
-        if !standby {
-            self.activate(handle);
-        } else {
-            self.leave(handle);
-        }
+    }
+
+    fn give_up(&mut self, handle: Handle) {
+        self.transports.remove(&handle);
+        self.forget_transport(handle);
+        self.events.push_back(Event::TransportDone(handle));
     }
 
     pub(super) fn handle_transport_close(&mut self, handle: Handle) {

@@ -13,6 +13,8 @@ struct Record {
     bytes: Bytes,
     /// The transport that it is scheduled on; `None` while it waits for one.
     on: Option<Handle>,
+    /// A second transport that carries it too.
+    copy: Option<Handle>,
     /// Whether it was ever scheduled.
     tried: bool,
 }
@@ -48,11 +50,12 @@ impl Retained {
         self.bytes
     }
 
-    pub fn push(&mut self, bytes: Bytes, on: Option<Handle>) {
+    pub fn push(&mut self, bytes: Bytes, on: Option<Handle>, copy: Option<Handle>) {
         self.bytes += bytes.len() + RETAINED_OVERHEAD_BYTES;
         self.records.push_back(Some(Record {
             bytes,
             on,
+            copy,
             tried: on.is_some(),
         }));
     }
@@ -101,13 +104,55 @@ impl Retained {
         true
     }
 
-    /// What was scheduled on `lost` waits for another transport.
+    /// What was scheduled on `lost` alone waits for another transport.
     pub fn unschedule(&mut self, lost: Handle) {
         for record in self.records.iter_mut().flatten() {
+            if record.copy == Some(lost) {
+                record.copy = None;
+            }
             if record.on == Some(lost) {
-                record.on = None;
+                record.on = record.copy.take();
             }
         }
+    }
+
+    /// Schedules what is on `from` alone on `to` as well; calls `each` with number and length, in
+    /// order.
+    pub fn copy(&mut self, from: Handle, to: Handle, mut each: impl FnMut(u64, usize)) {
+        for (index, slot) in self.records.iter_mut().enumerate() {
+            let alone = |r: &&mut Record| r.on == Some(from) && r.copy.is_none();
+            if let Some(record) = slot.as_mut().filter(alone) {
+                record.copy = Some(to);
+                each(self.base + index as u64, record.bytes.len());
+            }
+        }
+    }
+
+    /// Takes back what was copied to `to`.
+    pub fn uncopy(&mut self, to: Handle) {
+        for record in self.records.iter_mut().flatten() {
+            if record.copy == Some(to) {
+                record.copy = None;
+            }
+        }
+    }
+
+    /// What is on both stays on `to` alone.
+    pub fn keep_copies(&mut self, from: Handle, to: Handle) {
+        for record in self.records.iter_mut().flatten() {
+            if record.on == Some(from) && record.copy == Some(to) {
+                record.on = record.copy.take();
+            }
+        }
+    }
+
+    /// Whether `number` is not acknowledged and scheduled on `handle`.
+    pub fn is_on(&self, number: u64, handle: Handle) -> bool {
+        let index = number
+            .checked_sub(self.base)
+            .and_then(|i| usize::try_from(i).ok());
+        let record = index.and_then(|i| self.records.get(i)?.as_ref());
+        record.is_some_and(|r| r.on == Some(handle) || r.copy == Some(handle))
     }
 
     /// Schedules everything that waits on `handle`; calls `each` with number, length and
@@ -124,6 +169,7 @@ impl Retained {
 
     /// Whether any record is still scheduled on `handle`.
     pub fn any_on(&self, handle: Handle) -> bool {
-        self.records.iter().flatten().any(|r| r.on == Some(handle))
+        let here = |r: &Record| r.on == Some(handle) || r.copy == Some(handle);
+        self.records.iter().flatten().any(here)
     }
 }

@@ -1,6 +1,7 @@
 //! Sealing, scheduling and staging: what goes out, where, and in which order.
 
 use std::io::IoSlice;
+use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 
@@ -63,6 +64,7 @@ impl Session {
     /// Makes ready what `handle`'s socket should be given; true if [`Self::slices`] has any.
     #[must_use]
     pub fn prepare(&mut self, now: Time, handle: Handle) -> bool {
+        self.now = now;
         if self.active == Some(handle) {
             self.retry_reauth(now);
             self.flush_frames(now);
@@ -96,9 +98,9 @@ impl Session {
     }
 
     /// `handle`'s socket took `written` bytes of what [`Self::slices`] showed.
-    pub fn transmitted(&mut self, handle: Handle, written: usize) {
+    pub fn transmitted(&mut self, now: Time, handle: Handle, written: usize) {
         if let Some(transport) = self.transports.get_mut(&handle) {
-            transport.advance(written);
+            transport.advance(now, written);
             self.unblock();
         }
     }
@@ -108,7 +110,13 @@ impl Session {
         self.transports.get(&handle).map_or(0, |t| t.queued_bytes())
     }
 
-    /// Asks the peer for a PONG on `handle`.
+    /// The round-trip time of `handle` from a record to its acknowledgement, once it is known. It
+    /// holds all queues on the way.
+    pub fn rtt(&self, handle: Handle) -> Option<Duration> {
+        self.transports.get(&handle)?.pulse.rtt()
+    }
+
+    /// Asks the peer for a PONG on `handle`; `token` below [`crate::limits::OWN_PING_TOKENS`].
     pub fn ping(&mut self, handle: Handle, token: u64) {
         self.send_unretained(handle, &Frame::Ping { token });
     }
@@ -177,18 +185,25 @@ impl Session {
         number
     }
 
-    /// Retains a sealed record and queues it on the active transport, if there is one.
+    /// Retains a sealed record and queues it on the active transport, if there is one, and on the
+    /// other one too while it is not known which of them works.
     fn schedule(&mut self, sealed: Bytes) {
         self.epochs.sealed();
         self.stats.records_sent += 1;
         let number = self.retained.next_number();
         let len = sealed.len();
-        let on = self
-            .active
-            .filter(|h| self.transports.get(h).is_some_and(|t| t.can_carry()));
-        self.retained.push(sealed, on);
-        if let Some(transport) = on.and_then(|h| self.transports.get_mut(&h)) {
-            transport.push_retained(number, len);
+        let carries = |h: &Handle| self.transports.get(h).is_some_and(|t| t.can_carry());
+        let on = self.active.filter(carries);
+        let copy = on.and(self.hedge).map(|h| h.to).filter(carries);
+        self.retained.push(sealed, on, copy);
+        if copy.is_some() {
+            self.stats.records_resent += 1;
+            self.stats.bytes_resent += len as u64;
+        }
+        for handle in [on, copy].into_iter().flatten() {
+            if let Some(transport) = self.transports.get_mut(&handle) {
+                transport.push_retained(number, len, copy.is_none());
+            }
         }
     }
 

@@ -6,7 +6,9 @@ use std::io::IoSlice;
 use bytes::{Bytes, BytesMut};
 
 use super::buf::seal_record;
+use super::pulse::Pulse;
 use super::retained::Retained;
+use crate::Time;
 use crate::limits::RECORD_HEADER_BYTES;
 use crate::seal::{Epoch, RecordKey, SealKeys};
 use crate::wire::Space;
@@ -43,16 +45,28 @@ pub(super) struct Transport {
     pub done_told: bool,
     /// Sealed records of space U and clear first bytes: they go before `queue`.
     urgent: VecDeque<Bytes>,
-    /// Numbers of retained records.
-    queue: VecDeque<u64>,
-    /// What the next writes consist of; the front may be partly written.
-    staged: VecDeque<Bytes>,
+    /// Retained records.
+    queue: VecDeque<Queued>,
+    /// What the next writes consist of; the front may be partly written. With the record's number,
+    /// if it is a retained one.
+    staged: VecDeque<(Bytes, Option<Queued>)>,
     front_written: usize,
     queued_bytes: usize,
     next_number: u64,
     seal_key: Option<(Epoch, RecordKey)>,
     pub open_key: Option<(Epoch, RecordKey)>,
     pub next_expected: u64,
+    pub pulse: Pulse,
+    /// When the first byte was written to its socket.
+    pub began: Option<Time>,
+}
+
+/// A retained record in a transport's queue.
+#[derive(Clone, Copy, Debug)]
+struct Queued {
+    number: u64,
+    /// It was never on another transport, so its acknowledgement tells the round-trip time.
+    fresh: bool,
 }
 
 impl Transport {
@@ -74,6 +88,8 @@ impl Transport {
             seal_key: None,
             open_key: None,
             next_expected: 0,
+            pulse: Pulse::default(),
+            began: None,
         }
     }
 
@@ -101,9 +117,20 @@ impl Transport {
         self.urgent.push_back(bytes);
     }
 
-    pub fn push_retained(&mut self, number: u64, len: usize) {
+    /// `fresh`: it was never on another transport.
+    pub fn push_retained(&mut self, number: u64, len: usize, fresh: bool) {
         self.queued_bytes += len;
-        self.queue.push_back(number);
+        self.queue.push_back(Queued { number, fresh });
+    }
+
+    /// Takes what has not been staged out of the queue, except what `keep` names.
+    pub fn purge(&mut self, retained: &Retained, keep: impl Fn(u64) -> bool) {
+        self.queue.retain(|queued| keep(queued.number));
+        let staged: usize = self.staged.iter().map(|(bytes, _)| bytes.len()).sum();
+        let urgent: usize = self.urgent.iter().map(Bytes::len).sum();
+        let length = |queued: &Queued| retained.get(queued.number).map_or(0, Bytes::len);
+        let queued: usize = self.queue.iter().map(length).sum();
+        self.queued_bytes = (staged + urgent + queued).saturating_sub(self.front_written);
     }
 
     /// Seals `frames` as the next record of space U and queues it. The room for the header is
@@ -128,19 +155,19 @@ impl Transport {
     /// Moves queued items into the stage. Records acknowledged meanwhile (over another transport)
     /// are left out.
     pub fn stage(&mut self, retained: &Retained) {
-        let mut bytes: usize = self.staged.iter().map(Bytes::len).sum();
+        let mut bytes: usize = self.staged.iter().map(|(bytes, _)| bytes.len()).sum();
         while self.staged.len() < STAGE_BUFFERS && bytes < STAGE_BYTES {
             let next = if let Some(urgent) = self.urgent.pop_front() {
-                urgent
-            } else if let Some(number) = self.queue.pop_front() {
-                let Some(record) = retained.get(number) else {
+                (urgent, None)
+            } else if let Some(queued) = self.queue.pop_front() {
+                let Some(record) = retained.get(queued.number) else {
                     continue;
                 };
-                record.clone()
+                (record.clone(), Some(queued))
             } else {
                 break;
             };
-            bytes += next.len();
+            bytes += next.0.len();
             self.staged.push_back(next);
         }
         if self.queue.is_empty() && self.urgent.is_empty() {
@@ -160,7 +187,7 @@ impl Transport {
     /// Fills `slices` with what is staged; returns how many were filled.
     pub fn slices<'a>(&'a self, slices: &mut [IoSlice<'a>]) -> usize {
         let mut filled = 0;
-        for (slot, bytes) in slices.iter_mut().zip(&self.staged) {
+        for (slot, (bytes, _)) in slices.iter_mut().zip(&self.staged) {
             let skip = if filled == 0 { self.front_written } else { 0 };
             *slot = IoSlice::new(&bytes[skip..]);
             filled += 1;
@@ -169,13 +196,17 @@ impl Transport {
     }
 
     /// The socket took `written` bytes.
-    pub fn advance(&mut self, mut written: usize) {
+    pub fn advance(&mut self, now: Time, mut written: usize) {
+        self.began.get_or_insert(now);
         self.queued_bytes = self.queued_bytes.saturating_sub(written);
-        while let Some(front) = self.staged.front() {
+        while let Some((front, queued)) = self.staged.front() {
             let left = front.len() - self.front_written;
             if written < left {
                 self.front_written += written;
                 return;
+            }
+            if let Some(queued) = queued {
+                self.pulse.written(queued.number, queued.fresh, now);
             }
             written -= left;
             self.front_written = 0;

@@ -22,6 +22,10 @@ pub struct Tally {
     pub resumes: u64,
     /// Generations of keys begun.
     pub renewals: u64,
+    /// Transports that fell silent.
+    pub silences: u64,
+    /// Moves to a transport that answered while the active one was silent.
+    pub guesses: u64,
     /// Full handshakes that asked for the session.
     pub rejoins: u64,
     /// Copies of records inserted.
@@ -43,6 +47,8 @@ impl std::ops::AddAssign for Tally {
         self.streams += other.streams;
         self.resumes += other.resumes;
         self.renewals += other.renewals;
+        self.silences += other.silences;
+        self.guesses += other.guesses;
         self.rejoins += other.rejoins;
         self.copies += other.copies;
         self.replays += other.replays;

@@ -159,7 +159,7 @@ impl World<'_> {
             for slice in &slices[..filled] {
                 all.extend_from_slice(slice);
             }
-            session.transmitted(*handle, n);
+            session.transmitted(now, *handle, n);
         }
         if !all.is_empty() {
             self.transmit(wire, side, Item::Data(Bytes::from(all)));

@@ -99,6 +99,8 @@ pub(super) struct Script {
     pub copies_per_mille: u64,
     /// Bytes of one stream and direction, at most.
     pub stream_bytes_max: u64,
+    /// The initiator keeps a standby whenever it can.
+    pub warm: bool,
 }
 
 impl Script {
@@ -119,6 +121,7 @@ impl Script {
                 0
             },
             stream_bytes_max: rng.log_range(512, 160 * 1024),
+            warm: false,
         };
         script.draw_streams(rng, calm_ms);
         script.draw_faults(rng, calm_ms);
@@ -133,6 +136,21 @@ impl Script {
                 let near = at + rng.micros(1, 20_000);
                 let side = side.other();
                 script.actions.push((near, Action::Close { side }));
+            }
+        }
+        script.warm = rng.chance(350);
+        if script.warm {
+            // What a standby is for: the link in use says nothing any more.
+            for _ in 0..rng.range(1, 3) {
+                let ways = rng.range(1, 3);
+                let hole = Action::Hole {
+                    link: rng.below(script.links.len() as u64) as usize,
+                    from_initiator: ways & 1 != 0,
+                    from_responder: ways & 2 != 0,
+                    for_ms: rng.log_range(200, 8_000),
+                    dies: rng.chance(300),
+                };
+                script.at(rng, calm_ms, hole);
             }
         }
         script.actions.sort();

@@ -84,7 +84,7 @@ impl World<'_> {
                 let part = slice.len().min(take - bytes.len());
                 bytes.extend_from_slice(&slice[..part]);
             }
-            session.transmitted(handle, take);
+            session.transmitted(now, handle, take);
             self.check.tally.wire_bytes += take as u64;
             self.carry(wire, side, bytes);
             wrote = true;
@@ -105,7 +105,10 @@ impl World<'_> {
                     },
                 );
             }
-            Event::Accepted(_) => self.open_wanted(side),
+            Event::Accepted(_) => {
+                self.open_wanted(side);
+                self.keep_warm();
+            }
             Event::StreamOpened { id, target } => self.stream_opened(side, id, &target),
             Event::StreamConnected(id) => self.stream_connected(side, id),
             Event::StreamRefused { id, errno } => self.stream_refused(side, id, errno),
@@ -120,6 +123,8 @@ impl World<'_> {
                 }
                 self.drop_transport(side, handle);
             }
+            Event::TransportSilent(handle) => self.transport_silent(side, handle),
+            Event::HandedOver { .. } => self.check.tally.guesses += 1,
             Event::Pong { token, .. } => {
                 if !self.host(side).pings.remove(&token) {
                     self.fail(format!("{side:?}: a PONG that nobody asked for"));
@@ -143,6 +148,9 @@ impl World<'_> {
     pub fn transport_up(&mut self, side: Side, handle: Handle) {
         self.check.tally.resumes += 1;
         self.host(side).backoff = Duration::ZERO;
+        if side == Side::Initiator {
+            self.keep_warm();
+        }
         let purpose = self.hosts[side as usize]
             .wires
             .get(&handle)
@@ -164,6 +172,29 @@ impl World<'_> {
             {
                 self.retire(side, old);
             }
+        }
+    }
+
+    /// Dials a standby, in runs that have one.
+    fn keep_warm(&mut self) {
+        let session = self.hosts[Side::Initiator as usize].session.as_ref();
+        let alone = session.is_some_and(|s| s.transports().count() == 1);
+        if self.script.warm && alone {
+            self.dial(Side::Initiator, true, false);
+        }
+    }
+
+    /// A driver may wait, give the transport up, or look for another one.
+    fn transport_silent(&mut self, side: Side, handle: Handle) {
+        self.check.tally.silences += 1;
+        match self.rng.below(3) {
+            0 => {
+                if let Some(&wire) = self.hosts[side as usize].wires.get(&handle) {
+                    self.wire_gone(wire, side, "it is silent");
+                }
+            }
+            1 if side == Side::Initiator => self.dial(side, false, false),
+            _ => {}
         }
     }
 

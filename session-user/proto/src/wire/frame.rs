@@ -80,6 +80,8 @@ frame_table! {
     TransportClose = 0x9d in '-' 'U';
     /// The session ends.
     Close = 0x9e in 'R' '-';
+    /// A transport of the session is lost: what went over it comes again on another.
+    TransportLost = 0x9f in '-' 'U';
     /// The sender's next record has a new key epoch.
     Rekey = 0xa0 in 'R' '-';
     /// Bytes of the in-band TLS handshake.
@@ -153,11 +155,15 @@ pub enum Frame<'a> {
     },
     TransportStatus {
         seq: u64,
+        seen: u64,
         hard: bool,
         standby: bool,
     },
     TransportClose {
         code: u64,
+    },
+    TransportLost {
+        id: u64,
     },
     Close {
         code: u64,
@@ -254,6 +260,7 @@ impl Frame<'_> {
             Self::Resumed { .. } => FrameType::Resumed,
             Self::TransportStatus { .. } => FrameType::TransportStatus,
             Self::TransportClose { .. } => FrameType::TransportClose,
+            Self::TransportLost { .. } => FrameType::TransportLost,
             Self::Close { .. } => FrameType::Close,
             Self::Rekey { .. } => FrameType::Rekey,
             Self::Reauth { .. } => FrameType::Reauth,
@@ -316,11 +323,18 @@ impl Frame<'_> {
                 ack.encode(out);
             }
             Self::Resumed { ack } => ack.encode(out),
-            Self::TransportStatus { seq, hard, standby } => {
+            Self::TransportStatus {
+                seq,
+                seen,
+                hard,
+                standby,
+            } => {
                 put_varint(out, *seq);
+                put_varint(out, *seen);
                 out.push(u8::from(*hard) | u8::from(*standby) << 1);
             }
             Self::TransportClose { code } => put_varint(out, *code),
+            Self::TransportLost { id } => put_varint(out, *id),
             Self::Close { code, reason } => {
                 put_varint(out, *code);
                 out.extend_from_slice(&reason[..reason.len().min(REASON_BYTES_MAX)]);

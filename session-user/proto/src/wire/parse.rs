@@ -93,13 +93,18 @@ impl<'a> Frame<'a> {
             },
             FrameType::TransportStatus => {
                 let seq = body.varint(WHAT)?;
+                let seen = body.varint(WHAT)?;
                 let flags = body.u8(WHAT)?;
                 Self::TransportStatus {
                     seq,
+                    seen,
                     hard: flags & 1 != 0,
                     standby: flags & 2 != 0,
                 }
             }
+            FrameType::TransportLost => Self::TransportLost {
+                id: body.varint(WHAT)?,
+            },
             FrameType::TransportClose => Self::TransportClose {
                 code: body.varint(WHAT)?,
             },

@@ -29,7 +29,7 @@ fn drain(session: &mut Session, now: Time, handle: Handle) -> Vec<u8> {
         let filled = session.slices(handle, &mut slices);
         let len: usize = slices[..filled].iter().map(|s| s.len()).sum();
         out.extend(slices[..filled].iter().flat_map(|s| s.iter().copied()));
-        session.transmitted(handle, len);
+        session.transmitted(now, handle, len);
     }
     out
 }
@@ -124,7 +124,7 @@ impl Pair {
             .expect("well-formed")
             .expect("whole");
         assert_eq!(super::token_of(&preamble), Some(*token));
-        self.client.transmitted(client, used);
+        self.client.transmitted(NOW, client, used);
         let server = self
             .server
             .accept_transport(counter)

@@ -3,3 +3,4 @@
 mod handover;
 mod pair;
 mod session;
+mod silence;

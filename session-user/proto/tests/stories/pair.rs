@@ -41,7 +41,7 @@ pub fn drain(now: Time, session: &mut Session, handle: Handle) -> Vec<u8> {
             out.extend_from_slice(slice);
             taken += slice.len();
         }
-        session.transmitted(handle, taken);
+        session.transmitted(now, handle, taken);
     }
     out
 }

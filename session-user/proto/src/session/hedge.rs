@@ -1,0 +1,218 @@
+//! Silence, and what is done about it before it is certain.
+//!
+//! A transport that does not answer in time may be dead, or late. So what is unacknowledged on it
+//! goes out on a second one too, together with all that is new, and the first answer decides: on the
+//! second, the session moves there; on the first, it stays, and a few duplicates were the price.
+
+use super::event::{Event, Handle};
+use super::transport::{Phase, Transport};
+use super::{Role, Session};
+use crate::Time;
+use crate::limits::OWN_PING_TOKENS;
+use crate::wire::Frame;
+
+/// Records go out on two transports.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Hedge {
+    /// The silent one.
+    pub from: Handle,
+    /// The other.
+    pub to: Handle,
+}
+
+impl Session {
+    /// When a transport is silent, or is to be asked whether it is.
+    pub(super) fn pulse_deadline(&self) -> Option<Time> {
+        if !self.is_open() {
+            return None;
+        }
+        let up = self.transports.values().filter(|t| t.phase == Phase::Up);
+        up.filter_map(|t| t.pulse.deadline()).min()
+    }
+
+    pub(super) fn check_pulses(&mut self, now: Time) {
+        if !self.is_open() {
+            return;
+        }
+        let handles: Vec<Handle> = self.transports.keys().copied().collect();
+        for handle in handles {
+            let Some(transport) = self.transports.get_mut(&handle) else {
+                continue;
+            };
+            if transport.phase != Phase::Up {
+                continue;
+            }
+            if transport.pulse.must_ask(now) {
+                self.ask(now, handle);
+            } else if transport.pulse.falls_silent(now) {
+                self.events.push_back(Event::TransportSilent(handle));
+                self.hedge_against(now, handle);
+            }
+        }
+    }
+
+    /// Asks the peer on `handle` whether it is there.
+    pub(super) fn ask(&mut self, now: Time, handle: Handle) {
+        self.pings += 1;
+        let token = OWN_PING_TOKENS + self.pings;
+        self.send_unretained(handle, &Frame::Ping { token });
+        if let Some(transport) = self.transports.get_mut(&handle) {
+            transport.pulse.asked(token, now);
+        }
+    }
+
+    /// `silent` does not answer: another transport carries what it carries.
+    fn hedge_against(&mut self, now: Time, silent: Handle) {
+        if self.active != Some(silent) {
+            // What is left on it came before a move; it goes where everything goes now.
+            if let Some(active) = self.active {
+                self.copy_records(silent, active);
+            }
+            return;
+        }
+        if self.hedge.is_some() {
+            return;
+        }
+        let Some(to) = self.fallback(silent) else {
+            return;
+        };
+        self.hedge = Some(Hedge { from: silent, to });
+        self.copy_records(silent, to);
+        // Where nothing is unacknowledged, these tell which of the two works.
+        self.ask(now, to);
+        self.ask(now, silent);
+        self.unblock();
+    }
+
+    /// What is on `from` alone goes on `to` too.
+    pub(super) fn copy_records(&mut self, from: Handle, to: Handle) {
+        let Some(transport) = self.transports.get_mut(&to).filter(|t| t.can_carry()) else {
+            return;
+        };
+        let stats = &mut self.stats;
+        self.retained.copy(from, to, |number, len| {
+            stats.records_resent += 1;
+            stats.bytes_resent += len as u64;
+            transport.push_retained(number, len, false);
+        });
+    }
+
+    /// The newest transport beside `except` that both ends are authenticated on; one that answers
+    /// before one that is silent.
+    pub(super) fn fallback(&self, except: Handle) -> Option<Handle> {
+        let usable =
+            |h: &Handle, t: &Transport| *h != except && t.phase == Phase::Up && t.can_carry();
+        self.transports
+            .iter()
+            .filter(|(h, t)| usable(h, t))
+            .max_by_key(|(_, t)| (!t.pulse.is_silent(), t.wire_id))
+            .map(|(&h, _)| h)
+    }
+
+    /// The peer has answered on `handle`.
+    pub(super) fn answered(&mut self, now: Time, handle: Handle) {
+        if let Some(transport) = self.transports.get_mut(&handle) {
+            transport.pulse.lives(now);
+        }
+        let Some(hedge) = self.hedge else { return };
+        if handle == hedge.from {
+            self.hedge = None;
+            self.retained.uncopy(hedge.to);
+            if let Some(other) = self.transports.get_mut(&hedge.to) {
+                let retained = &self.retained;
+                other.purge(retained, |number| retained.is_on(number, hedge.to));
+            }
+        } else if handle == hedge.to {
+            self.hedge = None;
+            self.retained.keep_copies(hedge.from, hedge.to);
+            if let Some(silent) = self.transports.get_mut(&hedge.from) {
+                let retained = &self.retained;
+                silent.purge(retained, |number| retained.is_on(number, hedge.from));
+                silent.pulse.forget();
+            }
+            self.active = None;
+            self.ask_to_use(hedge.to, true);
+            self.activate(hedge.to);
+            self.events.push_back(Event::HandedOver {
+                from: hedge.from,
+                to: hedge.to,
+            });
+        }
+    }
+
+    /// A silent transport may be helped in another way now.
+    pub(super) fn look_again(&mut self, silent: Option<Handle>) {
+        let is_silent = |h: &Handle| self.transports.get(h).is_some_and(|t| t.pulse.is_silent());
+        if let Some(silent) = silent.filter(is_silent) {
+            self.hedge_against(self.now, silent);
+        }
+    }
+
+    /// The session has moved by other means: what is copied stays where it is, and nothing more is.
+    pub(super) fn settle_hedge(&mut self) {
+        if let Some(hedge) = self.hedge.take_if(|h| self.active != Some(h.from)) {
+            self.retained.keep_copies(hedge.from, hedge.to);
+        }
+    }
+
+    pub(super) fn handle_pong(&mut self, now: Time, handle: Handle, token: u64) {
+        if token < OWN_PING_TOKENS {
+            return self.events.push_back(Event::Pong { handle, token });
+        }
+        let ours = (self.transports.get_mut(&handle)).is_some_and(|t| t.pulse.answered(token, now));
+        if ours {
+            self.answered(now, handle);
+        }
+    }
+
+    /// Asks the peer to send on `handle`; `hard`: and to send again there what it has sent elsewhere.
+    pub(super) fn ask_to_use(&mut self, handle: Handle, hard: bool) {
+        self.status_sent += 1;
+        let status = Frame::TransportStatus {
+            seq: self.status_sent,
+            seen: self.status_seen,
+            hard,
+            standby: false,
+        };
+        self.send_unretained(handle, &status);
+    }
+
+    pub(super) fn handle_status(
+        &mut self,
+        handle: Handle,
+        seq: u64,
+        seen: u64,
+        hard: bool,
+        standby: bool,
+    ) {
+        if seq <= self.status_seen {
+            return;
+        }
+        self.status_seen = seq;
+        let usable = (self.transports.get(&handle)).is_some_and(Transport::can_carry);
+        if !usable {
+            return;
+        }
+        if hard {
+            let others: Vec<Handle> = self
+                .transports
+                .keys()
+                .copied()
+                .filter(|h| *h != handle)
+                .collect();
+            for other in others {
+                self.copy_records(other, handle);
+            }
+        }
+        // Two moves that crossed: the initiator's stands.
+        let crossed = seen < self.status_sent && self.role == Role::Initiator;
+        if crossed && !hard {
+            return;
+        }
+        if standby {
+            self.leave(handle);
+        } else {
+            self.activate(handle);
+        }
+    }
+}

@@ -1,0 +1,254 @@
+//! How a transport is doing: its round-trip time, and whether it has fallen silent.
+//!
+//! Every record that the peer has not acknowledged is a probe. Where the oldest one has been under
+//! way for longer than an answer ever takes, the transport is silent, long before the kernel's
+//! retransmission timer says anything. The arithmetic is that of RFC 9002 section 5 and 6.2.
+
+use std::collections::VecDeque;
+use std::time::Duration;
+
+use super::retained::Retained;
+use crate::Time;
+use crate::limits::{ACK_DELAY, SILENCE_MARGIN, SILENCE_UNKNOWN_RTT};
+
+/// Marks kept, at most. Between those that are missing the oldest stands for the later ones.
+const MARKS_MAX: usize = 256;
+/// Records written within this time share a mark.
+const MARK_EVERY: Duration = Duration::from_millis(1);
+
+/// The last record of some that were written at about the same time.
+#[derive(Clone, Copy, Debug)]
+struct Mark {
+    number: u64,
+    at: Time,
+}
+
+#[derive(Debug, Default)]
+pub(super) struct Pulse {
+    srtt: Option<Duration>,
+    rttvar: Duration,
+    /// A record whose acknowledgement will tell the round-trip time.
+    sample: Option<(u64, Time)>,
+    /// What was written and may be unacknowledged, oldest first.
+    marks: VecDeque<Mark>,
+    /// A PING of ours that has not been answered.
+    ping: Option<(u64, Time)>,
+    /// When to ask, should nothing more be heard.
+    ask_at: Option<Time>,
+    /// Nothing that was written before counts any more.
+    floor: Time,
+    silent: bool,
+}
+
+impl Pulse {
+    /// The smoothed round-trip time, once it is known.
+    pub fn rtt(&self) -> Option<Duration> {
+        self.srtt
+    }
+
+    pub fn is_silent(&self) -> bool {
+        self.silent
+    }
+
+    /// Longest time that an answer takes.
+    fn patience(&self) -> Duration {
+        match self.srtt {
+            Some(srtt) => srtt + SILENCE_MARGIN.max(self.rttvar * 4) + ACK_DELAY,
+            None => SILENCE_UNKNOWN_RTT,
+        }
+    }
+
+    /// The socket took the last byte of record `number`; `first`: on no transport before.
+    pub fn written(&mut self, number: u64, first: bool, now: Time) {
+        if first && self.sample.is_none() {
+            self.sample = Some((number, now));
+        }
+        let full = self.marks.len() >= MARKS_MAX;
+        match self.marks.back_mut() {
+            Some(last) if now.since(last.at) < MARK_EVERY => last.number = number,
+            _ if full => {}
+            _ => self.marks.push_back(Mark { number, at: now }),
+        }
+    }
+
+    /// A PING of ours goes out.
+    pub fn asked(&mut self, token: u64, now: Time) {
+        self.ping = Some((token, now));
+        self.ask_at = None;
+    }
+
+    /// A PONG came. True if it answers the PING that is under way.
+    pub fn answered(&mut self, token: u64, now: Time) -> bool {
+        let Some((_, at)) = self.ping.take_if(|(t, _)| *t == token) else {
+            return false;
+        };
+        self.measured(now.since(at));
+        true
+    }
+
+    /// Something of space R came: if nothing follows, and nothing of ours is under way that would
+    /// tell, ask.
+    pub fn heard(&mut self, now: Time) {
+        let quiet = self.srtt.unwrap_or(SILENCE_UNKNOWN_RTT).max(SILENCE_MARGIN);
+        self.ask_at = Some(now + quiet);
+    }
+
+    /// Whether it is time to ask. Where something is under way, its answer will tell.
+    pub fn must_ask(&self, now: Time) -> bool {
+        !self.silent
+            && self.marks.is_empty()
+            && self.ping.is_none()
+            && self.ask_at.is_some_and(|at| now >= at)
+    }
+
+    /// An acknowledgement was taken in; `here`: it came on this transport, `delay` after what it
+    /// acknowledges.
+    pub fn acknowledged(&mut self, retained: &Retained, here: bool, delay: Duration, now: Time) {
+        if let Some((number, at)) = self.sample
+            && retained.get(number).is_none()
+        {
+            self.sample = None;
+            if here {
+                self.measured(now.since(at).saturating_sub(delay));
+            }
+        }
+        while let Some(mark) = self.marks.front()
+            && retained.get(mark.number).is_none()
+        {
+            self.marks.pop_front();
+        }
+    }
+
+    /// A first or further round-trip time (RFC 9002 section 5.3).
+    pub fn measured(&mut self, rtt: Duration) {
+        let Some(srtt) = self.srtt else {
+            self.srtt = Some(rtt);
+            self.rttvar = rtt / 2;
+            return;
+        };
+        self.rttvar = (self.rttvar * 3 + srtt.abs_diff(rtt)) / 4;
+        self.srtt = Some((srtt * 7 + rtt) / 8);
+    }
+
+    /// The peer answered on it: whatever was late is forgiven.
+    pub fn lives(&mut self, now: Time) {
+        if self.silent {
+            self.silent = false;
+            self.floor = now;
+        }
+    }
+
+    /// When it is silent, or is to be asked, unless something comes.
+    pub fn deadline(&self) -> Option<Time> {
+        if self.silent {
+            return None;
+        }
+        let oldest = self.marks.front().map(|m| m.at);
+        let asked = self.ping.map(|(_, at)| at);
+        let under_way = [oldest, asked].into_iter().flatten().min();
+        match under_way {
+            Some(at) => Some(at.max(self.floor) + self.patience()),
+            None => self.ask_at,
+        }
+    }
+
+    /// Whether the time has come to call it silent; then it is.
+    pub fn falls_silent(&mut self, now: Time) -> bool {
+        let asking = self.marks.is_empty() && self.ping.is_none();
+        if asking || self.deadline().is_none_or(|at| now < at) {
+            return false;
+        }
+        self.silent = true;
+        // An answer that comes so late says nothing of the next one.
+        self.sample = None;
+        true
+    }
+
+    /// Nothing is under way any more.
+    pub fn forget(&mut self) {
+        self.marks.clear();
+        self.sample = None;
+        self.ping = None;
+        self.ask_at = None;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use bytes::Bytes;
+
+    const RTT: Duration = Duration::from_millis(40);
+
+    fn at(ms: u64) -> Time {
+        Time::from_nanos(ms * 1_000_000)
+    }
+
+    fn known() -> Pulse {
+        let mut pulse = Pulse::default();
+        for _ in 0..20 {
+            pulse.measured(RTT);
+        }
+        pulse
+    }
+
+    fn kept(records: u64) -> Retained {
+        let mut retained = Retained::default();
+        for _ in 0..records {
+            retained.push(Bytes::from_static(b"x"), None, None);
+        }
+        retained
+    }
+
+    #[test]
+    fn an_idle_transport_never_falls_silent() {
+        let mut pulse = known();
+        assert_eq!(pulse.deadline(), None);
+        assert!(!pulse.falls_silent(at(1_000_000)));
+    }
+
+    #[test]
+    fn the_oldest_record_under_way_counts() {
+        let mut pulse = known();
+        let mut retained = kept(3);
+        for (number, ms) in [(0, 100), (1, 110), (2, 120)] {
+            pulse.written(number, true, at(ms));
+        }
+        let first = pulse.deadline().unwrap();
+        assert!(first > at(140) && first < at(180), "{first:?}");
+        let ack = crate::wire::Ack {
+            cumulative: 1,
+            ranges: Vec::new(),
+        };
+        retained.acknowledge(&ack).unwrap();
+        pulse.acknowledged(&retained, true, Duration::ZERO, at(140));
+        let second = pulse.deadline().unwrap();
+        assert_eq!(second.since(first), Duration::from_millis(10));
+        assert!(!pulse.falls_silent(Time::from_nanos(second.as_nanos() - 1)));
+        assert!(pulse.falls_silent(second));
+        assert_eq!(pulse.deadline(), None, "it is told once");
+    }
+
+    #[test]
+    fn a_silent_transport_that_answers_gets_its_time_again() {
+        let mut pulse = known();
+        pulse.written(0, true, at(0));
+        assert!(pulse.falls_silent(at(500)));
+        pulse.lives(at(600));
+        assert!(pulse.deadline().unwrap() > at(640));
+    }
+
+    #[test]
+    fn a_quiet_receiver_asks_once() {
+        let mut pulse = known();
+        pulse.heard(at(10));
+        let ask = pulse.deadline().unwrap();
+        assert!(!pulse.falls_silent(ask), "asking comes first");
+        assert!(pulse.must_ask(ask));
+        pulse.asked(7, ask);
+        assert!(!pulse.must_ask(ask + RTT));
+        assert!(!pulse.answered(8, ask + RTT));
+        assert!(pulse.answered(7, ask + RTT));
+        assert_eq!(pulse.deadline(), None);
+    }
+}

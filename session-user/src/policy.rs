@@ -6,6 +6,7 @@
 //! a link has been good for long enough is the monitor's (its debounce).
 
 mod history;
+mod standby;
 
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
@@ -15,6 +16,7 @@ use crate::glob;
 use crate::link::{Link, LinkKind, LinkSnapshot, Unusable};
 
 pub use history::PathHistory;
+pub use standby::{Standby, StandbyConfig};
 
 /// What the operator wants.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -24,6 +26,8 @@ pub struct PolicyConfig {
     pub prefer: Vec<String>,
     /// Names or patterns of links that are never used, even if preferred too.
     pub exclude: Vec<String>,
+    /// What links that are not in use are for.
+    pub standby: StandbyConfig,
     /// A link chosen by hand; it comes before all others while it is usable.
     pub manual: Option<String>,
 }
@@ -57,6 +61,10 @@ pub struct Choice {
     pub path: Path,
     /// Why it stands where it stands.
     pub reason: String,
+    /// What its link is for while another carries.
+    pub standby: Standby,
+    /// Whether dials over it have failed too often, or it has fallen silent, of late.
+    pub demoted: bool,
 }
 
 /// What to do now.
@@ -141,7 +149,13 @@ pub fn choose(
             };
             let rank = rank(link, config, current, (order, remote), history, now);
             let reason = explain(&rank, config);
-            ranked.push((rank, Choice { path, reason }));
+            let choice = Choice {
+                path,
+                reason,
+                standby: config.standby(link),
+                demoted: rank.demoted,
+            };
+            ranked.push((rank, choice));
         }
     }
     ranked.sort_by(|a, b| a.0.cmp(&b.0));
@@ -158,6 +172,9 @@ pub fn choose(
 fn forbid(link: &Link, config: &PolicyConfig) -> Option<String> {
     if config.exclude.iter().any(|p| glob::matches(p, &link.name)) {
         return Some("excluded by the configuration".to_owned());
+    }
+    if config.standby(link) == Standby::Never && config.manual.as_ref() != Some(&link.name) {
+        return Some("used by hand only (`never`)".to_owned());
     }
     // Loopback reaches nobody else; only tests and a relay on the same host name it.
     let named = config.prefer.contains(&link.name) || config.manual.as_ref() == Some(&link.name);
@@ -221,7 +238,7 @@ fn explain(rank: &Rank, config: &PolicyConfig) -> String {
     };
     let used = if rank.not_current { "" } else { ", in use" };
     let demoted = if rank.demoted {
-        ", put last because dials over it failed"
+        ", put last because it failed of late"
     } else {
         ""
     };

@@ -8,12 +8,13 @@ use bytes::{Buf, BytesMut};
 use session_proto::wire::{Kind, Preamble, Reply, Status};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{Semaphore, mpsc};
+use tokio::sync::{Semaphore, mpsc, watch};
 
 use super::registry::{Entry, Registry};
 use crate::dial::AllowList;
 use crate::driver::{Command, Common, Driver, Responder, Side, establish};
-use crate::transport::{TransportOptions, tune_accepted};
+use crate::link::LinkSnapshot;
+use crate::transport::tune_accepted;
 
 /// Handshakes that may run at once: each costs a fraction of a millisecond of CPU and a socket.
 const HANDSHAKES_MAX: usize = 256;
@@ -42,8 +43,8 @@ pub struct Acceptor {
     pub handshake_timeout: Duration,
     /// Sessions accepted at once.
     pub max_sessions: usize,
-    /// Options of transport sockets.
-    pub transport: TransportOptions,
+    /// The links.
+    pub links: watch::Receiver<Arc<LinkSnapshot>>,
     /// Admission of connections that have not said what they want.
     pub strangers: Arc<Semaphore>,
     /// Closed once the unit drains: no new sessions then, but resumes of those that stand.
@@ -104,7 +105,7 @@ impl Acceptor {
         let Ok(stranger) = Arc::clone(&self.strangers).try_acquire_owned() else {
             return Err(Refused::Limit("too many connections without a preamble"));
         };
-        tune_accepted(&stream, &self.transport)?;
+        tune_accepted(&stream, &self.common.transport)?;
         let mut input = BytesMut::with_capacity(FIRST_READ_BYTES);
         let limit = self.handshake_timeout;
         let preamble = tokio::time::timeout(limit, read_preamble(&mut stream, &mut input))
@@ -194,7 +195,11 @@ impl Acceptor {
             },
         );
         self.registry.supersede(id, &peer, instance).await;
-        let responder = Responder::new(Arc::clone(&self.allow), self.dial_timeout);
+        let responder = Responder::new(
+            Arc::clone(&self.allow),
+            self.dial_timeout,
+            self.links.clone(),
+        );
         let driver = Driver::new(
             established,
             self.common.clone(),

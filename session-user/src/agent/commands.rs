@@ -9,17 +9,17 @@ use tokio::sync::{oneshot, watch};
 use super::captures::{self, Captures};
 use super::peer::PeerState;
 use super::registry::Registry;
+use super::reports::{link_report, peer_report, session_report};
 use super::runs::Runs;
 use crate::capture_queue::CaptureQueue;
 use crate::config::Config;
 use crate::control::{
-    CaptureReport, ControlError, ControlHandler, Credentials, ErrorCode, HandoverReport,
-    LinkReport, PeerReport, Permissions, Request, Response, SessionReport, StatusReport,
-    StreamReport, TransportReport,
+    CaptureReport, ControlError, ControlHandler, Credentials, ErrorCode, LinkReport, Permissions,
+    Request, Response, StatusReport,
 };
-use crate::driver::{self, Command, Common, SessionSnapshot};
-use crate::link::{Link, LinkSnapshot, LinkState};
-use crate::policy::{self, PathHistory, PolicyConfig};
+use crate::driver::{CarrierReport, Command, Common};
+use crate::link::LinkSnapshot;
+use crate::policy::{self, PathHistory};
 
 /// How long a session may take to carry out a command.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
@@ -96,6 +96,12 @@ impl ControlHandler for Shared {
                     .await
                     .map_err(|e| failed(e, "`holdfast doctor` says what is missing"))?;
                 Ok(Response::Done(scope.display().to_string()))
+            }
+            Request::Woke => {
+                self.registry.tell_all(|| Command::Woke).await;
+                Ok(Response::Done(
+                    "every transport is asked whether it still stands".to_owned(),
+                ))
             }
             Request::Reload => {
                 self.reread().await;
@@ -176,10 +182,16 @@ impl Shared {
     }
 
     async fn link_reports(&self) -> Vec<LinkReport> {
-        let mut rtt = BTreeMap::new();
+        let mut carriers: BTreeMap<String, CarrierReport> = BTreeMap::new();
         for session in self.registry.snapshots().await {
             for carrier in session.carriers.into_iter().filter(|c| !c.link.is_empty()) {
-                rtt.insert(carrier.link, carrier.rtt);
+                let active = carrier.active;
+                let shown = carriers
+                    .entry(carrier.link.clone())
+                    .or_insert_with(|| carrier.clone());
+                if active {
+                    *shown = carrier;
+                }
             }
         }
         let snapshot = Arc::clone(&self.links.borrow());
@@ -189,17 +201,23 @@ impl Shared {
             .iter()
             .flat_map(|p| p.addresses.iter().copied())
             .collect();
-        let wanted = PolicyConfig {
-            prefer: self.config.links.prefer.clone(),
-            exclude: self.config.links.exclude.clone(),
-            manual: None,
-        };
+        let wanted = super::policy_config(&self.config);
         let history = PathHistory::default();
         let decision = policy::choose(&snapshot, &wanted, None, &remotes, &history, Instant::now());
         snapshot
             .links
             .iter()
-            .map(|link| link_report(link, &decision, &rtt))
+            .map(|link| {
+                let standby = wanted.standby(link);
+                let carrier = carriers.get(&link.name);
+                link_report(
+                    link,
+                    &decision,
+                    standby,
+                    carrier,
+                    self.config.transport.keepalive,
+                )
+            })
             .collect()
     }
 
@@ -230,144 +248,5 @@ impl Shared {
             )),
             (false, true) => Ok(Response::Done(done.join("\n"))),
         }
-    }
-}
-
-fn peer_report(peer: &PeerHandle, sessions: &[SessionSnapshot]) -> PeerReport {
-    let session = sessions
-        .iter()
-        .rev()
-        .find(|s| s.initiator && s.peer == peer.name);
-    let link = session
-        .and_then(|s| s.carriers.iter().find(|c| c.active && c.up))
-        .map(|c| c.link.clone());
-    let (state, reason) = match (&*peer.state.borrow(), session) {
-        (PeerState::Up, Some(s)) if s.held_for.is_some() => ("holding", None),
-        (PeerState::Up, _) => ("up", None),
-        (PeerState::Connecting(reason), _) => ("connecting", reason.clone()),
-    };
-    PeerReport {
-        name: peer.name.clone(),
-        state: state.to_owned(),
-        link,
-        reason,
-        waiting: peer.captures.len(),
-    }
-}
-
-fn link_report(
-    link: &Link,
-    decision: &policy::Decision,
-    rtt: &BTreeMap<String, Option<Duration>>,
-) -> LinkReport {
-    let chosen = decision.ordered.iter().find(|c| c.path.link == link.name);
-    let rejected = decision
-        .rejected
-        .iter()
-        .find(|(name, _)| *name == link.name);
-    let reason = chosen
-        .map(|c| c.reason.clone())
-        .or(rejected.map(|(_, why)| why.clone()));
-    LinkReport {
-        name: link.name.clone(),
-        kind: link.kind.to_string(),
-        state: match link.state {
-            LinkState::Unusable => "unusable",
-            LinkState::Settling { .. } => "settling",
-            LinkState::Usable => "usable",
-        }
-        .to_owned(),
-        usable: chosen.is_some(),
-        reason: reason.unwrap_or_default(),
-        addresses: link
-            .addresses
-            .iter()
-            .map(|a| format!("{}/{}", a.ip, a.prefix))
-            .collect(),
-        mtu: link.mtu,
-        in_use: rtt.contains_key(&link.name),
-        rtt_ms: rtt.get(&link.name).copied().flatten().map(millis),
-    }
-}
-
-fn millis(d: Duration) -> f64 {
-    d.as_secs_f64() * 1000.0
-}
-
-fn session_report(s: &SessionSnapshot) -> SessionReport {
-    SessionReport {
-        id: hex::encode(s.id),
-        peer: s.peer.clone(),
-        software: s.software.clone(),
-        role: if s.initiator {
-            "initiator"
-        } else {
-            "responder"
-        }
-        .to_owned(),
-        state: if s.held_for.is_some() {
-            "holding"
-        } else {
-            "up"
-        }
-        .to_owned(),
-        age_s: s.since.elapsed().unwrap_or_default().as_secs(),
-        held_s: s.held_for.map(|d| d.as_secs()),
-        transports: s.carriers.iter().map(transport_report).collect(),
-        streams: s.streams.iter().map(stream_report).collect(),
-        streams_total: s.streams_total,
-        bytes_in: s.stats.bytes_received,
-        bytes_out: s.stats.bytes_sent,
-        resent_bytes: s.stats.bytes_resent,
-        duplicates: s.stats.duplicates,
-        rekeys: s.stats.rekeys,
-        memory_bytes: s.memory_bytes,
-        handovers_total: s.handovers_total,
-        handovers: s.handovers.iter().map(handover_report).collect(),
-    }
-}
-
-fn transport_report(c: &driver::CarrierReport) -> TransportReport {
-    TransportReport {
-        link: c.link.clone(),
-        local: c.local,
-        remote: c.remote,
-        active: c.active,
-        up: c.up,
-        age_s: c.age.as_secs(),
-        bytes_in: c.bytes_in,
-        bytes_out: c.bytes_out,
-        queued_bytes: c.queued,
-        rtt_ms: c.rtt.map(millis),
-    }
-}
-
-fn stream_report(s: &driver::StreamReport) -> StreamReport {
-    StreamReport {
-        id: s.id,
-        target: s.target.clone(),
-        local: s.local,
-        state: if s.connected { "open" } else { "connecting" }.to_owned(),
-        tx: s.tx,
-        rx: s.rx,
-    }
-}
-
-fn handover_report(h: &driver::HandoverReport) -> HandoverReport {
-    HandoverReport {
-        when_s: h
-            .when
-            .duration_since(SystemTime::UNIX_EPOCH)
-            .unwrap_or_default()
-            .as_secs_f64(),
-        from: h.from.clone(),
-        to: h.to.clone(),
-        trigger: h.trigger.clone(),
-        soft: h.soft,
-        noticed_ns: h.noticed_ns,
-        resent_ns: h.resent_ns,
-        resumed_ns: h.resumed_ns,
-        replayed_records: h.replayed_records,
-        replayed_bytes: h.replayed_bytes,
     }
 }

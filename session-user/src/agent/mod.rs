@@ -13,7 +13,9 @@ mod cgroup_watch;
 mod commands;
 mod peer;
 pub mod registry;
+mod reports;
 mod runs;
+mod wake;
 
 use std::path::Path;
 use std::process::ExitCode;
@@ -34,7 +36,7 @@ use crate::dial::{AllowList, AllowRule};
 use crate::driver::{Command, Common};
 use crate::handshake::{Identity, IdentityPaths};
 use crate::link::{LinkMonitor, MonitorConfig};
-use crate::policy::PolicyConfig;
+use crate::policy::{PolicyConfig, StandbyConfig};
 use crate::transport::TransportOptions;
 use acceptor::Acceptor;
 use captures::Captures;
@@ -89,6 +91,7 @@ impl Agent {
         let common = Common {
             identity,
             tokens: Arc::new(registry.clone()),
+            transport: transport_options(&config),
             hold: config.session.hold,
             resume_timeout: RESUME_TIMEOUT,
             reauth_after: config.session.reauth_after,
@@ -97,7 +100,14 @@ impl Agent {
         let session = session_config(&config)?;
         let admit = Acceptor::admission();
         let mut tasks = JoinSet::new();
-        accept_sessions(&config, &common, &session, &registry, &admit, &mut tasks)?;
+        let accepting = Accepting {
+            common: &common,
+            session: &session,
+            registry: &registry,
+            admit: &admit,
+            links: &links,
+        };
+        accept_sessions(&config, &accepting, &mut tasks)?;
         let peers = keep_sessions(&config, &common, &session, &registry, &links, &mut tasks);
         let queues = peers.iter().map(|p| Arc::clone(&p.captures)).collect();
         let captures = start_capture(&config, queues).await?;
@@ -112,6 +122,7 @@ impl Agent {
             runs: runs::Runs::default(),
         });
         tasks.spawn(crate::control::serve(control, Arc::clone(&shared)));
+        tasks.spawn(wake::watch(shared.registry.clone()));
         Ok(Self {
             shared,
             admit,
@@ -242,16 +253,39 @@ fn transport_options(config: &Config) -> TransportOptions {
     TransportOptions {
         notsent_lowat: config.transport.notsent_lowat,
         user_timeout: config.transport.user_timeout,
+        keepalive_idle: config.transport.keepalive,
         ..TransportOptions::default()
     }
 }
 
+/// Which links are wanted, and what for.
+pub(crate) fn policy_config(config: &Config) -> PolicyConfig {
+    let links = &config.links;
+    PolicyConfig {
+        prefer: links.prefer.clone(),
+        exclude: links.exclude.clone(),
+        standby: StandbyConfig {
+            metered: links.metered.clone(),
+            warm: links.warm.clone(),
+            cold: links.cold.clone(),
+            never: links.never.clone(),
+        },
+        manual: None,
+    }
+}
+
+/// What the acceptor takes from the agent.
+struct Accepting<'a> {
+    common: &'a Common,
+    session: &'a session_proto::session::Config,
+    registry: &'a Registry,
+    admit: &'a Arc<Semaphore>,
+    links: &'a LinkMonitor,
+}
+
 fn accept_sessions(
     config: &Config,
-    common: &Common,
-    session: &session_proto::session::Config,
-    registry: &Registry,
-    admit: &Arc<Semaphore>,
+    agent: &Accepting<'_>,
     tasks: &mut JoinSet<()>,
 ) -> anyhow::Result<()> {
     let Some(accept) = &config.accept else {
@@ -266,16 +300,16 @@ fn accept_sessions(
         })
         .collect();
     let acceptor = Acceptor {
-        registry: registry.clone(),
-        common: common.clone(),
-        session: session.clone(),
+        registry: agent.registry.clone(),
+        common: agent.common.clone(),
+        session: agent.session.clone(),
+        links: agent.links.subscribe(),
         allow: Arc::new(AllowList::parse(&rules)?),
         dial_timeout: accept.dial_timeout,
         handshake_timeout: accept.handshake_timeout,
         max_sessions: accept.max_sessions,
-        transport: transport_options(config),
         strangers: Acceptor::strangers(),
-        admit: Arc::clone(admit),
+        admit: Arc::clone(agent.admit),
     };
     let listeners = acceptor::listen(&accept.listen)
         .map_err(|(addr, error)| anyhow::anyhow!("[accept] cannot listen on {addr}: {error}"))?;
@@ -302,15 +336,10 @@ fn keep_sessions(
             remotes: configured.addresses.clone(),
             captures: Arc::clone(&captures),
             links: links.subscribe(),
-            policy: PolicyConfig {
-                prefer: config.links.prefer.clone(),
-                exclude: config.links.exclude.clone(),
-                manual: None,
-            },
+            policy: policy_config(config),
             registry: registry.clone(),
             common: common.clone(),
             session: session.clone(),
-            transport: transport_options(config),
             dial_timeout: config.transport.dial_timeout,
             handshake_timeout: HANDSHAKE_TIMEOUT,
             peer_gone_after: config.session.peer_gone_after,

@@ -12,7 +12,6 @@ use crate::driver::{
 };
 use crate::link::LinkSnapshot;
 use crate::policy::{self, Action, Path, PathHistory, PolicyConfig};
-use crate::transport::TransportOptions;
 
 /// First and longest wait between attempts to make a session.
 const BACKOFF_FIRST: Duration = Duration::from_millis(100);
@@ -37,8 +36,6 @@ pub struct Peer {
     pub common: Common,
     /// Limits of a session.
     pub session: session_proto::session::Config,
-    /// Options of transport sockets.
-    pub transport: TransportOptions,
     /// Time for one TCP connection.
     pub dial_timeout: Duration,
     /// Time for a full handshake.
@@ -121,7 +118,6 @@ impl Peer {
             remotes: self.remotes.clone(),
             peer_name: self.name.clone(),
             dial_timeout: self.dial_timeout,
-            transport: self.transport.clone(),
             peer_gone_after: self.peer_gone_after,
             session: self.session.clone(),
             handshake_timeout: self.handshake_timeout,
@@ -194,7 +190,7 @@ impl Peer {
             path: path.clone(),
             dial_timeout: self.dial_timeout,
             handshake_timeout: self.handshake_timeout,
-            transport: self.transport.clone(),
+            transport: self.common.transport.clone(),
             session: self.session.clone(),
             continues: None,
         }

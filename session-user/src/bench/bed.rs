@@ -319,15 +319,25 @@ impl Bed {
         }
     }
 
-    /// Waits until `link` carries the session, and nothing else does.
-    pub fn await_link(&mut self, link: LinkName, limit: Duration) -> anyhow::Result<()> {
-        let only = |s: &SessionReport| {
-            s.transports.len() == 1
-                && s.transports
-                    .iter()
-                    .all(|t| t.active && t.up && t.link == link.name())
+    /// Waits until a standby stands on `link`.
+    pub fn await_standby(&mut self, link: LinkName, limit: Duration) -> anyhow::Result<()> {
+        let ready = |s: &SessionReport| {
+            s.transports
+                .iter()
+                .any(|t| !t.active && t.up && t.link == link.name())
         };
-        self.wait(limit, only).with_context(|| {
+        self.wait(limit, ready)
+            .with_context(|| format!("no standby on {}\n{}", link.name(), self.last_words()))
+    }
+
+    /// Waits until `link` carries the session.
+    pub fn await_link(&mut self, link: LinkName, limit: Duration) -> anyhow::Result<()> {
+        let carries = |s: &SessionReport| {
+            s.transports
+                .iter()
+                .any(|t| t.active && t.up && t.link == link.name())
+        };
+        self.wait(limit, carries).with_context(|| {
             format!(
                 "the session does not move to {}\n{}",
                 link.name(),

@@ -191,6 +191,7 @@ fn measure(
 /// Waits for the preferred link, takes a control, cuts, waits for the move, restores.
 fn cut_once(bed: &mut Bed, run: usize) -> anyhow::Result<Cut> {
     bed.await_link(LinkName::Wifi, MOVE_LIMIT)?;
+    bed.await_standby(LinkName::Lte, MOVE_LIMIT)?;
     // The cut must not keep step with the application's clock or the agent's timers.
     std::thread::sleep(Duration::from_micros(
         20_000 + (run as u64 * 7_919) % 50_000,

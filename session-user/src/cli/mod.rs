@@ -71,6 +71,9 @@ enum Command {
         /// The link, or `auto`.
         link: String,
     },
+    /// Tell the agent that the host has slept. It notices by itself; this is for sleep hooks of hosts
+    /// whose kernel does not say so, as in a container that was frozen.
+    Woke,
     /// Have the agent read certificates and the CRL anew (as SIGHUP does).
     Reload,
     /// Make a private CA, issue and revoke identities.
@@ -119,6 +122,7 @@ fn execute(cli: Cli) -> Result<ExitCode, Failure> {
         Command::Links(shown) => remote::links(control, shown.json),
         Command::Sessions(shown) => remote::sessions(control, shown.json),
         Command::Handover { link } => remote::handover(control, &link),
+        Command::Woke => remote::woke(control),
         Command::Reload => remote::reload(control),
         Command::Pki(command) => local::pki(command),
         Command::Config(command) => local::config(command),

@@ -67,6 +67,10 @@ pub fn reload(control: &Path) -> Result<ExitCode, Failure> {
     done(control, &Request::Reload)
 }
 
+pub fn woke(control: &Path) -> Result<ExitCode, Failure> {
+    done(control, &Request::Woke)
+}
+
 pub fn status(control: &Path, as_json: bool) -> Result<ExitCode, Failure> {
     let Response::Status(status) = ask(control, &Request::Status)? else {
         return Err(unexpected());
@@ -130,7 +134,11 @@ pub fn links(control: &Path, as_json: bool) -> Result<ExitCode, Failure> {
     }
     let mut table = Table::new(&["LINK", "KIND", "STATE", "USE", "RTT", "ADDRESSES", "WHY"]);
     for link in links {
-        let used = if link.in_use { "in use" } else { "" };
+        let used = match (link.in_use, link.ready) {
+            (true, _) => "in use",
+            (false, true) => "standby",
+            (false, false) => "",
+        };
         let rtt = link
             .rtt_ms
             .map(|ms| format!("{ms:.1} ms"))
@@ -184,12 +192,8 @@ fn session_text(s: &SessionReport) -> String {
         s.handovers_total
     );
     for t in &s.transports {
-        let link = if t.link.is_empty() {
-            "from peer"
-        } else {
-            &t.link
-        };
-        let active = if t.active { "active" } else { "idle" };
+        let link = if t.link.is_empty() { "?" } else { &t.link };
+        let active = if t.active { "active" } else { "standby" };
         let rtt = t
             .rtt_ms
             .map(|ms| format!("rtt {ms:.1} ms"))

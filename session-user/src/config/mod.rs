@@ -120,6 +120,10 @@ impl Config {
                 )?,
                 prefer: raw.links.prefer,
                 exclude: raw.links.exclude,
+                metered: raw.links.metered,
+                warm: raw.links.warm,
+                cold: raw.links.cold,
+                never: raw.links.never,
             },
             accept: raw
                 .accept

@@ -74,6 +74,14 @@ pub(super) struct Links {
     pub prefer: Vec<String>,
     #[serde(default)]
     pub exclude: Vec<String>,
+    #[serde(default)]
+    pub metered: Vec<String>,
+    #[serde(default)]
+    pub warm: Vec<String>,
+    #[serde(default)]
+    pub cold: Vec<String>,
+    #[serde(default)]
+    pub never: Vec<String>,
     pub debounce: Option<Text>,
 }
 
@@ -113,5 +121,6 @@ pub(super) struct Session {
 pub(super) struct Transport {
     pub user_timeout: Option<Text>,
     pub notsent_lowat: Option<Text>,
+    pub keepalive: Option<Text>,
     pub dial_timeout: Option<Text>,
 }

@@ -216,6 +216,11 @@ pub(super) fn transport(source: &Source<'_>, raw: &raw::Transport) -> Result<Tra
     let lowat = |text: &str| {
         size(text).and_then(|n| u32::try_from(n).map_err(|_| format!("`{text}` is too much")))
     };
+    // TCP_KEEPIDLE counts whole seconds, up to 32,767.
+    let keepalive = |text: &str| match duration(text)? {
+        idle if (1..=32_767).contains(&idle.as_secs()) => Ok(idle),
+        _ => Err(format!("`{text}` is not between 1s and 9h")),
+    };
     Ok(Transport {
         user_timeout: source.or(
             "transport.user_timeout",
@@ -228,6 +233,12 @@ pub(super) fn transport(source: &Source<'_>, raw: &raw::Transport) -> Result<Tra
             raw.notsent_lowat.as_ref(),
             128 << 10,
             lowat,
+        )?,
+        keepalive: source.or(
+            "transport.keepalive",
+            raw.keepalive.as_ref(),
+            Duration::from_secs(60),
+            keepalive,
         )?,
         dial_timeout: source.or(
             "transport.dial_timeout",

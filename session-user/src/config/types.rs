@@ -68,6 +68,14 @@ pub struct Links {
     pub prefer: Vec<String>,
     /// Names or patterns that are never used.
     pub exclude: Vec<String>,
+    /// Names or patterns of links that cost money by volume.
+    pub metered: Vec<String>,
+    /// Names or patterns of links on which a standby is kept.
+    pub warm: Vec<String>,
+    /// Names or patterns of links that are dialled when they are needed.
+    pub cold: Vec<String>,
+    /// Names or patterns of links that never stand in for another.
+    pub never: Vec<String>,
     /// How long a link must be good before it is used (again).
     pub debounce: Duration,
 }
@@ -115,6 +123,9 @@ pub struct Transport {
     pub user_timeout: Duration,
     /// `TCP_NOTSENT_LOWAT`, in bytes.
     pub notsent_lowat: u32,
+    /// Idle time before the kernel asks whether the peer's end stands, and a NAT on the way hears
+    /// that the connection does.
+    pub keepalive: Duration,
     /// Time for a TCP connection to a peer.
     pub dial_timeout: Duration,
 }

@@ -24,7 +24,7 @@ fn nobody() -> Credentials {
     }
 }
 
-fn every_request() -> [Request; 8] {
+fn every_request() -> [Request; 9] {
     let cgroup = PathBuf::from("a");
     [
         Request::Status,
@@ -38,6 +38,7 @@ fn every_request() -> [Request; 8] {
         },
         Request::Detach { cgroup },
         Request::Run,
+        Request::Woke,
         Request::Reload,
     ]
 }

@@ -32,6 +32,8 @@ pub enum Request {
     },
     /// Put the calling process into a captured scope of its own.
     Run,
+    /// The host has slept: transports may be gone without a word.
+    Woke,
     /// Read certificates and the CRL anew.
     Reload,
 }
@@ -166,8 +168,15 @@ pub struct LinkReport {
     pub addresses: Vec<String>,
     /// Its MTU in bytes.
     pub mtu: u32,
-    /// Whether a session uses it.
+    /// Whether it carries a session.
     pub in_use: bool,
+    /// What it is for while another carries: `warm`, `cold` or `never`.
+    pub standby: String,
+    /// Whether a transport stands on it.
+    pub ready: bool,
+    /// Seconds after which the kernel probes an idle transport on it: all the traffic that a standby
+    /// costs.
+    pub keepalive_s: Option<u64>,
     /// The kernel's round-trip time over it, in milliseconds.
     pub rtt_ms: Option<f64>,
 }
@@ -216,7 +225,7 @@ pub struct SessionReport {
 /// A transport.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct TransportReport {
-    /// Our link; empty if the peer dialled.
+    /// Our link; empty if none holds our address.
     pub link: String,
     /// Our address.
     pub local: SocketAddr,
@@ -272,7 +281,7 @@ pub struct HandoverReport {
     pub noticed_ns: u64,
     /// CLOCK_MONOTONIC when the unacknowledged records were given to the new transport.
     pub resent_ns: Option<u64>,
-    /// CLOCK_MONOTONIC when the peer had authenticated the new transport.
+    /// CLOCK_MONOTONIC when the peer was first heard on the new transport.
     pub resumed_ns: Option<u64>,
     /// Records sent again.
     pub replayed_records: u64,

@@ -9,8 +9,11 @@ use session_proto::session::{Handle, TransportFault};
 use socket2::SockRef;
 use tokio::net::TcpStream;
 
+use super::links::link_of;
 use super::ready::Source;
+use super::report::Move;
 use super::{Driver, Name};
+use crate::transport::tcp_info;
 
 /// Room for one read: several records of full size.
 const READ_BYTES: usize = 256 * 1024;
@@ -22,7 +25,8 @@ const WRITE_SLICES: usize = 64;
 /// Where a transport runs.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Path {
-    /// The link that it is bound to; empty for one that the peer dialled.
+    /// The link that it is bound to; for one that the peer dialled, the link that holds our address,
+    /// and empty where none does.
     pub link: String,
     /// Our address.
     pub local: SocketAddr,
@@ -41,6 +45,8 @@ pub(super) struct Carrier {
     pub must_be_up_by: Option<Instant>,
     pub bytes_in: u64,
     pub bytes_out: u64,
+    /// It has fallen silent, and is given up then unless it answers.
+    pub doomed_at: Option<Instant>,
 }
 
 impl Carrier {
@@ -62,8 +68,17 @@ impl Driver {
         handle: Handle,
         socket: TcpStream,
         input: BytesMut,
-        path: Path,
+        mut path: Path,
     ) {
+        if path.link.is_empty() {
+            path.link = link_of(&self.side.links(), path.local.ip());
+        }
+        // The kernel has measured its handshake.
+        if let Ok(info) = tcp_info(&socket)
+            && !info.rtt.is_zero()
+        {
+            self.session.assume_rtt(handle, info.rtt);
+        }
         let source = self.ready.add(Name::Carrier(handle));
         let must_be_up_by =
             (!self.session.is_up(handle)).then(|| Instant::now() + self.common.resume_timeout);
@@ -76,6 +91,7 @@ impl Driver {
             must_be_up_by,
             bytes_in: 0,
             bytes_out: 0,
+            doomed_at: None,
         };
         self.carriers.insert(handle, carrier);
     }
@@ -141,6 +157,7 @@ impl Driver {
                 while let Some(event) = self.session.poll_event() {
                     self.handle_event(event);
                 }
+                self.heard(handle);
                 Ok(true)
             }
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(carrier
@@ -204,9 +221,10 @@ impl Driver {
         let path = carrier.path.clone();
         let was_active = self.session.active() == Some(handle);
         let was_up = self.session.is_up(handle);
+        let before = self.session.stats();
         carrier.discard();
         self.session.transport_lost(handle);
-        self.after_loss(&path, was_active, was_up, end);
+        self.after_loss(&path, was_active, was_up, end, &before);
     }
 
     /// A link is gone: so is every transport on it.
@@ -219,10 +237,27 @@ impl Driver {
 
     pub(super) fn transport_done(&mut self, handle: Handle) {
         if let Some(carrier) = self.carriers.remove(&handle) {
+            if self.carrying == Some(handle) && !self.session.is_ending() {
+                self.report.begin(Move::hard(
+                    &carrier.path.link,
+                    "the peer gave it up",
+                    Instant::now(),
+                ));
+            }
             tracing::debug!(link = %carrier.path.link, remote = %carrier.path.remote, "a transport was closed in order");
             carrier.finish();
         }
         self.session.transport_lost(handle);
+    }
+
+    /// Something came on `handle`.
+    fn heard(&mut self, handle: Handle) {
+        if self.report.awaits(handle)
+            && self.session.is_up(handle)
+            && let Some(carrier) = self.carriers.get(&handle)
+        {
+            self.report.up(&carrier.path.link);
+        }
     }
 
     /// A transport whose other end does not authenticate in time is of no use.

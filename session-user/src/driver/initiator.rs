@@ -11,7 +11,6 @@ use tokio::task::AbortHandle;
 use crate::capture_queue::CaptureQueue;
 use crate::link::LinkSnapshot;
 use crate::policy::{self, PathHistory, PolicyConfig};
-use crate::transport::TransportOptions;
 
 /// What a unit needs to dial a peer.
 pub struct InitiatorConfig {
@@ -27,8 +26,6 @@ pub struct InitiatorConfig {
     pub peer_name: String,
     /// Time for one TCP connection.
     pub dial_timeout: Duration,
-    /// Options of transport sockets.
-    pub transport: TransportOptions,
     /// How long every path may refuse before the peer is taken to be gone.
     pub peer_gone_after: Duration,
     /// How to make a session, should the peer have forgotten this one.
@@ -41,13 +38,20 @@ pub struct InitiatorConfig {
 pub struct Initiator {
     pub(super) config: InitiatorConfig,
     pub(super) seen_version: u64,
+    /// The dial for what is to carry the session.
     pub(super) attempt: Option<Attempt>,
+    /// The dial for a transport beside the one that carries.
+    pub(super) standby_attempt: Option<Attempt>,
     /// Paths still to be tried in this round, best first.
     pub(super) pending: VecDeque<policy::Path>,
     /// Whether every attempt of this round was refused.
     pub(super) round_refused: bool,
     pub(super) history: PathHistory,
     pub(super) retry_at: Option<Instant>,
+    /// When the policy may answer otherwise, though nothing happened: a demotion ends.
+    pub(super) look_at: Option<Instant>,
+    /// When the path of a silent transport may be dialled again.
+    pub(super) same_path_at: Option<Instant>,
     pub(super) backoff: Duration,
     /// Since when every round was refused.
     pub(super) refused_since: Option<Instant>,
@@ -58,6 +62,8 @@ pub struct Initiator {
 
 /// A TCP connection attempt under way.
 pub(super) struct Attempt {
+    /// Unique in the driver.
+    pub(super) number: u64,
     pub(super) path: policy::Path,
     pub(super) task: AbortHandle,
 }
@@ -69,10 +75,13 @@ impl Initiator {
             config,
             seen_version: 0,
             attempt: None,
+            standby_attempt: None,
             pending: VecDeque::new(),
             round_refused: true,
             history: PathHistory::default(),
             retry_at: None,
+            look_at: None,
+            same_path_at: None,
             backoff: Duration::ZERO,
             refused_since: None,
             rejoining: None,
@@ -80,16 +89,22 @@ impl Initiator {
         }
     }
 
-    /// Old failures say nothing any more.
+    /// Earlier rounds of failures say nothing any more.
     pub(super) fn forgive(&mut self) {
-        self.history = PathHistory::default();
         self.backoff = Duration::ZERO;
         self.refused_since = None;
     }
 
-    pub(super) fn abandon_attempt(&mut self) {
-        if let Some(attempt) = self.attempt.take() {
-            attempt.task.abort();
+    pub(super) fn abandon_attempts(&mut self) {
+        self.abandon_attempts_if(|_| true);
+    }
+
+    /// Gives up the dials on paths that `hopeless` names.
+    pub(super) fn abandon_attempts_if(&mut self, hopeless: impl Fn(&policy::Path) -> bool) {
+        for slot in [&mut self.attempt, &mut self.standby_attempt] {
+            if let Some(attempt) = slot.take_if(|a| hopeless(&a.path)) {
+                attempt.task.abort();
+            }
         }
     }
 }

@@ -7,14 +7,18 @@
 
 mod app;
 mod carrier;
+mod dialling;
 pub mod establish;
 mod initiator;
+mod links;
 mod manual;
 mod moves;
 pub mod ready;
 mod reauth;
 mod rejoin;
 mod report;
+mod side;
+mod standby;
 mod streams;
 
 use std::collections::{BTreeMap, VecDeque};
@@ -40,6 +44,7 @@ use session_proto::session::SendBuf;
 pub use streams::Responder;
 
 use crate::handshake::{Identity, PeerIdentity};
+use crate::transport::TransportOptions;
 
 /// Turns the session's monotonic time into the driver's and back.
 #[derive(Clone, Copy, Debug)]
@@ -84,6 +89,8 @@ pub enum Command {
     },
     /// What this session is doing.
     Report(oneshot::Sender<SessionSnapshot>),
+    /// The host has slept.
+    Woke,
     /// Certificates are to be judged again: the CRL was read anew, or an hour has passed.
     CheckIdentity,
     /// End the session.
@@ -110,6 +117,8 @@ pub struct Common {
     pub tokens: Arc<dyn TokenBook>,
     /// How long a session lives without a transport.
     pub hold: Duration,
+    /// Options of transport sockets.
+    pub transport: TransportOptions,
     /// Time for a dialled transport to authenticate.
     pub resume_timeout: Duration,
     /// When keys and certificates are renewed in band at the latest.
@@ -154,7 +163,7 @@ enum Name {
 
 /// What the driver's own tasks bring back.
 enum Internal {
-    Dialled(moves::Dialled),
+    Dialled(dialling::Dialled),
     Rejoined {
         path: crate::policy::Path,
         result: Result<Box<Established>, establish::EstablishError>,
@@ -175,6 +184,10 @@ pub struct Driver {
     ready: ReadySet<Name>,
     apps: BTreeMap<StreamId, App>,
     carriers: BTreeMap<Handle, Carrier>,
+    /// The active transport, as of the last turn.
+    carrying: Option<Handle>,
+    /// TCP connections attempted.
+    attempts: u64,
     /// The carriers of one flush; kept, so that it allocates once.
     flushing: Vec<Handle>,
     /// Streams that had something to send and no capacity.
@@ -218,6 +231,8 @@ impl Driver {
             ready: ReadySet::new(),
             apps: BTreeMap::new(),
             carriers: BTreeMap::new(),
+            carrying: None,
+            attempts: 0,
             flushing: Vec::new(),
             blocked: VecDeque::new(),
             spare: None,
@@ -232,6 +247,7 @@ impl Driver {
             ended: None,
         };
         driver.add_carrier(handle, stream, input, path);
+        driver.carrying = driver.session.active();
         driver.plan_renewal();
         driver.check_identity();
         driver
@@ -300,6 +316,7 @@ impl Driver {
                 // Whoever asked may have gone; there is nobody else to tell.
                 let _ = reply.send(self.snapshot());
             }
+            Command::Woke => self.woke(),
             Command::CheckIdentity => self.check_identity(),
             Command::Close { code, reason } => self.session.close(self.clock.now(), code, &reason),
         }
@@ -329,6 +346,7 @@ impl Driver {
                 break;
             }
         }
+        self.follow_peer();
         self.note_adrift();
     }
 
@@ -347,19 +365,8 @@ impl Driver {
                 // The peer may have lost it; what carries then is for the policy to say.
                 self.decide();
             }
-            Event::TransportSilent(handle) => {
-                tracing::info!(
-                    handle = handle.as_u64(),
-                    "a transport does not answer in time"
-                );
-            }
-            Event::HandedOver { from, to } => {
-                tracing::info!(
-                    from = from.as_u64(),
-                    to = to.as_u64(),
-                    "the other transport answered first"
-                );
-            }
+            Event::TransportSilent(handle) => self.transport_silent(handle),
+            Event::HandedOver { from, .. } => self.handed_over(from),
             Event::Pong { handle, token } => tracing::trace!(?handle, token, "pong"),
             Event::TokensChanged => self
                 .common
@@ -399,7 +406,12 @@ impl Driver {
 
     fn next_deadline(&self) -> Option<Instant> {
         let session = self.session.poll_timeout().map(|t| self.clock.instant(t));
-        let carriers = self.carriers.values().filter_map(|c| c.must_be_up_by).min();
+        let carriers = self
+            .carriers
+            .values()
+            .flat_map(|c| [c.must_be_up_by, c.doomed_at])
+            .flatten()
+            .min();
         let hold = self.adrift_since.map(|since| since + self.common.hold);
         [
             session,
@@ -417,6 +429,7 @@ impl Driver {
         let now = Instant::now();
         self.session.handle_timeout(self.clock.now());
         self.drop_unauthenticated(now);
+        self.drop_doomed(now);
         if self
             .adrift_since
             .is_some_and(|since| now >= since + self.common.hold)

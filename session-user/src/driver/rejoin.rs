@@ -29,7 +29,7 @@ impl Driver {
             },
             dial_timeout: config.dial_timeout,
             handshake_timeout: config.handshake_timeout,
-            transport: config.transport.clone(),
+            transport: self.common.transport.clone(),
             session: config.session.clone(),
             continues: Some((self.session.id(), self.session.next_counter())),
         };
@@ -63,7 +63,7 @@ impl Driver {
             }
             Err(error) => {
                 tracing::warn!(%error, "the full handshake failed");
-                self.path_failed(&path.link, path.remote, error.is_refused());
+                self.path_failed(&path.link, path.remote, error.is_refused(), false);
             }
         }
     }

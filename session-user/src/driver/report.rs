@@ -4,7 +4,7 @@ use std::collections::VecDeque;
 use std::net::SocketAddr;
 use std::time::{Duration, Instant, SystemTime};
 
-use session_proto::session::Stats;
+use session_proto::session::{Handle, Stats};
 
 use super::app::App;
 use super::{Driver, Side};
@@ -15,7 +15,7 @@ const HANDOVERS_KEPT: usize = 64;
 /// One transport, as it is now.
 #[derive(Clone, Debug)]
 pub struct CarrierReport {
-    /// Our link, empty if the peer dialled.
+    /// Our link; empty if none holds our address.
     pub link: String,
     /// Our address.
     pub local: SocketAddr,
@@ -72,7 +72,7 @@ pub struct HandoverReport {
     pub noticed_ns: u64,
     /// CLOCK_MONOTONIC when the first records went to the new transport's socket, in nanoseconds.
     pub resent_ns: Option<u64>,
-    /// CLOCK_MONOTONIC when the peer had authenticated the new transport, in nanoseconds.
+    /// CLOCK_MONOTONIC when the peer was first heard on the new transport, in nanoseconds.
     pub resumed_ns: Option<u64>,
     /// Records that went out again.
     pub replayed_records: u64,
@@ -148,6 +148,12 @@ pub(super) struct Counters {
     pub closed: u64,
     handovers_total: u64,
     handovers: VecDeque<HandoverReport>,
+    /// The core's counters when the last turn ended.
+    pub settled: Stats,
+    /// When the active transport fell silent, and the counters before anything was sent again.
+    suspected: Option<(Instant, Stats)>,
+    /// The new transport, until the peer is heard on it.
+    awaited: Option<Handle>,
 }
 
 impl Counters {
@@ -186,8 +192,24 @@ impl Counters {
         });
     }
 
-    /// A transport was dialled: what went again to it is the difference of the counters.
-    pub fn dialled(&mut self, link: &str, before: &Stats, after: &Stats) {
+    /// The active transport does not answer in time.
+    pub fn suspect(&mut self) {
+        self.suspected = Some((Instant::now(), self.settled));
+    }
+
+    /// When the active transport fell silent, and the counters then.
+    pub fn suspected(&mut self) -> (Instant, Stats) {
+        (self.suspected.take()).unwrap_or_else(|| (Instant::now(), self.settled))
+    }
+
+    /// Whether the handover ends when something comes on `handle`.
+    pub fn awaits(&self, handle: Handle) -> bool {
+        self.awaited == Some(handle)
+    }
+
+    /// New records go to `handle`: what went again to it is the difference of the counters.
+    pub fn moved(&mut self, handle: Handle, link: &str, before: &Stats, after: &Stats) {
+        self.awaited = Some(handle);
         if let Some(open) = self.handovers.back_mut().filter(|h| h.resumed_ns.is_none()) {
             link.clone_into(&mut open.to);
             open.resent_ns = Some(monotonic_ns(Instant::now()));
@@ -196,7 +218,9 @@ impl Counters {
         }
     }
 
+    /// The peer was heard on the new transport.
     pub fn up(&mut self, link: &str) {
+        self.awaited = None;
         if let Some(open) = self.handovers.back_mut().filter(|h| h.resumed_ns.is_none()) {
             link.clone_into(&mut open.to);
             open.resumed_ns = Some(monotonic_ns(Instant::now()));

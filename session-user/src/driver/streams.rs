@@ -6,9 +6,12 @@ use std::time::Duration;
 use session_proto::session::{StreamError, StreamId};
 use session_proto::wire::Target;
 
+use tokio::sync::watch;
+
 use super::{Driver, Internal, Side};
 use crate::capture::Captured;
 use crate::dial::{AllowList, dial_target};
+use crate::link::LinkSnapshot;
 
 /// What a unit that accepts sessions needs to dial for others.
 pub struct Responder {
@@ -16,16 +19,25 @@ pub struct Responder {
     pub allow: Arc<AllowList>,
     /// Time for one target to answer.
     pub dial_timeout: Duration,
+    /// The links: a transport ends with the one that holds its address.
+    pub links: watch::Receiver<Arc<LinkSnapshot>>,
+    pub(super) seen_version: u64,
     /// The dials under way end with the driver.
     pub(super) dials: tokio::task::JoinSet<()>,
 }
 
 impl Responder {
     /// A responder without dials under way.
-    pub fn new(allow: Arc<AllowList>, dial_timeout: Duration) -> Self {
+    pub fn new(
+        allow: Arc<AllowList>,
+        dial_timeout: Duration,
+        links: watch::Receiver<Arc<LinkSnapshot>>,
+    ) -> Self {
         Self {
             allow,
             dial_timeout,
+            links,
+            seen_version: 0,
             dials: tokio::task::JoinSet::new(),
         }
     }

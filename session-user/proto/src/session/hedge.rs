@@ -4,6 +4,8 @@
 //! goes out on a second one too, together with all that is new, and the first answer decides: on the
 //! second, the session moves there; on the first, it stays, and a few duplicates were the price.
 
+use std::time::Duration;
+
 use super::event::{Event, Handle};
 use super::transport::{Phase, Transport};
 use super::{Role, Session};
@@ -48,6 +50,50 @@ impl Session {
                 self.events.push_back(Event::TransportSilent(handle));
                 self.hedge_against(now, handle);
             }
+        }
+    }
+
+    /// The driver knows a round-trip time of `handle` from elsewhere, such as the kernel's of the TCP
+    /// handshake. It counts until there is one of the session's own.
+    pub fn assume_rtt(&mut self, handle: Handle, rtt: Duration) {
+        if let Some(transport) = self.transports.get_mut(&handle)
+            && transport.pulse.rtt().is_none()
+        {
+            transport.pulse.measured(rtt);
+        }
+    }
+
+    /// The smoothed round-trip time of `handle` from a record to its acknowledgement, once it is known.
+    /// It holds all queues on the way.
+    pub fn rtt(&self, handle: Handle) -> Option<Duration> {
+        self.transports.get(&handle)?.pulse.rtt()
+    }
+
+    /// Whether what was sent on `handle` is not answered in time, and still is not.
+    pub fn is_silent(&self, handle: Handle) -> bool {
+        self.transports
+            .get(&handle)
+            .is_some_and(|t| t.pulse.is_silent())
+    }
+
+    /// Something has happened that may have ended transports without a word, such as a suspend of
+    /// the host: asks on every one.
+    pub fn doubt_all(&mut self, now: Time) {
+        self.now = now;
+        let up = |t: &Transport| t.phase == Phase::Up;
+        let handles: Vec<Handle> = (self.transports.iter())
+            .filter(|(_, t)| up(t))
+            .map(|(&h, _)| h)
+            .collect();
+        for handle in handles {
+            self.doubt(now, handle);
+        }
+    }
+
+    /// The same for one transport.
+    pub fn doubt(&mut self, now: Time, handle: Handle) {
+        if self.is_open() {
+            self.ask(now, handle);
         }
     }
 

@@ -1,7 +1,6 @@
 //! Sealing, scheduling and staging: what goes out, where, and in which order.
 
 use std::io::IoSlice;
-use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 
@@ -108,12 +107,6 @@ impl Session {
     /// Bytes queued for `handle` that its socket has not taken.
     pub fn queued_bytes(&self, handle: Handle) -> usize {
         self.transports.get(&handle).map_or(0, |t| t.queued_bytes())
-    }
-
-    /// The round-trip time of `handle` from a record to its acknowledgement, once it is known. It
-    /// holds all queues on the way.
-    pub fn rtt(&self, handle: Handle) -> Option<Duration> {
-        self.transports.get(&handle)?.pulse.rtt()
     }
 
     /// Asks the peer for a PONG on `handle`; `token` below [`crate::limits::OWN_PING_TOKENS`].

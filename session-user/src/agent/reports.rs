@@ -1,0 +1,156 @@
+//! What the control socket tells, from what the agent knows.
+
+use std::time::{Duration, SystemTime};
+
+use super::commands::PeerHandle;
+use super::peer::PeerState;
+use crate::control::{
+    HandoverReport, LinkReport, PeerReport, SessionReport, StreamReport, TransportReport,
+};
+use crate::driver::{self, CarrierReport, SessionSnapshot};
+use crate::link::{Link, LinkState};
+use crate::policy;
+
+pub(super) fn peer_report(peer: &PeerHandle, sessions: &[SessionSnapshot]) -> PeerReport {
+    let session = sessions
+        .iter()
+        .rev()
+        .find(|s| s.initiator && s.peer == peer.name);
+    let link = session
+        .and_then(|s| s.carriers.iter().find(|c| c.active && c.up))
+        .map(|c| c.link.clone());
+    let (state, reason) = match (&*peer.state.borrow(), session) {
+        (PeerState::Up, Some(s)) if s.held_for.is_some() => ("holding", None),
+        (PeerState::Up, _) => ("up", None),
+        (PeerState::Connecting(reason), _) => ("connecting", reason.clone()),
+    };
+    PeerReport {
+        name: peer.name.clone(),
+        state: state.to_owned(),
+        link,
+        reason,
+        waiting: peer.captures.len(),
+    }
+}
+
+pub(super) fn link_report(
+    link: &Link,
+    decision: &policy::Decision,
+    standby: policy::Standby,
+    carrier: Option<&CarrierReport>,
+    keepalive: Duration,
+) -> LinkReport {
+    let chosen = decision.ordered.iter().find(|c| c.path.link == link.name);
+    let rejected = decision
+        .rejected
+        .iter()
+        .find(|(name, _)| *name == link.name);
+    let reason = chosen
+        .map(|c| c.reason.clone())
+        .or(rejected.map(|(_, why)| why.clone()));
+    LinkReport {
+        name: link.name.clone(),
+        kind: link.kind.to_string(),
+        state: match link.state {
+            LinkState::Unusable => "unusable",
+            LinkState::Settling { .. } => "settling",
+            LinkState::Usable => "usable",
+        }
+        .to_owned(),
+        usable: chosen.is_some(),
+        reason: reason.unwrap_or_default(),
+        addresses: link
+            .addresses
+            .iter()
+            .map(|a| format!("{}/{}", a.ip, a.prefix))
+            .collect(),
+        mtu: link.mtu,
+        in_use: carrier.is_some_and(|c| c.active),
+        standby: standby.to_string(),
+        ready: carrier.is_some_and(|c| c.up),
+        keepalive_s: carrier.map(|_| keepalive.as_secs()),
+        rtt_ms: carrier.and_then(|c| c.rtt).map(millis),
+    }
+}
+
+fn millis(d: Duration) -> f64 {
+    d.as_secs_f64() * 1000.0
+}
+
+pub(super) fn session_report(s: &SessionSnapshot) -> SessionReport {
+    SessionReport {
+        id: hex::encode(s.id),
+        peer: s.peer.clone(),
+        software: s.software.clone(),
+        role: if s.initiator {
+            "initiator"
+        } else {
+            "responder"
+        }
+        .to_owned(),
+        state: if s.held_for.is_some() {
+            "holding"
+        } else {
+            "up"
+        }
+        .to_owned(),
+        age_s: s.since.elapsed().unwrap_or_default().as_secs(),
+        held_s: s.held_for.map(|d| d.as_secs()),
+        transports: s.carriers.iter().map(transport_report).collect(),
+        streams: s.streams.iter().map(stream_report).collect(),
+        streams_total: s.streams_total,
+        bytes_in: s.stats.bytes_received,
+        bytes_out: s.stats.bytes_sent,
+        resent_bytes: s.stats.bytes_resent,
+        duplicates: s.stats.duplicates,
+        rekeys: s.stats.rekeys,
+        memory_bytes: s.memory_bytes,
+        handovers_total: s.handovers_total,
+        handovers: s.handovers.iter().map(handover_report).collect(),
+    }
+}
+
+fn transport_report(c: &driver::CarrierReport) -> TransportReport {
+    TransportReport {
+        link: c.link.clone(),
+        local: c.local,
+        remote: c.remote,
+        active: c.active,
+        up: c.up,
+        age_s: c.age.as_secs(),
+        bytes_in: c.bytes_in,
+        bytes_out: c.bytes_out,
+        queued_bytes: c.queued,
+        rtt_ms: c.rtt.map(millis),
+    }
+}
+
+fn stream_report(s: &driver::StreamReport) -> StreamReport {
+    StreamReport {
+        id: s.id,
+        target: s.target.clone(),
+        local: s.local,
+        state: if s.connected { "open" } else { "connecting" }.to_owned(),
+        tx: s.tx,
+        rx: s.rx,
+    }
+}
+
+fn handover_report(h: &driver::HandoverReport) -> HandoverReport {
+    HandoverReport {
+        when_s: h
+            .when
+            .duration_since(SystemTime::UNIX_EPOCH)
+            .unwrap_or_default()
+            .as_secs_f64(),
+        from: h.from.clone(),
+        to: h.to.clone(),
+        trigger: h.trigger.clone(),
+        soft: h.soft,
+        noticed_ns: h.noticed_ns,
+        resent_ns: h.resent_ns,
+        resumed_ns: h.resumed_ns,
+        replayed_records: h.replayed_records,
+        replayed_bytes: h.replayed_bytes,
+    }
+}

@@ -1,0 +1,203 @@
+//! Attempts: one to find what carries, one for a standby.
+
+use std::net::SocketAddr;
+use std::time::{Duration, Instant};
+
+use bytes::BytesMut;
+use tokio::net::TcpStream;
+
+use super::carrier::{Carrier, Path};
+use super::initiator::Attempt;
+use super::report::Move;
+use super::{Driver, Ended, Internal, Side};
+use crate::policy;
+use crate::transport::{DialSpec, TransportError, dial};
+
+/// First and longest wait between attempts when every path has failed.
+const BACKOFF_FIRST: Duration = Duration::from_millis(100);
+const BACKOFF_MAX: Duration = Duration::from_secs(2);
+
+/// The outcome of one TCP connection attempt.
+pub(super) struct Dialled {
+    number: u64,
+    result: Result<TcpStream, TransportError>,
+}
+
+impl Driver {
+    /// Dials the next path of the round; after the last, waits before the next round.
+    pub(super) fn next_attempt(&mut self) {
+        let own = self.current_path();
+        let Side::Initiator(initiator) = &mut self.side else {
+            return;
+        };
+        let Some(path) = initiator.pending.pop_front() else {
+            return self.round_over();
+        };
+        // It is the path of a silent transport, which may only be slow.
+        if own.as_ref() == Some(&path)
+            && let Some(at) = initiator.same_path_at.filter(|at| Instant::now() < *at)
+        {
+            initiator.retry_at = Some(at);
+            return;
+        }
+        // A standby that is being dialled there serves as well.
+        let under_way = initiator.standby_attempt.take_if(|a| a.path == path);
+        let attempt = under_way.unwrap_or_else(|| self.start(path));
+        if let Side::Initiator(initiator) = &mut self.side {
+            initiator.attempt = Some(attempt);
+        }
+    }
+
+    /// Dials `to` beside what carries now, unless that is being done already.
+    pub(super) fn attempt_standby(&mut self, to: policy::Path, reason: &str) {
+        let there = |c: &Carrier| c.path.link == to.link && c.path.remote == to.remote;
+        let Side::Initiator(initiator) = &self.side else {
+            return;
+        };
+        if initiator.standby_attempt.is_some()
+            || initiator.attempt.is_some()
+            || self.carriers.values().any(there)
+        {
+            return;
+        }
+        tracing::info!(path = %to, reason, "dialling a standby");
+        let attempt = self.start(to);
+        if let Side::Initiator(initiator) = &mut self.side {
+            initiator.standby_attempt = Some(attempt);
+        }
+    }
+
+    fn start(&mut self, path: policy::Path) -> Attempt {
+        let internal = self.internal_tx.clone();
+        self.attempts += 1;
+        let number = self.attempts;
+        let spec = DialSpec {
+            device: Some(path.link.clone()),
+            source: Some(path.source),
+            remote: path.remote,
+            timeout: self.side.dial_timeout(),
+        };
+        let options = self.common.transport.clone();
+        let task = tokio::spawn(async move {
+            let result = dial(&spec, &options).await;
+            // The driver may have ended meanwhile; then the socket ends here.
+            let _ = internal.send(Internal::Dialled(Dialled { number, result }));
+        });
+        Attempt {
+            number,
+            path,
+            task: task.abort_handle(),
+        }
+    }
+
+    /// No path of the round worked.
+    fn round_over(&mut self) {
+        let Side::Initiator(initiator) = &mut self.side else {
+            return;
+        };
+        let now = Instant::now();
+        initiator.backoff = (initiator.backoff * 2).clamp(BACKOFF_FIRST, BACKOFF_MAX);
+        initiator.retry_at = Some(now + initiator.backoff);
+        let alone = self.session.active().is_none();
+        if !(alone && initiator.round_refused) {
+            initiator.refused_since = None;
+            return;
+        }
+        let since = *initiator.refused_since.get_or_insert(now);
+        if now >= since + initiator.config.peer_gone_after {
+            tracing::error!(peer = %initiator.config.peer_name, "every path was refused: the peer is gone");
+            self.ended.get_or_insert(Ended::PeerGone);
+        }
+    }
+
+    pub(super) fn dialled(&mut self, dialled: Dialled) {
+        let Side::Initiator(initiator) = &mut self.side else {
+            return;
+        };
+        let Dialled { number, result } = dialled;
+        let ours = |a: &mut Attempt| a.number == number;
+        let carrying = initiator.attempt.take_if(ours);
+        let standby = carrying.is_none();
+        // An attempt that was abandoned may have finished just before.
+        let Some(attempt) = carrying.or_else(|| initiator.standby_attempt.take_if(ours)) else {
+            return;
+        };
+        match result {
+            Ok(stream) => self.resume_on(&attempt.path, stream),
+            Err(error) => {
+                let path = &attempt.path;
+                tracing::info!(%path, %error, "a dial failed");
+                self.path_failed(&path.link, path.remote, error.is_refused(), standby);
+            }
+        }
+    }
+
+    /// The socket is connected. If nothing carries, RESUME and all that is unacknowledged go out in
+    /// the same turn; otherwise it becomes a standby.
+    fn resume_on(&mut self, path: &policy::Path, stream: TcpStream) {
+        let local = stream
+            .local_addr()
+            .unwrap_or_else(|_| SocketAddr::new(path.source, 0));
+        let path = Path {
+            link: path.link.clone(),
+            local,
+            remote: path.remote,
+        };
+        let active = self.session.active();
+        let works = |h| self.session.is_up(h) && !self.session.is_silent(h);
+        let standby = active.is_some_and(works);
+        let before = self.session.stats();
+        if let Some(silent) = active.filter(|h| self.session.is_silent(*h))
+            && let Some(carrier) = self.carriers.get(&silent)
+        {
+            let (noticed, _) = self.report.suspected();
+            let from = carrier.path.link.clone();
+            self.report
+                .begin(Move::hard(&from, "it did not answer in time", noticed));
+            self.doom(silent);
+        }
+        match self.session.dial(standby) {
+            Ok(handle) => {
+                self.add_carrier(handle, stream, BytesMut::new(), path);
+                if !standby {
+                    self.moved(&before);
+                }
+            }
+            Err(fault) => tracing::debug!(%fault, "a dialled transport is not needed any more"),
+        }
+    }
+
+    pub(super) fn path_failed(
+        &mut self,
+        link: &str,
+        remote: SocketAddr,
+        refused: bool,
+        standby: bool,
+    ) {
+        let Side::Initiator(initiator) = &mut self.side else {
+            return;
+        };
+        initiator
+            .history
+            .record_failure(link, remote, Instant::now());
+        if standby {
+            return self.decide();
+        }
+        initiator.round_refused &= refused;
+        if initiator.attempt.is_some() || initiator.rejoining.is_some() {
+            return;
+        }
+        if self.carries() {
+            // What failed was a standby, or something else took over meanwhile.
+            self.decide();
+        } else {
+            self.next_attempt();
+        }
+    }
+
+    /// Whether the active transport stands and answers.
+    pub(super) fn carries(&self) -> bool {
+        let works = |h| self.session.is_up(h) && !self.session.is_silent(h);
+        self.session.active().is_some_and(works)
+    }
+}

@@ -1,0 +1,123 @@
+//! What the two sides wait for.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use tokio::sync::watch;
+
+use super::{Driver, Side};
+use crate::link::LinkSnapshot;
+
+impl Side {
+    /// Something that the side waits for has happened.
+    pub(super) async fn changed(&mut self) {
+        match self {
+            Self::Responder(responder) => links_changed(&mut responder.links).await,
+            Self::Initiator(initiator) => {
+                let open = !initiator.streams_full;
+                tokio::select! {
+                    () = links_changed(&mut initiator.config.links) => {}
+                    () = initiator.config.captures.available(), if open => {}
+                }
+            }
+        }
+    }
+
+    /// The latest snapshot of the links.
+    pub(super) fn links(&self) -> Arc<LinkSnapshot> {
+        match self {
+            Self::Initiator(initiator) => Arc::clone(&initiator.config.links.borrow()),
+            Self::Responder(responder) => Arc::clone(&responder.links.borrow()),
+        }
+    }
+
+    /// The latest snapshot, if it has not been asked for before, and the version of the one before.
+    pub(super) fn new_links(&mut self) -> Option<(Arc<LinkSnapshot>, u64)> {
+        let (links, seen) = match self {
+            Self::Initiator(i) => (&mut i.config.links, &mut i.seen_version),
+            Self::Responder(r) => (&mut r.links, &mut r.seen_version),
+        };
+        let snapshot = Arc::clone(&links.borrow_and_update());
+        let since = std::mem::replace(seen, snapshot.version);
+        (snapshot.version != since).then_some((snapshot, since))
+    }
+
+    pub(super) fn deadline(&self) -> Option<Instant> {
+        match self {
+            Self::Initiator(initiator) => [initiator.retry_at, initiator.look_at]
+                .into_iter()
+                .flatten()
+                .min(),
+            Self::Responder(_) => None,
+        }
+    }
+
+    /// Time for one TCP connection to the peer.
+    pub(super) fn dial_timeout(&self) -> std::time::Duration {
+        match self {
+            Self::Initiator(initiator) => initiator.config.dial_timeout,
+            Self::Responder(responder) => responder.dial_timeout,
+        }
+    }
+
+    pub(super) fn streams_available(&mut self) {
+        if let Self::Initiator(initiator) = self {
+            initiator.streams_full = false;
+        }
+    }
+
+    pub(super) fn abort_tasks(&mut self) {
+        match self {
+            Self::Initiator(initiator) => {
+                initiator.abandon_attempts();
+                if let Some(task) = initiator.rejoining.take() {
+                    task.abort();
+                }
+            }
+            Self::Responder(responder) => responder.dials.abort_all(),
+        }
+    }
+}
+
+async fn links_changed(links: &mut watch::Receiver<Arc<LinkSnapshot>>) {
+    if links.changed().await.is_err() {
+        // The monitor has ended with the agent; the commands' end follows.
+        std::future::pending::<()>().await;
+    }
+}
+
+impl Driver {
+    pub(super) fn side_changed(&mut self) {
+        self.take_captures();
+        self.links_changed();
+    }
+
+    fn take_captures(&mut self) {
+        loop {
+            let Side::Initiator(initiator) = &self.side else {
+                return;
+            };
+            let queue = Arc::clone(&initiator.config.captures);
+            let Some(captured) = queue.pop() else { return };
+            if let Err(captured) = self.open_captured(captured) {
+                queue.push_front(captured);
+                if let Side::Initiator(initiator) = &mut self.side {
+                    initiator.streams_full = true;
+                }
+                return;
+            }
+        }
+    }
+
+    pub(super) fn side_deadline(&mut self, now: Instant) {
+        let Side::Initiator(initiator) = &mut self.side else {
+            return;
+        };
+        let passed = |at: &mut Instant| now >= *at;
+        let retry = initiator.retry_at.take_if(passed).is_some();
+        let look = initiator.look_at.take_if(passed).is_some();
+        if retry || look {
+            self.decide();
+        }
+    }
+}

@@ -1,0 +1,106 @@
+//! Transports beside the one that carries: those that are kept ready, and those that must go.
+
+use std::time::{Duration, Instant};
+
+use session_proto::session::Handle;
+
+use super::moves::wants_standby;
+use super::{Driver, Side};
+use crate::policy::{Choice, Standby};
+
+/// Standbys of one session at once.
+const STANDBYS_MAX: usize = 3;
+/// A silent transport that does not answer after this time, or after three round trips if that is
+/// more, is given up.
+const DOOM: Duration = Duration::from_secs(1);
+
+impl Driver {
+    /// Dials the standby that is missing most, and parts with what is not wanted. `ordered` is the
+    /// policy's list.
+    pub(super) fn tend_standbys(&mut self, ordered: &[Choice]) {
+        if !self.carries() {
+            return;
+        }
+        self.part_with_others(ordered);
+        let Some(current) = self.current_path() else {
+            return;
+        };
+        if self.carriers.len() > STANDBYS_MAX {
+            return;
+        }
+        let has = |choice: &&Choice| {
+            let path = &choice.path;
+            (self.carriers.values())
+                .any(|c| c.path.link == path.link && c.path.remote == path.remote)
+        };
+        let missing = ordered
+            .iter()
+            .filter(|choice| wants_standby(choice) && choice.path.link != current.link)
+            .find(|choice| !has(choice));
+        if let Some(choice) = missing {
+            self.attempt_standby(choice.path.clone(), "to have it ready");
+        }
+    }
+
+    /// Retires what carries nothing and is not to be kept: on a link that is cold or excluded, or
+    /// beside a newer one on the same path.
+    fn part_with_others(&mut self, ordered: &[Choice]) {
+        let active = self.session.active();
+        let mut seen = Vec::new();
+        let mut surplus = Vec::new();
+        // The active one first, then the newest.
+        let mut handles: Vec<Handle> = self.carriers.keys().rev().copied().collect();
+        handles.sort_by_key(|h| active != Some(*h));
+        for handle in handles {
+            let Some(carrier) = self.carriers.get(&handle) else {
+                continue;
+            };
+            let path = &carrier.path;
+            let same_link = |c: &&Choice| c.path.link == path.link;
+            let warm = ordered
+                .iter()
+                .filter(same_link)
+                .any(|c| c.standby == Standby::Warm);
+            let up = self.session.is_up(handle) && carrier.doomed_at.is_none();
+            let doubled = seen.contains(&(path.link.clone(), path.remote));
+            if active == Some(handle) || (up && warm && !doubled) {
+                seen.push((path.link.clone(), path.remote));
+            } else if up && !ordered.is_empty() {
+                surplus.push(handle);
+            }
+        }
+        for handle in surplus {
+            self.session.retire(handle);
+        }
+    }
+
+    /// Unless something comes from `handle` soon, it is given up.
+    pub(super) fn doom(&mut self, handle: Handle) {
+        let grace = DOOM.max(self.session.rtt(handle).unwrap_or_default() * 3);
+        if let Some(carrier) = self.carriers.get_mut(&handle) {
+            carrier.doomed_at.get_or_insert(Instant::now() + grace);
+        }
+    }
+
+    /// Gives up what has stayed silent.
+    pub(super) fn drop_doomed(&mut self, now: Instant) {
+        let due = |at: &mut Instant| now >= *at;
+        let mut dead = Vec::new();
+        for (&handle, carrier) in &mut self.carriers {
+            let passed = carrier.doomed_at.take_if(due).is_some();
+            if passed && self.session.is_silent(handle) && self.session.active() != Some(handle) {
+                dead.push((handle, carrier.path.clone()));
+            }
+        }
+        if dead.is_empty() {
+            return;
+        }
+        for (handle, path) in dead {
+            tracing::info!(link = %path.link, remote = %path.remote, "a silent transport is given up");
+            self.drop_carrier(handle);
+        }
+        if matches!(self.side, Side::Initiator(_)) {
+            self.decide();
+        }
+    }
+}

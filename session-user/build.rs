@@ -1,32 +1,35 @@
-//! Finds the eBPF object, so that the agent can embed it.
+//! Finds the eBPF objects, so that the agent can embed them.
 //!
-//! The object is built for another target by another toolchain (`cargo xtask build`); a build script that started a
+//! They are built for another target by another toolchain (`cargo xtask build`); a build script that started a
 //! second cargo would deadlock on the target directory or hide its errors.
 
 use std::{env, fs, path::PathBuf, process::ExitCode};
 
-const OBJECT: &str = "target/ebpf/bpfel-unknown-none/release/session-ebpf";
+const FOLDER: &str = "target/ebpf/bpfel-unknown-none/release";
+/// The programs of the capture, and those of the agent's own transports.
+const OBJECTS: [&str; 2] = ["session-ebpf", "session-transport"];
 
 fn main() -> ExitCode {
-    println!("cargo::rerun-if-env-changed=HOLDFAST_EBPF_OBJECT");
-    let object = env::var_os("HOLDFAST_EBPF_OBJECT").map_or_else(default_object, PathBuf::from);
-    println!("cargo::rerun-if-changed={}", object.display());
-    let out = PathBuf::from(env::var_os("OUT_DIR").unwrap_or_default()).join("session-ebpf");
-    match fs::copy(&object, &out) {
-        Ok(_) => ExitCode::SUCCESS,
-        Err(error) => {
+    println!("cargo::rerun-if-env-changed=HOLDFAST_EBPF_OBJECTS");
+    let folder = env::var_os("HOLDFAST_EBPF_OBJECTS").map_or_else(default_folder, PathBuf::from);
+    let out = PathBuf::from(env::var_os("OUT_DIR").unwrap_or_default());
+    for name in OBJECTS {
+        let object = folder.join(name);
+        println!("cargo::rerun-if-changed={}", object.display());
+        if let Err(error) = fs::copy(&object, out.join(name)) {
             println!(
-                "cargo::error=cannot read the eBPF object {}: {error}; run `cargo xtask build`, which builds it first, \
-                 or set HOLDFAST_EBPF_OBJECT to one that is built",
+                "cargo::error=cannot read the eBPF object {}: {error}; run `cargo xtask build`, which builds it \
+                 first, or set HOLDFAST_EBPF_OBJECTS to a folder with those that are built",
                 object.display()
             );
-            ExitCode::FAILURE
+            return ExitCode::FAILURE;
         }
     }
+    ExitCode::SUCCESS
 }
 
-fn default_object() -> PathBuf {
+fn default_folder() -> PathBuf {
     PathBuf::from(env::var_os("CARGO_MANIFEST_DIR").unwrap_or_default())
         .join("..")
-        .join(OBJECT)
+        .join(FOLDER)
 }

@@ -6,26 +6,26 @@
 //! and fields are read before a choice between them is made.
 
 use aya_ebpf::{
-    EbpfContext as _,
-    bindings::{bpf_sock, bpf_sock_addr, bpf_sock_ops},
+    bindings::{bpf_sock, bpf_sock_addr},
     helpers::{
-        bpf_get_netns_cookie, bpf_setsockopt,
+        bpf_setsockopt,
         generated::{bpf_set_retval, bpf_sk_lookup_tcp, bpf_sk_release},
     },
-    programs::{SockAddrContext, SockOpsContext},
+    programs::SockAddrContext,
 };
-use session_ebpf_common::FlowKey;
 
-use crate::maps::HAS_SET_RETVAL;
+pub use crate::ops::{Words, mapped};
+use crate::{
+    access::{load, load4},
+    maps::HAS_SET_RETVAL,
+    ops::MAPPED,
+};
 
 /// Verdict of a connect hook: go on.
 pub const ALLOW: i32 = 1;
 /// Verdict of a connect hook: fail, with EPERM unless a return value was set.
 const DENY: i32 = 0;
 const ECONNREFUSED: i32 = 111;
-
-/// The third word of a v4-mapped address.
-const MAPPED: u32 = 0xffff_u32.to_be();
 
 const SOL_SOCKET: i32 = 1;
 const SO_BINDTODEVICE: i32 = 25;
@@ -36,41 +36,12 @@ const TCP_LISTEN: u32 = 10;
 /// "The current network namespace", `BPF_F_CURRENT_NETNS`.
 const CURRENT_NETNS: u64 = u64::MAX;
 
-/// Reads one field of a context.
-macro_rules! load {
-    ($field:expr) => {
-        // SAFETY: the context is valid while the program runs; the verifier checks offset and width.
-        unsafe { core::ptr::read_volatile(&raw const $field) }
-    };
-}
-
 /// Writes one field of a context.
 macro_rules! store {
     ($field:expr, $value:expr) => {
         // SAFETY: as for loads; the verifier also checks that the field may be written by this hook.
         unsafe { core::ptr::write_volatile(&raw mut $field, $value) }
     };
-}
-
-/// Reads four words of a context one by one.
-macro_rules! load4 {
-    ($field:expr) => {
-        [
-            load!($field[0]),
-            load!($field[1]),
-            load!($field[2]),
-            load!($field[3]),
-        ]
-    };
-}
-
-/// An address as four words, network order, IPv4 as v4-mapped.
-pub type Words = [u32; 4];
-
-/// Writes an IPv4 address (network order) as v4-mapped.
-#[inline(always)]
-pub fn mapped(v4: u32) -> Words {
-    [0, 0, MAPPED, v4]
 }
 
 /// Whether `addr` is a v4-mapped address.
@@ -236,102 +207,4 @@ pub fn refuse() -> i32 {
         unsafe { bpf_set_retval(-ECONNREFUSED) };
     }
     DENY
-}
-
-/// What the socket operations need of their context.
-pub trait SockOps {
-    /// The raw context.
-    fn raw(&self) -> *mut bpf_sock_ops;
-
-    /// The full socket, or null.
-    #[inline(always)]
-    fn sock(&self) -> *mut bpf_sock {
-        // SAFETY: as in `load!`; not volatile, for the verifier tracks this field as a socket pointer.
-        unsafe { (*self.raw()).__bindgen_anon_2.sk }
-    }
-
-    /// Old and new state of a state callback, `BPF_TCP_*`.
-    #[inline(always)]
-    fn states(&self) -> (u32, u32) {
-        (
-            load!((*self.raw()).__bindgen_anon_1.args[0]),
-            load!((*self.raw()).__bindgen_anon_1.args[1]),
-        )
-    }
-
-    /// Local port of the socket, host order.
-    #[inline(always)]
-    fn local_port(&self) -> u32 {
-        load!((*self.raw()).local_port)
-    }
-
-    /// Remote port of the socket, host order.
-    #[inline(always)]
-    fn remote_port(&self) -> u32 {
-        u32::from_be(load!((*self.raw()).remote_port))
-    }
-
-    /// Local address of the socket.
-    #[inline(always)]
-    fn local_addr(&self) -> Words {
-        let (v4, v6) = (
-            load!((*self.raw()).local_ip4),
-            load4!((*self.raw()).local_ip6),
-        );
-        if self.is_v4() { mapped(v4) } else { v6 }
-    }
-
-    /// Remote address of the socket.
-    #[inline(always)]
-    fn remote_addr(&self) -> Words {
-        let (v4, v6) = (
-            load!((*self.raw()).remote_ip4),
-            load4!((*self.raw()).remote_ip6),
-        );
-        if self.is_v4() { mapped(v4) } else { v6 }
-    }
-
-    /// Whether the socket is AF_INET.
-    #[inline(always)]
-    fn is_v4(&self) -> bool {
-        load!((*self.raw()).family) == 2
-    }
-
-    /// The handshake as seen from the application's socket.
-    #[inline(always)]
-    fn key_of_app(&self) -> FlowKey {
-        FlowKey {
-            netns_cookie: self.netns_cookie(),
-            app_addr: self.local_addr(),
-            agent_addr: self.remote_addr(),
-            app_port: self.local_port(),
-            agent_port: self.remote_port(),
-        }
-    }
-
-    /// The handshake as seen from the agent's socket.
-    #[inline(always)]
-    fn key_of_agent(&self) -> FlowKey {
-        FlowKey {
-            netns_cookie: self.netns_cookie(),
-            app_addr: self.remote_addr(),
-            agent_addr: self.local_addr(),
-            app_port: self.remote_port(),
-            agent_port: self.local_port(),
-        }
-    }
-
-    /// Cookie of the socket's network namespace.
-    #[inline(always)]
-    fn netns_cookie(&self) -> u64 {
-        // SAFETY: the context is valid while the program runs.
-        unsafe { bpf_get_netns_cookie(self.raw().cast()) }
-    }
-}
-
-impl SockOps for SockOpsContext {
-    #[inline(always)]
-    fn raw(&self) -> *mut bpf_sock_ops {
-        self.as_ptr().cast()
-    }
 }

@@ -17,9 +17,11 @@
 // Inline assembly for BPF; the toolchain is built for unstable features anyway, because aya-ebpf needs them.
 #![feature(asm_experimental_arch)]
 
+mod access;
 mod connect;
 mod ctx;
 mod maps;
+mod ops;
 mod peername;
 mod sockops;
 

@@ -11,17 +11,19 @@
 use aya_ebpf::{
     bindings::{
         BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB, BPF_SOCK_OPS_STATE_CB, BPF_SOCK_OPS_STATE_CB_FLAG,
-        BPF_SOCK_OPS_TCP_CONNECT_CB,
+        BPF_SOCK_OPS_TCP_CONNECT_CB, bpf_sock,
     },
+    helpers::bpf_get_netns_cookie,
     macros::sock_ops,
     programs::SockOpsContext,
 };
 use aya_log_ebpf::{debug, warn};
-use session_ebpf_common::counter;
+use session_ebpf_common::{FlowKey, counter};
 
 use crate::{
-    ctx::SockOps as _,
+    access::load,
     maps::{self, HANDSHAKES, SETTINGS},
+    ops::SockOps,
 };
 
 /// A sock_ops program that returns 0 makes the kernel ignore its reply; there is no reason ever to do so.
@@ -122,3 +124,55 @@ fn deliver(ctx: &SockOpsContext) {
         maps::count(counter::DELIVERED);
     }
 }
+
+/// A handshake with the agent, as its two ends see it.
+trait Handshake: SockOps {
+    /// The full socket, or null.
+    #[inline(always)]
+    fn sock(&self) -> *mut bpf_sock {
+        // SAFETY: as in `load!`; not volatile, for the verifier tracks this field as a socket pointer.
+        unsafe { (*self.raw()).__bindgen_anon_2.sk }
+    }
+
+    /// Old and new state of a state callback, `BPF_TCP_*`.
+    #[inline(always)]
+    fn states(&self) -> (u32, u32) {
+        (
+            load!((*self.raw()).__bindgen_anon_1.args[0]),
+            load!((*self.raw()).__bindgen_anon_1.args[1]),
+        )
+    }
+
+    /// The handshake as seen from the application's socket.
+    #[inline(always)]
+    fn key_of_app(&self) -> FlowKey {
+        FlowKey {
+            netns_cookie: self.netns_cookie(),
+            app_addr: self.local_addr(),
+            agent_addr: self.remote_addr(),
+            app_port: self.local_port(),
+            agent_port: self.remote_port(),
+        }
+    }
+
+    /// The handshake as seen from the agent's socket.
+    #[inline(always)]
+    fn key_of_agent(&self) -> FlowKey {
+        FlowKey {
+            netns_cookie: self.netns_cookie(),
+            app_addr: self.remote_addr(),
+            agent_addr: self.local_addr(),
+            app_port: self.remote_port(),
+            agent_port: self.local_port(),
+        }
+    }
+
+    /// Cookie of the socket's network namespace.
+    #[inline(always)]
+    fn netns_cookie(&self) -> u64 {
+        // SAFETY: the context is valid while the program runs.
+        unsafe { bpf_get_netns_cookie(self.raw().cast()) }
+    }
+}
+
+impl<T: SockOps> Handshake for T {}

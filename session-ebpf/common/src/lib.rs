@@ -141,7 +141,36 @@ pub struct AppSocket {
     pub agent_port: u32,
 }
 
+/// Ports that an agent listens on, at most, as far as initial windows go.
+pub const LISTENING_PORTS: usize = 14;
+/// Paths whose initial window is remembered.
+pub const WINDOW_SLOTS: u32 = 4096;
+
+/// Where the agent accepts transports.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Listening {
+    /// The ports; 0 where there is none.
+    pub ports: [u16; LISTENING_PORTS],
+    /// Initial window in segments of a transport whose path is not known.
+    pub segments: u32,
+}
+
+/// Names a path, and for a transport that is dialled the port that it goes to.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub struct WindowKey {
+    /// Our address, network order, IPv4 as v4-mapped.
+    pub local: [u32; 4],
+    /// The peer's.
+    pub remote: [u32; 4],
+    /// The peer's port; 0 for a transport that the peer dialled.
+    pub remote_port: u32,
+}
+
 const _: () = {
+    assert!(size_of::<Listening>() == 32);
+    assert!(size_of::<WindowKey>() == 36);
     assert!(V6_PORTS.is_power_of_two());
     assert!(size_of::<Settings>() == 40);
     assert!(size_of::<PortRule>() == 12);
@@ -163,4 +192,8 @@ mod pod {
     unsafe impl aya::Pod for super::FlowKey {}
     // SAFETY: as above.
     unsafe impl aya::Pod for super::AppSocket {}
+    // SAFETY: as above.
+    unsafe impl aya::Pod for super::Listening {}
+    // SAFETY: as above.
+    unsafe impl aya::Pod for super::WindowKey {}
 }

@@ -113,5 +113,9 @@ pub const SILENCE_MARGIN: Duration = Duration::from_millis(20);
 /// The same while the round-trip time is not known.
 pub const SILENCE_UNKNOWN_RTT: Duration = Duration::from_millis(500);
 
+/// Bytes that go out on a silent transport and on another one too, at most: more would only keep the
+/// other from what it carries if the silence was a mistake.
+pub const HEDGE_BYTES_MAX: usize = 512 * 1024;
+
 /// Tokens of PINGs from here on are the session's own; those below are the driver's.
 pub const OWN_PING_TOKENS: u64 = 1 << 61;

@@ -37,7 +37,7 @@ use crate::driver::{Command, Common};
 use crate::handshake::{Identity, IdentityPaths};
 use crate::link::{LinkMonitor, MonitorConfig};
 use crate::policy::{PolicyConfig, StandbyConfig};
-use crate::transport::TransportOptions;
+use crate::transport::{InitialWindow, TransportOptions};
 use acceptor::Acceptor;
 use captures::Captures;
 use commands::Shared;
@@ -92,6 +92,7 @@ impl Agent {
             identity,
             tokens: Arc::new(registry.clone()),
             transport: transport_options(&config),
+            window: initial_window(&config),
             hold: config.session.hold,
             resume_timeout: RESUME_TIMEOUT,
             reauth_after: config.session.reauth_after,
@@ -249,11 +250,27 @@ fn session_config(config: &Config) -> anyhow::Result<session_proto::session::Con
     })
 }
 
+/// The lift of initial windows; without it transports start as slowly as the kernel has them start.
+fn initial_window(config: &Config) -> Option<Arc<InitialWindow>> {
+    let listen = config.accept.as_ref().map(|a| a.listen.as_slice());
+    let attached = crate::capture::cgroup::own()
+        .map_err(anyhow::Error::from)
+        .and_then(|own| Ok(InitialWindow::attach(&own, listen.unwrap_or_default())?));
+    match attached {
+        Ok(window) => Some(Arc::new(window)),
+        Err(error) => {
+            tracing::warn!(%error, "initial windows stay as they are, so that handovers under load take longer; CAP_BPF and CAP_NET_ADMIN lift them");
+            None
+        }
+    }
+}
+
 fn transport_options(config: &Config) -> TransportOptions {
     TransportOptions {
         notsent_lowat: config.transport.notsent_lowat,
         user_timeout: config.transport.user_timeout,
         keepalive_idle: config.transport.keepalive,
+        congestion: config.transport.congestion.clone(),
         ..TransportOptions::default()
     }
 }

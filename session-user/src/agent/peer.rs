@@ -191,6 +191,7 @@ impl Peer {
             dial_timeout: self.dial_timeout,
             handshake_timeout: self.handshake_timeout,
             transport: self.common.transport.clone(),
+            window: self.common.window.clone(),
             session: self.session.clone(),
             continues: None,
         }

@@ -122,5 +122,6 @@ pub(super) struct Transport {
     pub user_timeout: Option<Text>,
     pub notsent_lowat: Option<Text>,
     pub keepalive: Option<Text>,
+    pub congestion: Option<Text>,
     pub dial_timeout: Option<Text>,
 }

@@ -9,6 +9,11 @@ use ipnet::IpNet;
 use super::source::Source;
 use super::{Accept, Capture, Peer, Result, Session, Transport, duration, raw, size};
 
+/// The congestion control of transports unless said otherwise. A standby sends a handover's worth of data
+/// at once after long idleness; cubic has shrunk its window to ten segments by then
+/// (`tcp_slow_start_after_idle`), bbr has not.
+const DEFAULT_CONGESTION: &str = "bbr";
+
 fn address(text: &str) -> std::result::Result<SocketAddr, String> {
     text.parse().map_err(|_| format!("`{text}` is not an address with a port, such as \"192.0.2.1:7843\" or \"[2001:db8::1]:7843\""))
 }
@@ -221,6 +226,14 @@ pub(super) fn transport(source: &Source<'_>, raw: &raw::Transport) -> Result<Tra
         idle if (1..=32_767).contains(&idle.as_secs()) => Ok(idle),
         _ => Err(format!("`{text}` is not between 1s and 9h")),
     };
+    let congestion = |text: &str| match text {
+        "host" => Ok(None),
+        // TCP_CA_NAME_MAX is 16, with the final zero.
+        _ if (1..16).contains(&text.len()) => Ok(Some(text.to_owned())),
+        _ => Err(format!(
+            "`{text}` is not the name of a congestion control, nor \"host\""
+        )),
+    };
     Ok(Transport {
         user_timeout: source.or(
             "transport.user_timeout",
@@ -239,6 +252,12 @@ pub(super) fn transport(source: &Source<'_>, raw: &raw::Transport) -> Result<Tra
             raw.keepalive.as_ref(),
             Duration::from_secs(60),
             keepalive,
+        )?,
+        congestion: source.or(
+            "transport.congestion",
+            raw.congestion.as_ref(),
+            Some(DEFAULT_CONGESTION.to_owned()),
+            congestion,
         )?,
         dial_timeout: source.or(
             "transport.dial_timeout",

@@ -126,6 +126,8 @@ pub struct Transport {
     /// Idle time before the kernel asks whether the peer's end stands, and a NAT on the way hears
     /// that the connection does.
     pub keepalive: Duration,
+    /// `TCP_CONGESTION`; the host's default if none.
+    pub congestion: Option<String>,
     /// Time for a TCP connection to a peer.
     pub dial_timeout: Duration,
 }

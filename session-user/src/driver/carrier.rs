@@ -2,7 +2,7 @@
 
 use std::io::{self, IoSlice};
 use std::net::{Shutdown, SocketAddr};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use bytes::BytesMut;
 use session_proto::session::{Handle, TransportFault};
@@ -12,8 +12,8 @@ use tokio::net::TcpStream;
 use super::links::link_of;
 use super::ready::Source;
 use super::report::Move;
-use super::{Driver, Name};
-use crate::transport::tcp_info;
+use super::{Driver, Name, Side};
+use crate::transport::{TcpInfo, tcp_info};
 
 /// Room for one read: several records of full size.
 const READ_BYTES: usize = 256 * 1024;
@@ -21,6 +21,16 @@ const READ_BYTES: usize = 256 * 1024;
 const READS_PER_TURN: usize = 4;
 /// Buffers of one vectored write.
 const WRITE_SLICES: usize = 64;
+
+/// While something arrives, the kernel's acknowledgements are looked at so often: whether they go on
+/// tells a queue from a hole.
+const LOOK_EVERY: Duration = Duration::from_millis(5);
+/// A transport that has sent less says nothing of what its path takes.
+const WINDOW_BYTES: u64 = 256 * 1024;
+/// Segments that are guessed at most, where less than the window was under way.
+const WINDOW_GUESS: u32 = 256;
+/// Paths whose window is remembered.
+const WINDOWS_MAX: usize = 64;
 
 /// Where a transport runs.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -45,11 +55,26 @@ pub(super) struct Carrier {
     pub must_be_up_by: Option<Instant>,
     pub bytes_in: u64,
     pub bytes_out: u64,
+    /// Segments that the peer's TCP has acknowledged, since when it is no more, and when that was looked at.
+    delivered: u32,
+    pub acked_since: Instant,
+    looked_at: Instant,
     /// It has fallen silent, and is given up then unless it answers.
     pub doomed_at: Option<Instant>,
 }
 
 impl Carrier {
+    /// Asks the kernel how the connection is doing.
+    pub fn look(&mut self) -> Option<TcpInfo> {
+        let info = tcp_info(&self.socket).ok()?;
+        self.looked_at = Instant::now();
+        if info.delivered != self.delivered {
+            self.delivered = info.delivered;
+            self.acked_since = self.looked_at;
+        }
+        Some(info)
+    }
+
     /// Ends the connection in order; what is queued in the kernel still goes out.
     pub fn finish(self) {
         // The other end may have gone first: there is nobody left to tell.
@@ -58,7 +83,7 @@ impl Carrier {
 
     /// Ends the connection at once: its link is gone, and the kernel need not go on trying.
     fn discard(self) {
-        let _ = SockRef::from(&self.socket).set_linger(Some(std::time::Duration::ZERO));
+        let _ = SockRef::from(&self.socket).set_linger(Some(Duration::ZERO));
     }
 }
 
@@ -91,6 +116,9 @@ impl Driver {
             must_be_up_by,
             bytes_in: 0,
             bytes_out: 0,
+            delivered: 0,
+            acked_since: Instant::now(),
+            looked_at: Instant::now(),
             doomed_at: None,
         };
         self.carriers.insert(handle, carrier);
@@ -151,6 +179,9 @@ impl Driver {
             Ok(0) => Err(CarrierEnd::Eof),
             Ok(n) => {
                 carrier.bytes_in += n as u64;
+                if carrier.looked_at.elapsed() >= LOOK_EVERY {
+                    carrier.look();
+                }
                 self.session
                     .handle_bytes(self.clock.now(), handle, &mut carrier.input)?;
                 // Hand over before more is read, so that buffers come back.
@@ -227,8 +258,42 @@ impl Driver {
         self.after_loss(&path, was_active, was_up, end, &before);
     }
 
+    /// What each path has under way tells what the next transport over it may send at once.
+    pub(super) fn remember_windows(&mut self) {
+        let carrying = self
+            .carriers
+            .iter()
+            .filter(|(_, c)| c.bytes_out > WINDOW_BYTES);
+        for (_, carrier) in carrying {
+            let Ok(info) = tcp_info(&carrier.socket) else {
+                continue;
+            };
+            // The window that it has, or twice what an application that sent less had under way: small
+            // segments count as much as full ones.
+            let segments = info.snd_cwnd.max((info.unacked * 2).min(WINDOW_GUESS));
+            let path = &carrier.path;
+            match &mut self.side {
+                Side::Initiator(initiator) => {
+                    let key = (path.link.clone(), path.remote.ip());
+                    if initiator.windows.len() < WINDOWS_MAX || initiator.windows.contains_key(&key)
+                    {
+                        initiator.windows.insert(key, segments);
+                    }
+                }
+                Side::Responder(_) => {
+                    if let Some(window) = &self.common.window {
+                        window.learnt(path.local.ip(), path.remote.ip(), segments);
+                    }
+                }
+            }
+        }
+    }
+
     /// A link is gone: so is every transport on it.
     pub(super) fn drop_carrier(&mut self, handle: Handle) {
+        if self.session.active() == Some(handle) {
+            self.remember_windows();
+        }
         if let Some(carrier) = self.carriers.remove(&handle) {
             carrier.discard();
         }

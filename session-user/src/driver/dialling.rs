@@ -78,6 +78,10 @@ impl Driver {
             timeout: self.side.dial_timeout(),
         };
         let options = self.common.transport.clone();
+        if let Some(window) = &self.common.window {
+            let known = self.side.known_window(&path.link, path.remote.ip());
+            window.before_dial(path.source, path.remote, known);
+        }
         let task = tokio::spawn(async move {
             let result = dial(&spec, &options).await;
             // The driver may have ended meanwhile; then the socket ends here.

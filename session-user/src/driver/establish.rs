@@ -16,7 +16,7 @@ use super::Clock;
 use super::carrier::Path;
 use crate::handshake::{self, HandshakeError, Identity, Outcome, PeerIdentity};
 use crate::policy;
-use crate::transport::{DialSpec, TransportError, TransportOptions, dial};
+use crate::transport::{DialSpec, InitialWindow, TransportError, TransportOptions, dial};
 
 /// Time to give a peer the CLOSE of a session that is not needed.
 const DECLINE_TIMEOUT: Duration = Duration::from_secs(5);
@@ -36,6 +36,8 @@ pub struct Request {
     pub handshake_timeout: Duration,
     /// Options of the socket.
     pub transport: TransportOptions,
+    /// Sets how much it may send at once.
+    pub window: Option<Arc<InitialWindow>>,
     /// Limits of the session.
     pub session: Config,
     /// A session that we still hold and whose resume was refused, with our next counter.
@@ -165,6 +167,9 @@ pub async fn initiate(request: Request) -> Result<Established, EstablishError> {
         remote: request.path.remote,
         timeout: request.dial_timeout,
     };
+    if let Some(window) = &request.window {
+        window.before_dial(request.path.source, request.path.remote, None);
+    }
     let stream = dial(&spec, &request.transport).await?;
     let (remote, after) = (request.path.remote, request.handshake_timeout);
     let handshake = initiate_on(request, stream);

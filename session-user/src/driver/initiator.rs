@@ -1,7 +1,7 @@
 //! What the initiator's side knows: its configuration, and how its attempts went.
 
-use std::collections::VecDeque;
-use std::net::SocketAddr;
+use std::collections::{BTreeMap, VecDeque};
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -50,6 +50,8 @@ pub struct Initiator {
     pub(super) retry_at: Option<Instant>,
     /// When the policy may answer otherwise, though nothing happened: a demotion ends.
     pub(super) look_at: Option<Instant>,
+    /// Segments that each path had under way when it was last left, by link and peer's address.
+    pub(super) windows: BTreeMap<(String, IpAddr), u32>,
     /// When the path of a silent transport may be dialled again.
     pub(super) same_path_at: Option<Instant>,
     pub(super) backoff: Duration,
@@ -82,6 +84,7 @@ impl Initiator {
             retry_at: None,
             look_at: None,
             same_path_at: None,
+            windows: BTreeMap::new(),
             backoff: Duration::ZERO,
             refused_since: None,
             rejoining: None,

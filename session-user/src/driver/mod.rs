@@ -44,7 +44,7 @@ use session_proto::session::SendBuf;
 pub use streams::Responder;
 
 use crate::handshake::{Identity, PeerIdentity};
-use crate::transport::TransportOptions;
+use crate::transport::{InitialWindow, TransportOptions};
 
 /// Turns the session's monotonic time into the driver's and back.
 #[derive(Clone, Copy, Debug)]
@@ -119,6 +119,8 @@ pub struct Common {
     pub hold: Duration,
     /// Options of transport sockets.
     pub transport: TransportOptions,
+    /// Sets how much a new transport may send at once, where the kernel allows it.
+    pub window: Option<Arc<InitialWindow>>,
     /// Time for a dialled transport to authenticate.
     pub resume_timeout: Duration,
     /// When keys and certificates are renewed in band at the latest.
@@ -256,6 +258,7 @@ impl Driver {
     /// Drives the session to its end.
     pub async fn run(mut self, commands: &mut mpsc::Receiver<Command>) -> Ended {
         self.settle();
+        self.decide();
         loop {
             if let Some(ended) = self.finished() {
                 self.part().await;
@@ -427,6 +430,7 @@ impl Driver {
 
     fn handle_deadline(&mut self) {
         let now = Instant::now();
+        self.vouch();
         self.session.handle_timeout(self.clock.now());
         self.drop_unauthenticated(now);
         self.drop_doomed(now);

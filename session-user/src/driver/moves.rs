@@ -110,6 +110,7 @@ impl Driver {
     /// The session's active transport has just changed; `before` are the counters before that.
     pub(super) fn moved(&mut self, before: &Stats) {
         self.carrying = self.session.active();
+        self.remember_windows();
         let Some(handle) = self.carrying else { return };
         if let Some(carrier) = self.carriers.get(&handle) {
             let after = self.session.stats();
@@ -220,6 +221,12 @@ impl Driver {
             return;
         }
         match end {
+            // A dial over a faster path overtook it, so that its token is no longer expected.
+            CarrierEnd::Fault(TransportFault::Refused(Status::UnknownSession))
+                if self.carries() =>
+            {
+                self.path_failed(&path.link, path.remote, false, true);
+            }
             CarrierEnd::Fault(TransportFault::Refused(Status::UnknownSession)) => self.rejoin(path),
             // One that had stood says nothing against its path: dial again at once.
             _ if was_up => self.decide(),

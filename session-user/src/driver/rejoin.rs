@@ -30,6 +30,7 @@ impl Driver {
             dial_timeout: config.dial_timeout,
             handshake_timeout: config.handshake_timeout,
             transport: self.common.transport.clone(),
+            window: self.common.window.clone(),
             session: config.session.clone(),
             continues: Some((self.session.id(), self.session.next_counter())),
         };

@@ -1,5 +1,6 @@
 //! What the two sides wait for.
 
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -57,6 +58,16 @@ impl Side {
         match self {
             Self::Initiator(initiator) => initiator.config.dial_timeout,
             Self::Responder(responder) => responder.dial_timeout,
+        }
+    }
+
+    /// Segments that the path had under way when it was last left.
+    pub(super) fn known_window(&self, link: &str, remote: IpAddr) -> Option<u32> {
+        match self {
+            Self::Initiator(initiator) => {
+                initiator.windows.get(&(link.to_owned(), remote)).copied()
+            }
+            Self::Responder(_) => None,
         }
     }
 

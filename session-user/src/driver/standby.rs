@@ -2,6 +2,7 @@
 
 use std::time::{Duration, Instant};
 
+use session_proto::limits::SILENCE_MARGIN;
 use session_proto::session::Handle;
 
 use super::moves::wants_standby;
@@ -13,6 +14,10 @@ const STANDBYS_MAX: usize = 3;
 /// A silent transport that does not answer after this time, or after three round trips if that is
 /// more, is given up.
 const DOOM: Duration = Duration::from_secs(1);
+/// Least time between two looks at a socket that may be silent.
+const LOOK_AGAIN: Duration = Duration::from_millis(2);
+/// A peer's process that is scheduled late answers within this time.
+const PEER_BUSY: Duration = Duration::from_millis(60);
 
 impl Driver {
     /// Dials the standby that is missing most, and parts with what is not wanted. `ordered` is the
@@ -74,8 +79,41 @@ impl Driver {
         }
     }
 
+    /// What is late may wait in a queue, of the kernel or of the link, and then TCP's acknowledgements
+    /// go on coming. Where they do, the transport is not called silent yet.
+    pub(super) fn vouch(&mut self) {
+        let now = self.clock.now();
+        let suspects: Vec<Handle> = self.session.suspects(now).collect();
+        for handle in suspects {
+            let Some(carrier) = self.carriers.get_mut(&handle) else {
+                continue;
+            };
+            let Some(info) = carrier.look() else {
+                continue;
+            };
+            let still = carrier.acked_since.elapsed();
+            // Between two acknowledgements of a full window, with twice as much for delayed ones.
+            let usual = info.rtt * 4 / info.snd_cwnd.max(1);
+            // Where all was delivered, it is the peer's process that is late.
+            let longest = if info.unacked == 0 {
+                PEER_BUSY
+            } else {
+                SILENCE_MARGIN
+            };
+            let longest = longest.max(usual);
+            if still < longest {
+                let until = now + longest.saturating_sub(still).max(LOOK_AGAIN);
+                self.session.vouch(handle, until);
+            }
+        }
+    }
+
     /// Unless something comes from `handle` soon, it is given up.
     pub(super) fn doom(&mut self, handle: Handle) {
+        // Only the side that dials can replace it.
+        if matches!(self.side, Side::Responder(_)) {
+            return;
+        }
         let grace = DOOM.max(self.session.rtt(handle).unwrap_or_default() * 3);
         if let Some(carrier) = self.carriers.get_mut(&handle) {
             carrier.doomed_at.get_or_insert(Instant::now() + grace);
@@ -99,8 +137,6 @@ impl Driver {
             tracing::info!(link = %path.link, remote = %path.remote, "a silent transport is given up");
             self.drop_carrier(handle);
         }
-        if matches!(self.side, Side::Initiator(_)) {
-            self.decide();
-        }
+        self.decide();
     }
 }

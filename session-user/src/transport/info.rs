@@ -23,6 +23,12 @@ pub struct TcpInfo {
     pub snd_cwnd: u32,
     /// Maximum segment size, in bytes.
     pub snd_mss: u32,
+    /// Segments that the peer's TCP has acknowledged, out of order too.
+    pub delivered: u32,
+    /// Bytes in the socket's buffer that have not been sent.
+    pub notsent: u32,
+    /// Rate at which data was delivered lately, in bytes a second.
+    pub delivery_rate: u64,
 }
 
 /// Asks the kernel about `stream`.
@@ -51,6 +57,9 @@ pub fn tcp_info(stream: &TcpStream) -> io::Result<TcpInfo> {
         retransmits: info.tcpi_retransmits,
         snd_cwnd: info.tcpi_snd_cwnd,
         snd_mss: info.tcpi_snd_mss,
+        delivered: info.tcpi_delivered,
+        notsent: info.tcpi_notsent_bytes,
+        delivery_rate: info.tcpi_delivery_rate,
     })
 }
 

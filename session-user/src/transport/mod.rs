@@ -7,6 +7,7 @@ mod error;
 mod info;
 #[cfg(test)]
 mod tests;
+mod window;
 
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
@@ -15,10 +16,15 @@ pub use error::TransportError;
 pub use info::{TcpInfo, tcp_info};
 use socket2::{Domain, Protocol, SockRef, Socket, TcpKeepalive, Type};
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
+pub use window::{InitialWindow, WindowError};
 
 /// Connections that wait for `accept()`: a gateway whose clients all come back at once after an
 /// outage must not refuse any.
 const BACKLOG: i32 = 1024;
+
+/// Receive window of a transport, in bytes: 800 Mbit/s at 40 ms, and somewhat more than the kernel
+/// would come to by itself. An agent never stops reading a transport, so this much is not held for long.
+const RECEIVE_BYTES: usize = 4 << 20;
 
 /// Options of transport sockets, at both ends.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -30,6 +36,9 @@ pub struct TransportOptions {
     /// `TCP_USER_TIMEOUT` (RFC 5482): how long sent bytes may stay unacknowledged before the
     /// kernel gives the connection up.
     pub user_timeout: Duration,
+    /// `TCP_CONGESTION`: the kernel's name of a congestion control; `None`: the host's default. Where
+    /// the kernel refuses it, that default stays.
+    pub congestion: Option<String>,
     /// Idle time before the first keep-alive probe: it finds a peer that vanished, and no more
     /// often than a NAT's usual timeout asks for.
     pub keepalive_idle: Duration,
@@ -43,6 +52,7 @@ impl Default for TransportOptions {
     fn default() -> Self {
         Self {
             notsent_lowat: 128 * 1024,
+            congestion: None,
             user_timeout: Duration::from_secs(20),
             keepalive_idle: Duration::from_secs(60),
             keepalive_interval: Duration::from_secs(10),
@@ -86,6 +96,7 @@ fn prepare(spec: &DialSpec, options: &TransportOptions) -> std::io::Result<TcpSo
         Some(Protocol::TCP),
     )?;
     socket.bind_device(spec.device.as_deref().map(str::as_bytes))?;
+    open_window(&socket);
     tune(SockRef::from(&socket), options)?;
     if let Some(source) = spec.source {
         // The port is chosen at connect(): a bind() without this takes one for all destinations.
@@ -95,10 +106,28 @@ fn prepare(spec: &DialSpec, options: &TransportOptions) -> std::io::Result<TcpSo
     Ok(TcpSocket::from_std_stream(socket.into()))
 }
 
+/// Lets the peer send [`RECEIVE_BYTES`] at once. By itself the kernel offers 64 KiB at first and more
+/// only as data comes, so that a standby that has been idle could not take a handover's worth of it.
+/// Where the agent may not (CAP_NET_ADMIN), that stays as it is.
+fn open_window(socket: &impl std::os::fd::AsFd) {
+    use nix::sys::socket::{setsockopt, sockopt};
+    if let Err(error) = setsockopt(socket, sockopt::RcvBufForce, &RECEIVE_BYTES) {
+        tracing::debug!(%error, "the kernel chooses the receive window");
+    }
+}
+
 fn tune(socket: SockRef<'_>, options: &TransportOptions) -> std::io::Result<()> {
     socket.set_tcp_nodelay(true)?;
     socket.set_tcp_notsent_lowat(options.notsent_lowat)?;
     socket.set_tcp_user_timeout(Some(options.user_timeout))?;
+    if let Some(name) = &options.congestion
+        && let Err(error) = socket.set_tcp_congestion(name.as_bytes())
+    {
+        static TOLD: std::sync::Once = std::sync::Once::new();
+        TOLD.call_once(|| {
+            tracing::warn!(%name, %error, "[transport] congestion: the kernel does not have it, or not for this agent; the host's default is used");
+        });
+    }
     let keepalive = TcpKeepalive::new()
         .with_time(options.keepalive_idle)
         .with_interval(options.keepalive_interval)
@@ -123,6 +152,7 @@ pub fn listen(addr: SocketAddr) -> std::io::Result<TcpListener> {
     if addr.is_ipv6() {
         socket.set_only_v6(true)?;
     }
+    open_window(&socket);
     socket.bind(&addr.into())?;
     socket.listen(BACKLOG)?;
     TcpListener::from_std(socket.into())

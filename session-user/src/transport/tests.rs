@@ -76,6 +76,7 @@ fn two_links_carry_two_connections_to_one_address() {
     on_client(&lab, move || async move {
         let options = TransportOptions {
             notsent_lowat: 77_000,
+            congestion: Some("reno".to_owned()),
             user_timeout: Duration::from_millis(12_345),
             keepalive_idle: Duration::from_secs(61),
             keepalive_interval: Duration::from_secs(11),

@@ -10,7 +10,7 @@ use super::event::{Event, Handle};
 use super::transport::{Phase, Transport};
 use super::{Role, Session};
 use crate::Time;
-use crate::limits::OWN_PING_TOKENS;
+use crate::limits::{HEDGE_BYTES_MAX, OWN_PING_TOKENS};
 use crate::wire::Frame;
 
 /// Records go out on two transports.
@@ -20,6 +20,8 @@ pub(super) struct Hedge {
     pub from: Handle,
     /// The other.
     pub to: Handle,
+    /// Bytes that may still be sent on both.
+    pub room: usize,
 }
 
 impl Session {
@@ -76,6 +78,29 @@ impl Session {
             .is_some_and(|t| t.pulse.is_silent())
     }
 
+    /// Transports that [`Self::handle_timeout`] at `now` would call silent. What the kernel of either
+    /// end holds back looks the same as what is lost; a driver that can tell says so with
+    /// [`Self::vouch`] first.
+    pub fn suspects(&self, now: Time) -> impl Iterator<Item = Handle> + '_ {
+        let due = move |t: &Transport| {
+            t.phase == Phase::Up
+                && t.pulse.is_waiting()
+                && t.pulse.deadline().is_some_and(|at| now >= at)
+        };
+        (self.transports.iter())
+            .filter(move |(_, t)| due(t))
+            .map(|(&h, _)| h)
+    }
+
+    /// The path of `handle` is alive: TCP's own acknowledgements come, and what is late waits in a
+    /// queue. It is not called silent before `until`, unless no answer at all has come for as long as
+    /// one takes.
+    pub fn vouch(&mut self, handle: Handle, until: Time) {
+        if let Some(transport) = self.transports.get_mut(&handle) {
+            transport.pulse.vouch(until);
+        }
+    }
+
     /// Something has happened that may have ended transports without a word, such as a suspend of
     /// the host: asks on every one.
     pub fn doubt_all(&mut self, now: Time) {
@@ -122,8 +147,12 @@ impl Session {
         let Some(to) = self.fallback(silent) else {
             return;
         };
-        self.hedge = Some(Hedge { from: silent, to });
-        self.copy_records(silent, to);
+        let room = self.copy_some(silent, to, HEDGE_BYTES_MAX);
+        self.hedge = Some(Hedge {
+            from: silent,
+            to,
+            room,
+        });
         // Where nothing is unacknowledged, these tell which of the two works.
         self.ask(now, to);
         self.ask(now, silent);
@@ -132,15 +161,21 @@ impl Session {
 
     /// What is on `from` alone goes on `to` too.
     pub(super) fn copy_records(&mut self, from: Handle, to: Handle) {
+        self.copy_some(from, to, usize::MAX);
+    }
+
+    /// The same for the oldest of it, up to `room` bytes; returns what is left of these. None is left
+    /// if not all was copied.
+    fn copy_some(&mut self, from: Handle, to: Handle, room: usize) -> usize {
         let Some(transport) = self.transports.get_mut(&to).filter(|t| t.can_carry()) else {
-            return;
+            return 0;
         };
         let stats = &mut self.stats;
-        self.retained.copy(from, to, |number, len| {
+        self.retained.copy(from, to, room, |number, len| {
             stats.records_resent += 1;
             stats.bytes_resent += len as u64;
             transport.push_retained(number, len, false);
-        });
+        })
     }
 
     /// The newest transport beside `except` that both ends are authenticated on; one that answers
@@ -171,6 +206,8 @@ impl Session {
         } else if handle == hedge.to {
             self.hedge = None;
             self.retained.keep_copies(hedge.from, hedge.to);
+            // What there was no room for follows now.
+            self.retained.unschedule(hedge.from);
             if let Some(silent) = self.transports.get_mut(&hedge.from) {
                 let retained = &self.retained;
                 silent.purge(retained, |number| retained.is_on(number, hedge.from));
@@ -198,6 +235,10 @@ impl Session {
     pub(super) fn settle_hedge(&mut self) {
         if let Some(hedge) = self.hedge.take_if(|h| self.active != Some(h.from)) {
             self.retained.keep_copies(hedge.from, hedge.to);
+            let silent = (self.transports.get(&hedge.from)).is_some_and(|t| t.pulse.is_silent());
+            if let Some(active) = self.active.filter(|_| silent) {
+                self.copy_records(hedge.from, active);
+            }
         }
     }
 

@@ -37,6 +37,10 @@ pub(super) struct Pulse {
     ask_at: Option<Time>,
     /// Nothing that was written before counts any more.
     floor: Time,
+    /// When an answer last came.
+    progress: Time,
+    /// The driver knows that the path is alive, and will look again then.
+    vouched: Time,
     silent: bool,
 }
 
@@ -83,7 +87,13 @@ impl Pulse {
             return false;
         };
         self.measured(now.since(at));
+        self.progress = now;
         true
+    }
+
+    /// The path is known to be alive: whatever is late waits in a queue.
+    pub fn vouch(&mut self, until: Time) {
+        self.vouched = until;
     }
 
     /// Something of space R came: if nothing follows, and nothing of ours is under way that would
@@ -116,6 +126,7 @@ impl Pulse {
             && retained.get(mark.number).is_none()
         {
             self.marks.pop_front();
+            self.progress = now;
         }
     }
 
@@ -147,15 +158,24 @@ impl Pulse {
         let asked = self.ping.map(|(_, at)| at);
         let under_way = [oldest, asked].into_iter().flatten().min();
         match under_way {
-            Some(at) => Some(at.max(self.floor) + self.patience()),
+            Some(at) => {
+                let at = at.max(self.floor);
+                // However alive the path is: for so long nothing at all has come through.
+                let at_last = at.max(self.progress) + self.patience() * 3;
+                Some((at + self.patience()).max(self.vouched.min(at_last)))
+            }
             None => self.ask_at,
         }
     }
 
+    /// Whether something is under way whose answer will tell.
+    pub fn is_waiting(&self) -> bool {
+        !self.marks.is_empty() || self.ping.is_some()
+    }
+
     /// Whether the time has come to call it silent; then it is.
     pub fn falls_silent(&mut self, now: Time) -> bool {
-        let asking = self.marks.is_empty() && self.ping.is_none();
-        if asking || self.deadline().is_none_or(|at| now < at) {
+        if !self.is_waiting() || self.deadline().is_none_or(|at| now < at) {
             return false;
         }
         self.silent = true;
@@ -205,6 +225,31 @@ mod tests {
         let mut pulse = known();
         assert_eq!(pulse.deadline(), None);
         assert!(!pulse.falls_silent(at(1_000_000)));
+    }
+
+    #[test]
+    fn a_path_that_is_known_to_be_alive_is_given_time_while_answers_come() {
+        let mut pulse = known();
+        let mut retained = kept(2);
+        pulse.written(0, true, at(100));
+        pulse.written(1, true, at(102));
+        let due = pulse.deadline().unwrap();
+        pulse.vouch(due + Duration::from_millis(30));
+        // Nothing has come: vouching counts for so long and no longer.
+        let patience = pulse.patience();
+        pulse.vouch(due + patience * 10);
+        assert_eq!(pulse.deadline(), Some(at(100) + patience * 3));
+        pulse.vouch(due + Duration::from_millis(30));
+        let ack = crate::wire::Ack {
+            cumulative: 1,
+            ranges: Vec::new(),
+        };
+        retained.acknowledge(&ack).unwrap();
+        pulse.acknowledged(&retained, true, Duration::ZERO, at(160));
+        let second = pulse.deadline().unwrap();
+        assert_eq!(second, due + Duration::from_millis(30));
+        assert!(!pulse.falls_silent(due + Duration::from_millis(29)));
+        assert!(pulse.falls_silent(second));
     }
 
     #[test]

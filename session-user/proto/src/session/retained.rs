@@ -116,16 +116,27 @@ impl Retained {
         }
     }
 
-    /// Schedules what is on `from` alone on `to` as well; calls `each` with number and length, in
-    /// order.
-    pub fn copy(&mut self, from: Handle, to: Handle, mut each: impl FnMut(u64, usize)) {
+    /// Schedules what is on `from` alone on `to` as well, up to `room` bytes; calls `each` with number
+    /// and length, in order. Returns the room that is left, which is none if something was left out.
+    pub fn copy(
+        &mut self,
+        from: Handle,
+        to: Handle,
+        mut room: usize,
+        mut each: impl FnMut(u64, usize),
+    ) -> usize {
         for (index, slot) in self.records.iter_mut().enumerate() {
             let alone = |r: &&mut Record| r.on == Some(from) && r.copy.is_none();
             if let Some(record) = slot.as_mut().filter(alone) {
+                let Some(left) = room.checked_sub(record.bytes.len()) else {
+                    return 0;
+                };
+                room = left;
                 record.copy = Some(to);
                 each(self.base + index as u64, record.bytes.len());
             }
         }
+        room
     }
 
     /// Takes back what was copied to `to`.

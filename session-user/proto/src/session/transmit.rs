@@ -187,7 +187,11 @@ impl Session {
         let len = sealed.len();
         let carries = |h: &Handle| self.transports.get(h).is_some_and(|t| t.can_carry());
         let on = self.active.filter(carries);
-        let copy = on.and(self.hedge).map(|h| h.to).filter(carries);
+        let hedge = on.and(self.hedge.as_mut()).filter(|h| h.room > 0);
+        let copy = hedge.and_then(|hedge| {
+            hedge.room = hedge.room.saturating_sub(len);
+            Some(hedge.to).filter(carries)
+        });
         self.retained.push(sealed, on, copy);
         if copy.is_some() {
             self.stats.records_resent += 1;

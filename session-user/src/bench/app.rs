@@ -6,8 +6,7 @@
 //! the server returns every byte. Each receiver writes down when bytes arrived, on the host's
 //! monotonic clock.
 
-use std::fs::File;
-use std::io::{self, BufWriter, Read, Write};
+use std::io::{self, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -18,6 +17,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 use socket2::SockRef;
 
+use super::arrivals::Recorder;
 use super::pattern::Pattern;
 
 /// Which way the measured bytes go.
@@ -72,35 +72,6 @@ pub struct Seen {
 pub fn now_ns() -> u64 {
     let now = nix::time::clock_gettime(nix::time::ClockId::CLOCK_MONOTONIC);
     now.map_or(0, |t| Duration::from(t).as_nanos() as u64)
-}
-
-/// Arrival times, written down as they come: nanoseconds, little-endian.
-struct Arrivals {
-    out: Option<BufWriter<File>>,
-}
-
-impl Arrivals {
-    fn to(path: Option<&Path>) -> io::Result<Self> {
-        Ok(Self {
-            out: path.map(File::create).transpose()?.map(BufWriter::new),
-        })
-    }
-
-    fn note(&mut self) -> io::Result<()> {
-        match &mut self.out {
-            Some(out) => out.write_all(&now_ns().to_le_bytes()),
-            None => Ok(()),
-        }
-    }
-}
-
-/// Reads what [`run_client`] and [`serve`] wrote down.
-pub fn read_arrivals(path: &Path) -> io::Result<Vec<u64>> {
-    let raw = std::fs::read(path)?;
-    Ok(raw
-        .chunks_exact(8)
-        .map(|c| c.iter().rev().fold(0, |n, &b| n << 8 | u64::from(b)))
-        .collect())
 }
 
 /// A client's orders.
@@ -187,14 +158,14 @@ fn wait_for(stop: &AtomicBool) {
 
 fn receive(socket: &mut TcpStream, arrivals: Option<&Path>, seen: &mut Seen) -> io::Result<()> {
     let pattern = Pattern::new();
-    let mut arrivals = Arrivals::to(arrivals)?;
+    let mut arrivals = Recorder::to(arrivals)?;
     let mut buf = vec![0; 256 * 1024];
     loop {
         let n = socket.read(&mut buf)?;
         if n == 0 {
             return Ok(());
         }
-        arrivals.note()?;
+        arrivals.note(seen.received + n as u64)?;
         seen.wrong += pattern.mismatches(seen.received, &buf[..n]);
         seen.received += n as u64;
     }

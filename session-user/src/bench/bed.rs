@@ -1,12 +1,13 @@
 //! The test bed of `--lab`: the two-link lab, a CA, two agents, a captured cgroup.
 
 use std::fs;
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant, SystemTime};
 
 use anyhow::{Context, bail, ensure};
-use session_lab::{Lab, LabConfig, LinkName, Netns, TestCgroup};
+use session_lab::{Lab, LabConfig, LinkName, Netns, Shape, TestCgroup};
 
 use crate::control::{Client, Request, Response, SessionReport};
 use crate::pki;
@@ -73,6 +74,10 @@ pub struct BedConfig {
     pub capture_extra: String,
     /// Further lines of the gateway's `[accept]`.
     pub accept_extra: String,
+    /// Whether the server has a second link, and the client's agent knows the gateway's address on it.
+    pub second_gateway: bool,
+    /// What the links do to packets while nothing happens to them.
+    pub shape: Shape,
 }
 
 impl BedConfig {
@@ -92,6 +97,8 @@ impl BedConfig {
             gateway_extra: String::new(),
             capture_extra: String::new(),
             accept_extra: String::new(),
+            second_gateway: false,
+            shape: Shape::default(),
         }
     }
 }
@@ -106,6 +113,8 @@ pub struct Bed {
     pub client_agent: Option<Running>,
     /// The agent of the server.
     pub gateway_agent: Option<Running>,
+    /// Where the client's agent is, so that it can be frozen.
+    agent_cgroup: TestCgroup,
     /// The lab; last, so that the agents end first.
     pub lab: Lab,
 }
@@ -118,7 +127,10 @@ pub fn own_program() -> anyhow::Result<PathBuf> {
 impl Bed {
     /// Makes lab, identities, agents and session; without agents, the lab alone.
     pub fn new(dir: &Path, config: BedConfig) -> anyhow::Result<Self> {
-        let lab = Lab::new(&LabConfig::default())?;
+        let lab = Lab::new(&LabConfig {
+            second_server_link: config.second_gateway,
+            ..LabConfig::default()
+        })?;
         let cgroup = TestCgroup::new()?;
         let mut bed = Self {
             dir: dir.to_owned(),
@@ -126,8 +138,16 @@ impl Bed {
             cgroup,
             client_agent: None,
             gateway_agent: None,
+            agent_cgroup: TestCgroup::new()?,
             lab,
         };
+        // Before anything runs over them: agents learn the round-trip time.
+        if bed.config.shape != Shape::default() {
+            for link in LinkName::ALL {
+                let both = session_lab::Direction::Both;
+                bed.lab.shape(link, both, bed.config.shape)?;
+            }
+        }
         if bed.config.holdfast {
             bed.start_agents()?;
         }
@@ -159,13 +179,15 @@ impl Bed {
     /// Starts the gateway's agent (again).
     pub fn start_gateway(&mut self) -> anyhow::Result<()> {
         self.gateway_agent =
-            Some(self.agent(self.lab.server(), "gateway agent", "gateway.toml")?);
+            Some(self.agent(self.lab.server(), "gateway agent", "gateway.toml", None)?);
         Ok(())
     }
 
     /// Starts the client's agent (again).
     pub fn start_client(&mut self) -> anyhow::Result<()> {
-        self.client_agent = Some(self.agent(self.lab.client(), "client agent", "client.toml")?);
+        let cgroup = Some(&self.agent_cgroup);
+        self.client_agent =
+            Some(self.agent(self.lab.client(), "client agent", "client.toml", cgroup)?);
         Ok(())
     }
 
@@ -175,6 +197,11 @@ impl Bed {
             .enter(&mut command)
             .map_err(std::io::Error::other)?;
         self.lab.client().spawn(command)
+    }
+
+    /// What the links do to packets while nothing happens to them.
+    pub fn shape(&self) -> Shape {
+        self.config.shape
     }
 
     /// The folder of identities, configurations and logs.
@@ -216,7 +243,13 @@ impl Bed {
 
     fn client_config(&self) -> String {
         let control = self.client_control();
-        let gateway = std::net::SocketAddr::new(Lab::gateway(self.config.v6), PORT);
+        let v6 = self.config.v6;
+        let mut gateways = vec![SocketAddr::new(Lab::gateway(v6), PORT)];
+        if self.config.second_gateway {
+            gateways.push(SocketAddr::new(Lab::second_gateway(v6), PORT));
+        }
+        let gateways: Vec<String> = gateways.iter().map(|g| format!("\"{g}\"")).collect();
+        let gateways = gateways.join(", ");
         let [wifi, lte] = LinkName::ALL.map(LinkName::name);
         let users: Vec<String> = self
             .config
@@ -226,7 +259,7 @@ impl Bed {
             .collect();
         let users = users.join(", ");
         format!(
-            "{}[agent]\ncontrol = \"{}\"\ncapture_cgroups = [\"{}\"]\nrun_users = [{users}]\n[[peer]]\nname = \"gateway\"\naddresses = [\"{gateway}\"]\n\
+            "{}[agent]\ncontrol = \"{}\"\ncapture_cgroups = [\"{}\"]\nrun_users = [{users}]\n[[peer]]\nname = \"gateway\"\naddresses = [{gateways}]\n\
              [[capture]]\npeer = \"gateway\"\nto = [\"{}\", \"{}\"]\n{}[links]\nprefer = [\"{wifi}\", \"{lte}\"]\n{}",
             self.identity("client"),
             control.display(),
@@ -243,7 +276,13 @@ impl Bed {
         self.dir.join("client.sock")
     }
 
-    fn agent(&self, netns: &Netns, name: &'static str, config: &str) -> anyhow::Result<Running> {
+    fn agent(
+        &self,
+        netns: &Netns,
+        name: &'static str,
+        config: &str,
+        cgroup: Option<&TestCgroup>,
+    ) -> anyhow::Result<Running> {
         let log = fs::OpenOptions::new()
             .create(true)
             .append(true)
@@ -257,10 +296,35 @@ impl Bed {
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(log);
+        if let Some(cgroup) = cgroup {
+            cgroup.enter(&mut command)?;
+        }
         let child = netns
             .spawn(command)
             .with_context(|| format!("the {name} cannot be started"))?;
         Ok(Running { child, name })
+    }
+
+    /// Freezes the client's agent, or lets it go on.
+    pub fn freeze(&self, frozen: bool) -> anyhow::Result<()> {
+        let path = self.agent_cgroup.path();
+        fs::write(path.join("cgroup.freeze"), if frozen { "1" } else { "0" })?;
+        let state = format!("frozen {}", u8::from(frozen));
+        let deadline = Instant::now() + START_TIMEOUT;
+        while !fs::read_to_string(path.join("cgroup.events"))?.contains(&state) {
+            ensure!(
+                Instant::now() < deadline,
+                "the agent's cgroup does not obey"
+            );
+            std::thread::sleep(LOOK);
+        }
+        Ok(())
+    }
+
+    /// Asks the client's agent to do something.
+    pub fn command(&self, request: &Request) -> anyhow::Result<()> {
+        Client::connect(&self.client_control())?.call(request)?;
+        Ok(())
     }
 
     /// What an agent said last.

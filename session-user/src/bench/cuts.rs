@@ -1,13 +1,18 @@
 //! From cuts and arrivals to a row of the report.
 
 use std::path::Path;
+use std::time::Duration;
 
 use anyhow::Context;
 
-use super::app::{Direction, Pace, Seen, Served, read_arrivals};
+use super::app::{Direction, Pace, Seen, Served};
+use super::arrivals::Arrivals;
 use super::report::Row;
-use super::stats::{Summary, longest_gap_ms};
+use super::stats::Summary;
 use crate::control::HandoverReport;
+
+/// Goodput is compared over this time around a soft handover, in nanoseconds.
+const AROUND_NS: u64 = 1_000_000_000;
 
 /// What is known of one cut.
 pub struct Cut {
@@ -19,27 +24,50 @@ pub struct Cut {
     pub handover: Option<HandoverReport>,
 }
 
+/// Under which conditions the cuts were made.
+pub struct Conditions {
+    /// `holdfast`, or what it is compared with.
+    pub system: String,
+    /// What happened.
+    pub scenario: String,
+    /// How records use the links.
+    pub mode: String,
+    /// The links' round-trip time.
+    pub rtt: Duration,
+    /// The links' rate in Mbit/s, if limited.
+    pub rate: Option<u32>,
+    /// What the application sent.
+    pub pace: Pace,
+    /// For how long.
+    pub seconds: f64,
+    /// Cuts that were repeated because the emulator was late.
+    pub repeated: usize,
+    /// How late it was in those that count, at worst (99th percentile of a cut's packets).
+    pub lateness: Duration,
+}
+
+/// What was seen of one direction.
+pub struct Ends<'a> {
+    /// Which.
+    pub direction: Direction,
+    /// The client's arrivals; those of an upload are with `served`.
+    pub arrivals: &'a Path,
+    /// What the client saw.
+    pub seen: &'a Seen,
+    /// What the server saw.
+    pub served: Option<&'a Served>,
+}
+
 /// What one direction saw of the cuts.
-#[allow(clippy::too_many_arguments)] // Each is a different thing that was measured.
-pub fn row(
-    system: &str,
-    direction: Direction,
-    pace: Pace,
-    cuts: &[Cut],
-    arrivals: &Path,
-    seen: &Seen,
-    served: Option<&Served>,
-    seconds: f64,
-) -> anyhow::Result<Row> {
-    let file = served
-        .and_then(|s| s.arrivals.as_deref())
-        .unwrap_or(arrivals);
-    let times =
-        read_arrivals(file).with_context(|| format!("{} cannot be read", file.display()))?;
+pub fn row(conditions: &Conditions, cuts: &[Cut], ends: &Ends<'_>) -> anyhow::Result<Row> {
+    let served = ends.served.and_then(|s| s.arrivals.as_deref());
+    let file = served.unwrap_or(ends.arrivals);
+    let arrivals =
+        Arrivals::read(file).with_context(|| format!("{} cannot be read", file.display()))?;
     let gaps = |window: fn(&Cut) -> (u64, u64)| -> Vec<f64> {
         cuts.iter()
             .map(window)
-            .map(|(from, to)| longest_gap_ms(&times, from, to))
+            .map(|(from, to)| arrivals.longest_gap_ms(from, to))
             .collect()
     };
     let stalls = gaps(|c| c.window);
@@ -53,23 +81,22 @@ pub fn row(
         .filter_map(|c| c.handover.as_ref())
         .map(|h| h.replayed_bytes as f64)
         .collect();
-    let (sent, received, wrong) = balance(direction, seen, served);
-    let errors = seen
+    let (sent, received, wrong) = balance(ends);
+    let errors = ends
+        .seen
         .errors
         .iter()
-        .chain(served.iter().flat_map(|s| &s.seen.errors));
+        .chain(ends.served.iter().flat_map(|s| &s.seen.errors));
     let errors: Vec<String> = errors.cloned().collect();
+    let bulk = conditions.pace == Pace::Bulk;
     Ok(Row {
-        system: system.to_owned(),
-        scenario: "cut".to_owned(),
-        direction: direction.name().to_owned(),
-        mode: "single".to_owned(),
-        pace: if pace == Pace::Bulk {
-            "bulk"
-        } else {
-            "1 kB/ms"
-        }
-        .to_owned(),
+        system: conditions.system.clone(),
+        scenario: conditions.scenario.clone(),
+        direction: ends.direction.name().to_owned(),
+        mode: conditions.mode.clone(),
+        pace: if bulk { "bulk" } else { "1 kB/ms" }.to_owned(),
+        rtt_ms: conditions.rtt.as_secs_f64() * 1e3,
+        rate_mbit: conditions.rate,
         runs: cuts.len(),
         survived: errors.is_empty(),
         bytes_lost: sent.abs_diff(received) + wrong,
@@ -80,14 +107,46 @@ pub fn row(
         detection_ms: Summary::of(&since(|h| Some(h.noticed_ns))),
         resume_ms: Summary::of(&since(|h| h.resumed_ns)),
         replayed_bytes: Summary::of(&replayed),
-        goodput_mbit: received as f64 * 8.0 / 1e6 / seconds.max(1e-3),
+        goodput_mbit: received as f64 * 8.0 / 1e6 / conditions.seconds.max(1e-3),
+        goodput_around: bulk.then(|| around(&arrivals, cuts)),
+        repeated: conditions.repeated,
+        lateness_ms: conditions.lateness.as_secs_f64() * 1e3,
         stalls,
+        series: series(&arrivals, cuts),
     })
 }
 
+/// Bytes delivered in the second around each cut, as a part of those of the second before it.
+fn around(arrivals: &Arrivals, cuts: &[Cut]) -> Summary {
+    let between = |from: u64, to: u64| (arrivals.total_at(to) - arrivals.total_at(from)) as f64;
+    let one = |cut: &Cut| {
+        let at = cut.window.0;
+        let before = between(
+            at.saturating_sub(AROUND_NS + AROUND_NS / 2),
+            at - AROUND_NS / 2,
+        );
+        between(at - AROUND_NS / 2, at + AROUND_NS / 2) / before.max(1.0)
+    };
+    Summary::of(&cuts.iter().map(one).collect::<Vec<f64>>())
+}
+
+/// Delivered bytes around the cut whose stall is the median, from 100 ms before it on, in steps of
+/// 1 ms.
+fn series(arrivals: &Arrivals, cuts: &[Cut]) -> Vec<u64> {
+    let stall = |c: &Cut| arrivals.longest_gap_ms(c.window.0, c.window.1);
+    let mut order: Vec<&Cut> = cuts.iter().collect();
+    order.sort_by(|a, b| stall(a).total_cmp(&stall(b)));
+    let Some(cut) = order.get(order.len() / 2) else {
+        return Vec::new();
+    };
+    let from = cut.window.0.saturating_sub(100_000_000);
+    arrivals.series(from, cut.window.1.min(from + 1_000_000_000), 1_000_000)
+}
+
 /// Sent, received and wrong bytes of a direction.
-fn balance(direction: Direction, seen: &Seen, served: Option<&Served>) -> (u64, u64, u64) {
-    match (direction, served) {
+fn balance(ends: &Ends<'_>) -> (u64, u64, u64) {
+    let seen = ends.seen;
+    match (ends.direction, ends.served) {
         (Direction::Download, Some(served)) => (served.seen.sent, seen.received, seen.wrong),
         // The server did not say what it sent.
         // An end in order says that all of it has come.

@@ -1,20 +1,17 @@
 //! `holdfast bench handover`: an application runs while its link is cut again and again.
 
-use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::path::Path;
 use std::process::ExitCode;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use anyhow::{Context, ensure};
-use session_lab::{Lab, LinkName};
+use anyhow::ensure;
 
-use super::app::{Direction, Pace, Seen, Served, now_ns};
-use super::bed::{Bed, BedConfig, own_program};
-use super::cuts::{Cut, row};
-use super::programs::{Client, Server, collect};
-use super::progress::progress;
+use super::app::{Direction, Pace};
+use super::measure::{Plan, measure};
+use super::plain::plain;
 use super::report::{Row, print_rows};
+use super::scenario::Scenario;
 
 /// Bytes each millisecond and direction of the paced measurement.
 const PACED_BYTES: usize = 1000;
@@ -22,23 +19,8 @@ const PACED_BYTES: usize = 1000;
 const BULK_RUNS_MAX: usize = 10;
 /// Cuts of the comparison without Holdfast, at most: each waits for a connection to die.
 const PLAIN_RUNS_MAX: usize = 5;
-/// The undisturbed time that each cut is compared with.
-const CONTROL_WINDOW: Duration = Duration::from_millis(300);
-/// How long arrivals are watched after the session has moved.
-const AFTER_MOVE: Duration = Duration::from_millis(250);
-/// A session that has not moved by then has not survived.
-const MOVE_LIMIT: Duration = Duration::from_secs(20);
-/// `TCP_USER_TIMEOUT` of the plain connection, so that its death is seen.
-const PLAIN_TIMEOUT: Duration = Duration::from_secs(5);
-/// Time for everything under way to arrive once the application stops sending.
-const FINISH_LIMIT: Duration = Duration::from_secs(60);
-
-/// What is cut, and how.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
-pub enum Scenario {
-    /// The link in use is set down.
-    Cut,
-}
+/// The links' rate of bulk measurements with a round-trip time, in Mbit/s.
+const BULK_MBIT: u32 = 50;
 
 /// What the application runs through.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
@@ -53,9 +35,18 @@ pub struct HandoverArgs {
     /// In a lab of its own: two links in network namespaces, two agents. Needs root.
     #[arg(long)]
     lab: bool,
-    /// What happens to the link.
-    #[arg(long, value_enum, default_value_t = Scenario::Cut)]
-    scenario: Scenario,
+    /// What happens to the link; several with commas, or `all`.
+    #[arg(long, value_enum, value_delimiter = ',', default_values_t = [Scenario::Cut])]
+    scenario: Vec<Scenario>,
+    /// The links' round-trip time in milliseconds; with --lab.
+    #[arg(long, default_value_t = 0, requires = "lab")]
+    rtt: u16,
+    /// The links' rate in Mbit/s; bulk measurements with --rtt have 50 unless said otherwise.
+    #[arg(long, requires = "lab")]
+    rate: Option<u32>,
+    /// Only this direction.
+    #[arg(long, value_enum)]
+    direction: Option<Direction>,
     /// How many cuts.
     #[arg(long, default_value_t = 20, value_parser = clap::value_parser!(u16).range(1..=10_000))]
     runs: u16,
@@ -65,6 +56,9 @@ pub struct HandoverArgs {
     /// Only the paced measurement, not the bulk one.
     #[arg(long)]
     paced_only: bool,
+    /// Only the bulk measurement.
+    #[arg(long, conflicts_with = "paced_only")]
+    bulk_only: bool,
     /// The same without Holdfast.
     #[arg(long, value_enum)]
     against: Option<Against>,
@@ -111,211 +105,80 @@ fn in_lab(args: &HandoverArgs) -> anyhow::Result<Vec<Row>> {
         nix::unistd::geteuid().is_root(),
         "--lab makes network namespaces: it needs root"
     );
-    let runs = usize::from(args.runs);
-    let paced = Pace::PerMillisecond(PACED_BYTES);
-    if args.against == Some(Against::Tcp) {
-        return plain(args, runs.min(PLAIN_RUNS_MAX), paced);
-    }
-    let mut rows = measure(args, &Direction::ALL, paced, runs)?;
-    if !args.paced_only {
-        for direction in [Direction::Download, Direction::Upload] {
-            rows.extend(measure(
-                args,
-                &[direction],
-                Pace::Bulk,
-                runs.min(BULK_RUNS_MAX),
-            )?);
-        }
-    }
-    Ok(rows)
-}
-
-fn measure(
-    args: &HandoverArgs,
-    directions: &[Direction],
-    pace: Pace,
-    runs: usize,
-) -> anyhow::Result<Vec<Row>> {
-    let dir = super::scratch()?;
-    let mut bed = Bed::new(
-        dir.path(),
-        BedConfig {
-            v6: args.v6,
-            ..BedConfig::new(own_program()?)
-        },
-    )?;
-    let listen = SocketAddr::new(Lab::target(args.v6), 0);
-    let server = Server::start(listen, dir.path(), |c| bed.lab.server().spawn(c))?;
-    let mut clients = Vec::new();
-    for &direction in directions {
-        let arrivals = dir.path().join(format!("client-{}", direction.name()));
-        let client = Client::start(
-            server.addr,
-            direction,
-            pace,
-            Duration::ZERO,
-            arrivals,
-            |command| bed.spawn_captured(command),
-        )?;
-        clients.push(client);
-    }
-    let label = match (pace, directions) {
-        (Pace::Bulk, [one]) => format!("bulk {}", one.name()),
-        _ => "1 kB/ms each way".to_owned(),
-    };
-    let bar = progress(&label, runs);
-    let began = now_ns();
-    let mut cuts = Vec::new();
-    for run in 0..runs {
-        cuts.push(cut_once(&mut bed, run).with_context(|| format!("cut {} of {runs}", run + 1))?);
-        bar.inc(1);
-    }
-    bar.finish_and_clear();
-    let seconds = (now_ns() - began) as f64 / 1e9;
-    let mut seen = Vec::new();
-    for client in clients {
-        let (direction, arrivals) = (client.direction, client.arrivals.clone());
-        seen.push((direction, arrivals, client.finish(FINISH_LIMIT)?));
-    }
-    let served = collect(&server, seen.len(), FINISH_LIMIT);
-    seen.iter()
-        .map(|(direction, arrivals, seen)| {
-            let served = served.get(direction.name());
-            row(
-                "holdfast", *direction, pace, &cuts, arrivals, seen, served, seconds,
-            )
-        })
-        .collect()
-}
-
-/// Waits for the preferred link, takes a control, cuts, waits for the move, restores.
-fn cut_once(bed: &mut Bed, run: usize) -> anyhow::Result<Cut> {
-    bed.await_link(LinkName::Wifi, MOVE_LIMIT)?;
-    bed.await_standby(LinkName::Lte, MOVE_LIMIT)?;
-    // The cut must not keep step with the application's clock or the agent's timers.
-    std::thread::sleep(Duration::from_micros(
-        20_000 + (run as u64 * 7_919) % 50_000,
-    ));
-    let control_from = now_ns();
-    std::thread::sleep(CONTROL_WINDOW);
-    let control = (control_from, now_ns());
-    let from = now_ns();
-    bed.lab.cut(LinkName::Wifi)?;
-    bed.wait(MOVE_LIMIT, |s| {
-        s.transports
-            .iter()
-            .any(|t| t.active && t.up && t.link == LinkName::Lte.name())
-    })
-    .context("the session does not move")?;
-    std::thread::sleep(AFTER_MOVE);
-    let window = (from, now_ns());
-    let handover = bed.session().and_then(|s| {
-        s.handovers
-            .into_iter()
-            .rfind(|h| !h.soft && h.noticed_ns >= from)
-    });
-    bed.lab.restore(LinkName::Wifi)?;
-    Ok(Cut {
-        control,
-        window,
-        handover,
-    })
-}
-
-/// The same application and the same cuts over a plain connection.
-fn plain(args: &HandoverArgs, runs: usize, pace: Pace) -> anyhow::Result<Vec<Row>> {
-    let dir = super::scratch()?;
-    let bed = Bed::new(
-        dir.path(),
-        BedConfig {
-            v6: args.v6,
-            holdfast: false,
-            ..BedConfig::new(own_program()?)
-        },
-    )?;
-    let listen = SocketAddr::new(Lab::target(args.v6), 0);
-    let server = Server::start(listen, dir.path(), |c| bed.lab.server().spawn(c))?;
-    let bar = progress("plain TCP", runs);
-    let mut rows: HashMap<&'static str, Row> = HashMap::new();
-    for _ in 0..runs {
-        for one in plain_once(&bed, &server, dir.path(), pace)? {
-            let name = Direction::ALL
-                .into_iter()
-                .find(|d| d.name() == one.direction)
-                .map_or("", Direction::name);
-            rows.entry(name)
-                .and_modify(|all| all.add(&one))
-                .or_insert(one);
-        }
-        bar.inc(1);
-    }
-    bar.finish_and_clear();
-    Ok(Direction::ALL
-        .into_iter()
-        .filter_map(|d| rows.remove(d.name()))
-        .collect())
-}
-
-fn plain_once(bed: &Bed, server: &Server, dir: &Path, pace: Pace) -> anyhow::Result<Vec<Row>> {
-    let mut clients = Vec::new();
-    for direction in Direction::ALL {
-        let arrivals = dir.join(format!("plain-{}", direction.name()));
-        clients.push(Client::start(
-            server.addr,
-            direction,
-            pace,
-            PLAIN_TIMEOUT,
-            arrivals,
-            |c| bed.lab.client().spawn(c),
-        )?);
-    }
-    let control_from = now_ns() + 200_000_000;
-    std::thread::sleep(Duration::from_millis(200) + CONTROL_WINDOW);
-    let control = (control_from, now_ns());
-    let from = now_ns();
-    bed.lab.cut(LinkName::Wifi)?;
-    let deadline = Instant::now() + PLAIN_TIMEOUT + Duration::from_secs(3);
-    while Instant::now() < deadline && !clients.iter_mut().all(Client::ended) {
-        std::thread::sleep(Duration::from_millis(20));
-    }
-    let cuts = [Cut {
-        control,
-        window: (from, now_ns()),
-        handover: None,
-    }];
     let mut rows = Vec::new();
-    for client in clients {
-        let (direction, arrivals) = (client.direction, client.arrivals.clone());
-        let seen = client.finish(PLAIN_TIMEOUT + Duration::from_secs(3))?;
-        // The server's end may hang for minutes; what the client saw is enough.
-        let served = Served {
-            direction,
-            seen: Seen {
-                sent: seen.received,
-                ..Seen::default()
-            },
-            arrivals: None,
-        };
-        let arrivals = if direction == Direction::Upload {
-            dir.join("none")
-        } else {
-            arrivals
-        };
-        if direction == Direction::Upload {
-            std::fs::write(&arrivals, [])?;
+    for scenario in args.scenarios() {
+        for plan in args.plans(scenario) {
+            if args.against == Some(Against::Tcp) {
+                rows.extend(plain(&plan)?);
+            } else {
+                rows.extend(measure(&plan)?);
+            }
         }
-        let seconds = (cuts[0].window.1 - from) as f64 / 1e9;
-        rows.push(row(
-            "tcp",
-            direction,
-            pace,
-            &cuts,
-            &arrivals,
-            &seen,
-            Some(&served),
-            seconds,
-        )?);
     }
-    bed.lab.restore(LinkName::Wifi)?;
     Ok(rows)
+}
+
+impl HandoverArgs {
+    fn scenarios(&self) -> Vec<Scenario> {
+        if self.scenario.contains(&Scenario::All) {
+            return Scenario::EACH.to_vec();
+        }
+        self.scenario.clone()
+    }
+
+    /// What is measured of a scenario: paced in all directions at once, then bulk.
+    fn plans(&self, scenario: Scenario) -> Vec<Plan> {
+        let runs = usize::from(self.runs);
+        let rtt = Duration::from_millis(self.rtt.into());
+        let wanted = |d: &Direction| self.direction.is_none_or(|only| only == *d);
+        let paced = Plan {
+            scenario,
+            runs,
+            v6: self.v6,
+            rtt,
+            rate: self.rate,
+            directions: Direction::ALL.into_iter().filter(wanted).collect(),
+            pace: Pace::PerMillisecond(PACED_BYTES),
+        };
+        if self.against == Some(Against::Tcp) {
+            return vec![Plan {
+                runs: runs.min(PLAIN_RUNS_MAX),
+                ..paced
+            }];
+        }
+        let mut plans = Vec::new();
+        let each = [Direction::Download, Direction::Upload];
+        // Without a limit each cut moves hundreds of megabytes, and two at once fight for the CPU.
+        let limited = !rtt.is_zero() || self.rate.is_some();
+        let bulk = Plan {
+            runs: if limited {
+                runs
+            } else {
+                runs.min(BULK_RUNS_MAX)
+            },
+            rate: if limited {
+                self.rate.or(Some(BULK_MBIT))
+            } else {
+                None
+            },
+            pace: Pace::Bulk,
+            ..paced.clone()
+        };
+        if !self.bulk_only {
+            plans.push(paced);
+        }
+        if !self.paced_only {
+            let directions: Vec<Direction> = each.into_iter().filter(wanted).collect();
+            if limited && !directions.is_empty() {
+                plans.push(Plan { directions, ..bulk });
+            } else {
+                plans.extend(directions.into_iter().map(|direction| Plan {
+                    directions: vec![direction],
+                    ..bulk.clone()
+                }));
+            }
+        }
+        plans.retain(|plan| !plan.directions.is_empty());
+        plans
+    }
 }

@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, bail, ensure};
 
 use super::app::{Direction, Pace, now_ns};
-use super::cuts::{Cut, row};
+use super::cuts::{Conditions, Cut, Ends, row};
 use super::programs::Client;
 use super::progress::progress;
 use super::report::Row;
@@ -127,12 +127,27 @@ pub fn run(
     }
     bar.finish_and_clear();
     let seconds = (now_ns() - began) as f64 / 1e9;
+    let conditions = Conditions {
+        system: "holdfast".to_owned(),
+        scenario: "cut".to_owned(),
+        mode: "single".to_owned(),
+        rtt: Duration::ZERO,
+        rate: None,
+        pace,
+        seconds,
+        repeated: 0,
+        lateness: Duration::ZERO,
+    };
     let finished = clients.into_iter().map(|client| {
         let (direction, arrivals) = (client.direction, client.arrivals.clone());
         let seen = client.finish(MOVE_LIMIT)?;
-        row(
-            "holdfast", direction, pace, &cuts, &arrivals, &seen, None, seconds,
-        )
+        let ends = Ends {
+            direction,
+            arrivals: &arrivals,
+            seen: &seen,
+            served: None,
+        };
+        row(&conditions, &cuts, &ends)
     });
     finished.collect()
 }

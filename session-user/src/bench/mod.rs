@@ -1,16 +1,20 @@
 //! `holdfast bench`: measures handovers, in a lab of its own or against the running agent.
 
 pub mod app;
+mod arrivals;
 pub mod bed;
 mod cuts;
 mod handover;
 mod live;
+mod measure;
 mod pattern;
 mod ping;
+mod plain;
 mod programs;
 mod progress;
 mod proxy;
 mod report;
+mod scenario;
 mod stats;
 mod throughput;
 

@@ -17,6 +17,10 @@ pub struct Row {
     pub mode: String,
     /// `1 kB/ms`, or `bulk`.
     pub pace: String,
+    /// The links' round-trip time.
+    pub rtt_ms: f64,
+    /// The links' rate, if limited.
+    pub rate_mbit: Option<u32>,
     /// Cuts.
     pub runs: usize,
     /// Whether the application got to its end without an error.
@@ -34,15 +38,23 @@ pub struct Row {
     pub control_ms: Summary,
     /// From the cut to its being noticed.
     pub detection_ms: Summary,
-    /// From the cut to the peer's having authenticated the new transport.
+    /// From the cut to the peer's being heard on the new transport.
     pub resume_ms: Summary,
     /// Sealed bytes sent again at each cut (no unit of time, in spite of the type's name).
     pub replayed_bytes: Summary,
     /// Delivered bytes over the whole time.
     pub goodput_mbit: f64,
-    /// Every stall, for the histogram.
-    #[serde(skip)]
+    /// Bulk: bytes delivered in the second around each cut, as a part of those of the second before.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub goodput_around: Option<Summary>,
+    /// Cuts repeated because the emulator was late by more than 1 ms.
+    pub repeated: usize,
+    /// How late it was in the cuts that count, at worst (99th percentile of a cut's packets).
+    pub lateness_ms: f64,
+    /// Every stall.
     pub stalls: Vec<f64>,
+    /// Delivered bytes around the cut with the median stall, each millisecond from 100 ms before it.
+    pub series: Vec<u64>,
 }
 
 impl Row {
@@ -87,6 +99,13 @@ pub fn print_rows(rows: &[Row], json: bool) -> anyhow::Result<()> {
             println!(
                 "  {name:14} p50 {:8.2} ms   p95 {:8.2} ms   max {:8.2} ms",
                 s.p50, s.p95, s.max
+            );
+        }
+        if let Some(around) = &row.goodput_around {
+            println!(
+                "  {:14} p50 {:7.1} %   of the second before",
+                "goodput around",
+                around.p50 * 100.0
             );
         }
         let r = &row.replayed_bytes;

@@ -30,21 +30,6 @@ impl Summary {
     }
 }
 
-/// The longest time without an arrival in `from..to` (nanoseconds), in milliseconds. A gap counts
-/// with the part of it that lies in the window: `arrivals` before and after are looked at too.
-pub fn longest_gap_ms(arrivals: &[u64], from: u64, to: u64) -> f64 {
-    let first = arrivals.partition_point(|t| *t <= from);
-    let last = arrivals.partition_point(|t| *t < to);
-    let mut longest = 0;
-    let mut previous = from;
-    for &at in &arrivals[first..last] {
-        longest = longest.max(at - previous);
-        previous = at;
-    }
-    longest = longest.max(to.saturating_sub(previous));
-    longest as f64 / 1e6
-}
-
 /// A histogram for people: one line for each bucket, in powers of two of milliseconds.
 pub fn histogram(values: &[f64]) -> String {
     const BAR: usize = 40;
@@ -71,16 +56,6 @@ pub fn histogram(values: &[f64]) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn gaps_are_cut_to_the_window() {
-        let ms = 1_000_000;
-        let arrivals = [ms, 2 * ms, 10 * ms, 11 * ms];
-        assert!((longest_gap_ms(&arrivals, ms, 12 * ms) - 8.0).abs() < 1e-9);
-        assert!((longest_gap_ms(&arrivals, 5 * ms, 12 * ms) - 5.0).abs() < 1e-9);
-        assert!((longest_gap_ms(&arrivals, 11 * ms, 30 * ms) - 19.0).abs() < 1e-9);
-        assert!((longest_gap_ms(&[], 0, 3 * ms) - 3.0).abs() < 1e-9);
-    }
 
     #[test]
     fn percentiles_are_of_the_nearest_rank() {

@@ -11,6 +11,7 @@ mod flags;
 mod host;
 mod netns;
 mod nfqueue;
+mod server;
 mod shaping;
 mod topology;
 
@@ -18,6 +19,5 @@ pub use cgroup::{TestCgroup, cgroup2_root};
 pub use emulator::Shape;
 pub use host::HostState;
 pub use netns::Netns;
-pub use topology::{
-    Direction, GATEWAY_V4, GATEWAY_V6, Lab, LabConfig, LinkName, TARGET_V4, TARGET_V6,
-};
+pub use server::{GATEWAY_V4, GATEWAY_V6, SECOND_V4, SECOND_V6, TARGET_V4, TARGET_V6};
+pub use topology::{Direction, Lab, LabConfig, LinkName};

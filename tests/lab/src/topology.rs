@@ -3,10 +3,11 @@
 //! ```text
 //!              wifi0 10.10.1.2/24  2001:db8:1::2/64
 //!   client  <                                         >  router  --  server  srv0 10.10.9.2/24  2001:db8:9::2/64
-//!              lte0  10.10.2.2/24  2001:db8:2::2/64                          targets 198.51.100.10, 2001:db8:100::10
+//!              lte0  10.10.2.2/24  2001:db8:2::2/64                       \--  srv1 10.10.8.2/24  2001:db8:8::2/64
+//!                                                                            targets 198.51.100.10, 2001:db8:100::10
 //! ```
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::net::{Ipv4Addr, Ipv6Addr};
 use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
@@ -15,15 +16,6 @@ use anyhow::Context;
 use crate::emulator::Emulator;
 use crate::flags;
 use crate::netns::Netns;
-
-/// The server's address, where a gateway listens.
-pub const GATEWAY_V4: Ipv4Addr = Ipv4Addr::new(10, 10, 9, 2);
-/// The same, IPv6.
-pub const GATEWAY_V6: Ipv6Addr = Ipv6Addr::new(0x2001, 0xdb8, 9, 0, 0, 0, 0, 2);
-/// An address of the server's, for targets behind the gateway.
-pub const TARGET_V4: Ipv4Addr = Ipv4Addr::new(198, 51, 100, 10);
-/// The same, IPv6.
-pub const TARGET_V6: Ipv6Addr = Ipv6Addr::new(0x2001, 0xdb8, 0x100, 0, 0, 0, 0, 0x10);
 
 /// One of the client's links.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -96,12 +88,15 @@ pub struct LabConfig {
     /// Whether the network routes to the targets, so that the client reaches them without a
     /// gateway too.
     pub targets_routed: bool,
+    /// Whether the server has a second link, `srv1`.
+    pub second_server_link: bool,
 }
 
 impl Default for LabConfig {
     fn default() -> Self {
         Self {
             targets_routed: true,
+            second_server_link: false,
         }
     }
 }
@@ -146,13 +141,12 @@ impl Lab {
                 .ip(&["addr", "add", &v6, "dev", link.router_side(), "nodad"])?;
             lab.configure(link)?;
         }
-        lab.wire(&lab.server, "srv0", "r-srv")?;
         lab.make_server(config)?;
         lab.make_router()?;
         Ok(lab)
     }
 
-    fn wire(&self, host: &Netns, name: &str, router_side: &str) -> anyhow::Result<()> {
+    pub(crate) fn wire(&self, host: &Netns, name: &str, router_side: &str) -> anyhow::Result<()> {
         host.ip(&[
             "link",
             "add",
@@ -177,11 +171,17 @@ impl Lab {
         let name = link.name();
         let v4 = format!("{}/24", link.client_v4());
         let v6 = format!("{}/64", link.client_v6());
-        let via4 = format!("10.10.{}.1", link.number());
-        let via6 = format!("2001:db8:{}::1", link.number());
         self.client.ip(&["addr", "replace", &v4, "dev", name])?;
         self.client
             .ip(&["-6", "addr", "replace", &v6, "dev", name, "nodad"])?;
+        self.reroute(link)
+    }
+
+    /// The default routes over a client's link.
+    pub(crate) fn reroute(&self, link: LinkName) -> anyhow::Result<()> {
+        let name = link.name();
+        let via4 = format!("10.10.{}.1", link.number());
+        let via6 = format!("2001:db8:{}::1", link.number());
         self.client.ip(&[
             "route",
             "replace",
@@ -208,72 +208,6 @@ impl Lab {
         Ok(())
     }
 
-    fn make_server(&self, config: &LabConfig) -> anyhow::Result<()> {
-        let server = &self.server;
-        server.ip(&["addr", "add", &format!("{GATEWAY_V4}/24"), "dev", "srv0"])?;
-        server.ip(&[
-            "-6",
-            "addr",
-            "add",
-            &format!("{GATEWAY_V6}/64"),
-            "dev",
-            "srv0",
-            "nodad",
-        ])?;
-        server.ip(&["addr", "add", &format!("{TARGET_V4}/32"), "dev", "lo"])?;
-        server.ip(&[
-            "-6",
-            "addr",
-            "add",
-            &format!("{TARGET_V6}/128"),
-            "dev",
-            "lo",
-            "nodad",
-        ])?;
-        server.ip(&["route", "add", "default", "via", "10.10.9.1"])?;
-        server.ip(&["-6", "route", "add", "default", "via", "2001:db8:9::1"])?;
-        self.router
-            .ip(&["addr", "add", "10.10.9.1/24", "dev", "r-srv"])?;
-        self.router.ip(&[
-            "-6",
-            "addr",
-            "add",
-            "2001:db8:9::1/64",
-            "dev",
-            "r-srv",
-            "nodad",
-        ])?;
-        if config.targets_routed {
-            self.router.ip(&[
-                "route",
-                "add",
-                &format!("{TARGET_V4}/32"),
-                "via",
-                &GATEWAY_V4.to_string(),
-            ])?;
-            self.router.ip(&[
-                "-6",
-                "route",
-                "add",
-                &format!("{TARGET_V6}/128"),
-                "via",
-                &GATEWAY_V6.to_string(),
-            ])?;
-        }
-        Ok(())
-    }
-
-    fn make_router(&self) -> anyhow::Result<()> {
-        self.router.sysctl("net/ipv4/ip_forward", "1")?;
-        self.router.sysctl("net/ipv6/conf/all/forwarding", "1")?;
-        // An access network drops packets with another link's source address.
-        for side in ["r-wifi", "r-lte", "r-srv"] {
-            self.router
-                .sysctl(&format!("net/ipv4/conf/{side}/rp_filter"), "1")?;
-        }
-        Ok(())
-    }
-
     /// The host with two links.
     pub fn client(&self) -> &Netns {
         &self.client
@@ -287,24 +221,6 @@ impl Lab {
     /// The host with the gateway and the targets.
     pub fn server(&self) -> &Netns {
         &self.server
-    }
-
-    /// The gateway's address of the family that is asked for.
-    pub const fn gateway(v6: bool) -> IpAddr {
-        if v6 {
-            IpAddr::V6(GATEWAY_V6)
-        } else {
-            IpAddr::V4(GATEWAY_V4)
-        }
-    }
-
-    /// The targets' address of the family that is asked for.
-    pub const fn target(v6: bool) -> IpAddr {
-        if v6 {
-            IpAddr::V6(TARGET_V6)
-        } else {
-            IpAddr::V4(TARGET_V4)
-        }
     }
 
     /// Cuts a link by setting it down; returns when the kernel was told.

@@ -107,6 +107,7 @@ fn both_links_reach_the_server_in_both_families() -> anyhow::Result<()> {
 fn targets_can_be_out_of_the_networks_reach() -> anyhow::Result<()> {
     let lab = Lab::new(&LabConfig {
         targets_routed: false,
+        ..LabConfig::default()
     })?;
     for v6 in [false, true] {
         let gateway = Echo::start(&lab, Lab::gateway(v6))?;

@@ -1,0 +1,202 @@
+//! One scenario in the lab: an application runs, and something happens to its link again and again.
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use anyhow::{Context, ensure};
+use session_lab::{Lab, Shape};
+
+use super::app::{Direction, Pace, now_ns};
+use super::bed::{Bed, BedConfig, own_program};
+use super::cuts::{Conditions, Cut, Ends, row};
+use super::programs::{Client, Server, collect};
+use super::progress::progress;
+use super::report::Row;
+use super::scenario::Scenario;
+
+/// The undisturbed time that each cut is compared with.
+const CONTROL_WINDOW: Duration = Duration::from_millis(300);
+/// How long arrivals are watched after the session has moved, beside four round trips.
+const AFTER_MOVE: Duration = Duration::from_millis(250);
+/// Goodput is compared over this time before and around a soft handover.
+const GOODPUT_WINDOW: Duration = Duration::from_secs(1);
+/// Time for everything under way to arrive once the application stops sending.
+const FINISH_LIMIT: Duration = Duration::from_secs(60);
+/// A cut while the emulator was later than this is repeated.
+const LATENESS_MAX: Duration = Duration::from_millis(1);
+/// A standby is idle for this long before some of the cuts: TCP's window restarts after idleness.
+const IDLE: Duration = Duration::from_secs(60);
+/// Every so many cuts.
+const IDLE_EVERY: usize = 25;
+
+/// What is measured.
+#[derive(Clone, Debug)]
+pub struct Plan {
+    /// What happens.
+    pub scenario: Scenario,
+    /// How often.
+    pub runs: usize,
+    /// Over IPv6.
+    pub v6: bool,
+    /// The links' round-trip time.
+    pub rtt: Duration,
+    /// The links' rate in Mbit/s.
+    pub rate: Option<u32>,
+    /// What the application does, all at once.
+    pub directions: Vec<Direction>,
+    /// How much of it.
+    pub pace: Pace,
+}
+
+impl Plan {
+    /// What the plan's links do to packets.
+    pub fn shape(&self) -> Shape {
+        Shape {
+            delay: self.rtt / 2,
+            rate_mbit: self.rate.map(f64::from),
+            ..Shape::default()
+        }
+    }
+
+    /// In words, for people.
+    pub fn label(&self) -> String {
+        let pace = if self.pace == Pace::Bulk {
+            "bulk"
+        } else {
+            "1 kB/ms"
+        };
+        format!("{} {pace}", self.scenario.name())
+    }
+}
+
+/// Measures Holdfast; a row for each direction.
+pub fn measure(plan: &Plan) -> anyhow::Result<Vec<Row>> {
+    let dir = super::scratch()?;
+    let mut config = BedConfig {
+        v6: plan.v6,
+        shape: plan.shape(),
+        ..BedConfig::new(own_program()?)
+    };
+    plan.scenario.bed(&mut config);
+    let mut bed = Bed::new(dir.path(), config)?;
+    plan.scenario.prepare(&bed)?;
+    plan.scenario.ready(&mut bed)?;
+    if plan.scenario == Scenario::Return {
+        plan.scenario.strike(&mut bed, 0)?;
+    }
+    let listen = SocketAddr::new(Lab::target(plan.v6), 0);
+    let server = Server::start(listen, dir.path(), |c| bed.lab.server().spawn(c))?;
+    let mut clients = Vec::new();
+    for &direction in &plan.directions {
+        let arrivals = dir.path().join(format!("client-{}", direction.name()));
+        clients.push(Client::start(
+            server.addr,
+            direction,
+            plan.pace,
+            Duration::ZERO,
+            arrivals,
+            |command| bed.spawn_captured(command),
+        )?);
+    }
+    let bar = progress(&plan.label(), plan.runs);
+    let began = now_ns();
+    let mut cuts = Vec::new();
+    let mut repeated = 0;
+    let mut lateness = Duration::ZERO;
+    while cuts.len() < plan.runs {
+        let run = cuts.len() + repeated;
+        let (cut, late) = cut_once(&mut bed, plan, run).with_context(|| {
+            format!(
+                "{} {} of {}\n{}",
+                plan.label(),
+                cuts.len() + 1,
+                plan.runs,
+                bed.last_words()
+            )
+        })?;
+        // A machine that is always late is measured all the same, and the figure says so.
+        if late > LATENESS_MAX && repeated < plan.runs {
+            repeated += 1;
+            continue;
+        }
+        lateness = lateness.max(late);
+        cuts.push(cut);
+        bar.inc(1);
+    }
+    bar.finish_and_clear();
+    let seconds = (now_ns() - began) as f64 / 1e9;
+    let conditions = Conditions {
+        system: "holdfast".to_owned(),
+        scenario: plan.scenario.name(),
+        mode: "single".to_owned(),
+        rtt: plan.rtt,
+        rate: plan.rate,
+        pace: plan.pace,
+        seconds,
+        repeated,
+        lateness,
+    };
+    let mut seen = Vec::new();
+    for client in clients {
+        let (direction, arrivals) = (client.direction, client.arrivals.clone());
+        seen.push((direction, arrivals, client.finish(FINISH_LIMIT)?));
+    }
+    let served = collect(&server, seen.len(), FINISH_LIMIT);
+    seen.iter()
+        .map(|(direction, arrivals, seen)| {
+            let ends = Ends {
+                direction: *direction,
+                arrivals,
+                seen,
+                served: served.get(direction.name()),
+            };
+            row(&conditions, &cuts, &ends)
+        })
+        .collect()
+}
+
+/// Waits until all is ready, takes a control, strikes, waits for what must follow, heals. Returns how
+/// late the emulator was, too.
+fn cut_once(bed: &mut Bed, plan: &Plan, run: usize) -> anyhow::Result<(Cut, Duration)> {
+    let scenario = plan.scenario;
+    scenario.ready(bed)?;
+    if scenario == Scenario::Cut && run % IDLE_EVERY == IDLE_EVERY - 1 {
+        std::thread::sleep(IDLE);
+    }
+    let soft_bulk = scenario.is_soft() && plan.pace == Pace::Bulk;
+    let calm = if soft_bulk {
+        GOODPUT_WINDOW
+    } else {
+        CONTROL_WINDOW
+    };
+    // The cut must not keep step with the application's clock or the agent's timers.
+    let offset = Duration::from_micros(20_000 + (run as u64 * 7_919) % 50_000);
+    std::thread::sleep(offset + plan.rtt * 4);
+    bed.lab.lateness_p99();
+    let control_from = now_ns();
+    std::thread::sleep(calm);
+    let control = (control_from, now_ns());
+    let from = scenario.strike(bed, run)?;
+    scenario.settle(bed)?;
+    let after = if soft_bulk {
+        GOODPUT_WINDOW
+    } else {
+        AFTER_MOVE
+    };
+    std::thread::sleep(after + plan.rtt * 4);
+    let window = (from, now_ns());
+    let late = bed.lab.lateness_p99();
+    let session = bed.session().context("the agent has no session any more")?;
+    let handover = session
+        .handovers
+        .into_iter()
+        .rfind(|h| h.soft == scenario.is_soft() && h.noticed_ns >= from);
+    ensure!(window.1 > from, "the clock stands still");
+    scenario.heal(bed)?;
+    let cut = Cut {
+        control,
+        window,
+        handover,
+    };
+    Ok((cut, late))
+}

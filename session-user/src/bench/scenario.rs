@@ -1,0 +1,253 @@
+//! What happens to the links, and what is waited for.
+
+use std::time::Duration;
+
+use session_lab::{Direction, LinkName, Shape};
+
+use super::app::now_ns;
+use super::bed::{Bed, BedConfig};
+use crate::control::{Request, SessionReport};
+
+/// A session that has not moved by then has not survived.
+const MOVE_LIMIT: Duration = Duration::from_secs(20);
+/// How long a host sleeps in `wake`.
+const SLEEP: Duration = Duration::from_secs(30);
+/// How long both links are away in `outage`.
+const OUTAGE: Duration = Duration::from_secs(2);
+/// How long a half-dead link is watched at least.
+const WATCH: Duration = Duration::from_millis(1500);
+/// How often, and how long each time, a flapping link goes away.
+const FLAPS: u32 = 5;
+const FLAP: Duration = Duration::from_millis(60);
+
+/// What happens to the link in use.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum Scenario {
+    /// It is set down; a standby is ready.
+    Cut,
+    /// It is set down; the other link must be dialled.
+    CutCold,
+    /// The operator moves the session while it works.
+    Soft,
+    /// What comes down is dropped, and nobody is told.
+    BlackholeDown,
+    /// What goes up is dropped.
+    BlackholeUp,
+    /// Both.
+    Blackhole,
+    /// 30 % of its packets are lost.
+    Loss30,
+    /// Large packets vanish: above 1280 bytes, or above 1124.
+    Mtu,
+    /// Its address is replaced.
+    Address,
+    /// Its NAT forgets the mappings.
+    Nat,
+    /// The host sleeps for 30 s, and the NATs forget.
+    Wake,
+    /// The server's link is lost at the same moment.
+    BothMove,
+    /// The preferred link comes back.
+    Return,
+    /// It goes away and comes back, five times in a row.
+    Flap,
+    /// Both links are away for two seconds.
+    Outage,
+    /// Every one of them.
+    All,
+}
+
+impl Scenario {
+    /// Every one of them, in the order of reports.
+    pub const EACH: [Self; 15] = [
+        Self::Cut,
+        Self::CutCold,
+        Self::Soft,
+        Self::BlackholeDown,
+        Self::BlackholeUp,
+        Self::Blackhole,
+        Self::Loss30,
+        Self::Mtu,
+        Self::Address,
+        Self::Nat,
+        Self::Wake,
+        Self::BothMove,
+        Self::Return,
+        Self::Flap,
+        Self::Outage,
+    ];
+
+    /// Its name, as on the command line.
+    pub fn name(self) -> String {
+        clap::ValueEnum::to_possible_value(&self)
+            .map_or_else(String::new, |v| v.get_name().to_owned())
+    }
+
+    /// The bed that it needs.
+    pub fn bed(self, config: &mut BedConfig) {
+        match self {
+            Self::CutCold => config.client_extra.push_str("cold = [\"lte0\"]\n"),
+            Self::BothMove => config.second_gateway = true,
+            _ => {}
+        }
+    }
+
+    /// What is done once, when the session stands.
+    pub fn prepare(self, bed: &Bed) -> anyhow::Result<()> {
+        match self {
+            Self::Nat => bed.lab.nat(LinkName::Wifi),
+            Self::Wake => LinkName::ALL.iter().try_for_each(|&l| bed.lab.nat(l)),
+            _ => Ok(()),
+        }?;
+        if matches!(self, Self::Nat | Self::Wake) {
+            // What stands already has no mapping: begin anew behind the NAT.
+            bed.lab.cut(LinkName::Wifi)?;
+            bed.lab.cut(LinkName::Lte)?;
+            bed.lab.restore(LinkName::Lte)?;
+            bed.lab.restore(LinkName::Wifi)?;
+        }
+        Ok(())
+    }
+
+    /// Whether a standby stands on the other link before anything happens.
+    pub fn warm(self) -> bool {
+        self != Self::CutCold
+    }
+
+    /// Whether the handover that follows leaves a link that works.
+    pub fn is_soft(self) -> bool {
+        matches!(self, Self::Soft | Self::Return)
+    }
+
+    /// Waits until all is as it should be before something happens.
+    pub fn ready(self, bed: &mut Bed) -> anyhow::Result<()> {
+        bed.await_link(LinkName::Wifi, MOVE_LIMIT)?;
+        if self.warm() {
+            bed.await_standby(LinkName::Lte, MOVE_LIMIT)?;
+        }
+        if self == Self::Return {
+            bed.lab.cut(LinkName::Wifi)?;
+            bed.await_link(LinkName::Lte, MOVE_LIMIT)?;
+        }
+        if self == Self::BothMove {
+            let all = |s: &SessionReport| s.transports.iter().filter(|t| t.up).count() >= 3;
+            bed.wait(MOVE_LIMIT, all)?;
+        }
+        Ok(())
+    }
+
+    /// Lets it happen; returns when (CLOCK_MONOTONIC in nanoseconds).
+    pub fn strike(self, bed: &mut Bed, run: usize) -> anyhow::Result<u64> {
+        let mut from = now_ns();
+        match self {
+            Self::Cut | Self::CutCold | Self::All => drop(bed.lab.cut(LinkName::Wifi)?),
+            Self::Soft => bed.command(&Request::Handover {
+                link: LinkName::Lte.name().to_owned(),
+            })?,
+            Self::BlackholeDown => bed.lab.blackhole(LinkName::Wifi, Direction::Down)?,
+            Self::BlackholeUp => bed.lab.blackhole(LinkName::Wifi, Direction::Up)?,
+            Self::Blackhole => bed.lab.blackhole(LinkName::Wifi, Direction::Both)?,
+            Self::Loss30 => spoil(bed, |shape| shape.loss = 0.3)?,
+            Self::Mtu => {
+                let mtu = if run.is_multiple_of(2) { 1280 } else { 1124 };
+                spoil(bed, |shape| shape.mtu = Some(mtu))?;
+            }
+            Self::Address => {
+                let last = if run.is_multiple_of(2) { 3 } else { 2 };
+                bed.lab.replace_address(LinkName::Wifi, last)?;
+            }
+            Self::Nat => bed.lab.forget_mappings()?,
+            Self::Wake => {
+                bed.freeze(true)?;
+                bed.lab.forget_mappings()?;
+                std::thread::sleep(SLEEP);
+                from = now_ns();
+                bed.freeze(false)?;
+                bed.command(&Request::Woke)?;
+            }
+            Self::BothMove => {
+                bed.lab.cut(LinkName::Wifi)?;
+                bed.lab.cut_server()?;
+            }
+            Self::Return => {
+                bed.lab.restore(LinkName::Wifi)?;
+                // The clock starts when route and address are there.
+                from = now_ns();
+            }
+            Self::Flap => {
+                for _ in 0..FLAPS {
+                    bed.lab.cut(LinkName::Wifi)?;
+                    std::thread::sleep(FLAP);
+                    bed.lab.restore(LinkName::Wifi)?;
+                    std::thread::sleep(FLAP);
+                }
+            }
+            Self::Outage => {
+                bed.lab.cut(LinkName::Lte)?;
+                bed.lab.cut(LinkName::Wifi)?;
+                std::thread::sleep(OUTAGE);
+                bed.lab.restore(LinkName::Lte)?;
+                from = now_ns();
+            }
+        }
+        Ok(from)
+    }
+
+    /// Waits until it has led to what it must lead to.
+    pub fn settle(self, bed: &mut Bed) -> anyhow::Result<()> {
+        match self {
+            Self::Return => bed.await_link(LinkName::Wifi, MOVE_LIMIT),
+            Self::Flap | Self::Wake => {
+                std::thread::sleep(WATCH);
+                bed.await_session()
+            }
+            Self::Outage => bed.await_session(),
+            Self::Loss30 | Self::Mtu => {
+                // Small packets may all get through.
+                std::thread::sleep(WATCH);
+                Ok(())
+            }
+            Self::Address => bed.await_session(),
+            _ => bed.await_link(LinkName::Lte, MOVE_LIMIT),
+        }
+    }
+
+    /// Makes everything as it was.
+    pub fn heal(self, bed: &mut Bed) -> anyhow::Result<()> {
+        match self {
+            Self::Cut | Self::CutCold | Self::All => bed.lab.restore(LinkName::Wifi),
+            Self::Soft => bed.command(&Request::Handover {
+                link: "auto".to_owned(),
+            }),
+            Self::BlackholeDown | Self::BlackholeUp | Self::Blackhole => {
+                bed.lab.unblackhole(LinkName::Wifi)?;
+                reassociate(bed)
+            }
+            Self::Loss30 | Self::Mtu => {
+                bed.lab
+                    .shape(LinkName::Wifi, Direction::Both, bed.shape())?;
+                reassociate(bed)
+            }
+            Self::Nat | Self::Wake => reassociate(bed),
+            Self::BothMove => {
+                bed.lab.restore_server()?;
+                bed.lab.restore(LinkName::Wifi)
+            }
+            Self::Outage => bed.lab.restore(LinkName::Wifi),
+            Self::Address | Self::Return | Self::Flap => Ok(()),
+        }
+    }
+}
+
+fn spoil(bed: &Bed, how: impl Fn(&mut Shape)) -> anyhow::Result<()> {
+    let mut shape = bed.shape();
+    how(&mut shape);
+    bed.lab.shape(LinkName::Wifi, Direction::Both, shape)
+}
+
+/// A path that fell silent is left alone for a while, unless its link goes and comes back.
+fn reassociate(bed: &mut Bed) -> anyhow::Result<()> {
+    bed.lab.cut(LinkName::Wifi)?;
+    bed.await_link(LinkName::Lte, MOVE_LIMIT)?;
+    bed.lab.restore(LinkName::Wifi)
+}

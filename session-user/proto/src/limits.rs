@@ -80,6 +80,9 @@ pub const RESUME_TOKENS_AHEAD: u64 = 32;
 /// Longest time an acknowledgement waits for company.
 pub const ACK_DELAY: Duration = Duration::from_millis(5);
 
+/// Least time between acknowledgements of records that come out of order.
+pub const ACK_EVERY: Duration = Duration::from_millis(1);
+
 /// Received bytes in space R after which an acknowledgement goes at once.
 pub const ACK_BYTES: usize = 256 * 1024;
 
@@ -116,6 +119,40 @@ pub const SILENCE_UNKNOWN_RTT: Duration = Duration::from_millis(500);
 /// Bytes that go out on a silent transport and on another one too, at most: more would only keep the
 /// other from what it carries if the silence was a mistake.
 pub const HEDGE_BYTES_MAX: usize = 512 * 1024;
+
+/// Lanes of one path beside its first transport, at most.
+pub const LANES_MAX: u64 = 8;
+
+/// The rate of a transport times this is the size of its records: what comes after one does not wait
+/// longer for it.
+pub const RECORD_TIME: Duration = Duration::from_millis(2);
+
+/// Application bytes in one record, at least, where there are so many: a segment's worth.
+pub const RECORD_DATA_BYTES_MIN: usize = 1400;
+
+/// The same while the rate is not known.
+pub const RECORD_DATA_BYTES_UNKNOWN: usize = 16 * 1024;
+
+/// Bytes queued on a transport in user space above which bonded records go elsewhere.
+pub const BOND_QUEUE_BYTES: usize = 64 * 1024;
+
+/// Bytes that arrive out of order when the slowest of the bonded transports is used as well, at most;
+/// where it would be more, records wait for a faster one.
+pub const BOND_REORDER_BYTES: usize = 1 << 20;
+
+/// Credit of one bonded stream: what its receiver may have to hold beyond a gap.
+pub const BOND_WINDOW_BYTES: u64 = 4 << 20;
+
+/// Bytes queued in user space on the transport that a soft handover moves to above which the old one
+/// goes on sending.
+pub const EASE_QUEUE_BYTES: usize = 16 * 1024;
+
+/// For so long, at most.
+pub const EASE_TIME: Duration = Duration::from_secs(1);
+
+/// While redundant records travel, each of the two transports is asked so often whether it answers: an
+/// acknowledgement over the other one says nothing of it.
+pub const REDUNDANT_ASK_EVERY: Duration = Duration::from_millis(100);
 
 /// Tokens of PINGs from here on are the session's own; those below are the driver's.
 pub const OWN_PING_TOKENS: u64 = 1 << 61;

@@ -6,8 +6,8 @@ use ring::hmac;
 use session_proto::limits::RECORD_HEADER_BYTES;
 use session_proto::seal::{Aead, Direction, Epoch, OpenKeys, RecordKey, Secret, SessionSecret};
 use session_proto::wire::{
-    Ack, Frame, FrameType, Kind, Params, Preamble, Reader, RecordHeader, Reply, Space, Status,
-    StreamHeader, Target,
+    Ack, Frame, FrameType, Kind, Mode, Params, Preamble, Reader, RecordHeader, Reply, Route,
+    Service, Space, Status, StreamHeader, Target,
 };
 
 const SPECIFICATION: &str = include_str!("../../../docs/protocol.md");
@@ -128,15 +128,38 @@ fn flow_frames() -> Vec<(Frame<'static>, &'static str)> {
             "86400504406843ed",
         ),
         (Frame::StopSending { id: 4, code: 104 }, "874003044068"),
-        (Frame::Open { id: 4, target: v4 }, "8840080404c000020101bb"),
         (
-            Frame::Open { id: 6, target: v6 },
+            Frame::Open {
+                id: 4,
+                target: v4.clone(),
+                service: Service::default(),
+            },
+            "8840080404c000020101bb",
+        ),
+        (
+            Frame::Open {
+                id: 4,
+                target: v4,
+                service: Service {
+                    mode: Mode::Bonded,
+                    own_lane: true,
+                },
+            },
+            "8840090404c000020101bb06",
+        ),
+        (
+            Frame::Open {
+                id: 6,
+                target: v6,
+                service: Service::default(),
+            },
             "884014060620010db800000000000000000000000101bb",
         ),
         (
             Frame::Open {
                 id: 8,
                 target: name,
+                service: Service::default(),
             },
             "88401008030b64622e696e7465726e616c1538",
         ),
@@ -169,8 +192,19 @@ fn session_frames() -> Vec<(Frame<'static>, &'static str)> {
                 hard: true,
                 standby: false,
                 ack: ack(100, &[(105, 110)]),
+                route: Route::default(),
             },
             "9a400707014064010505",
+        ),
+        (
+            Frame::Resume {
+                counter: 8,
+                hard: false,
+                standby: true,
+                ack: ack(100, &[]),
+                route: Route { path: 256, lane: 2 },
+            },
+            "9a40080802406400410002",
         ),
         (Frame::Resumed { ack: ack(64, &[]) }, "9b4003404000"),
         (

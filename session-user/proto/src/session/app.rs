@@ -7,12 +7,17 @@ use super::buf::SendBuf;
 use super::event::{StreamError, StreamId};
 use super::stream::Stream;
 use crate::Time;
-use crate::wire::{Frame, StreamHeader, Target};
+use crate::wire::{Frame, Mode, Service, StreamHeader, Target};
 
 impl Session {
     /// Opens a stream to `target`, which the peer dials. Data may be written at once; the result
     /// comes as [`super::Event::StreamConnected`] or [`super::Event::StreamRefused`].
     pub fn open(&mut self, target: Target) -> Result<StreamId, StreamError> {
+        self.open_with(target, Service::default())
+    }
+
+    /// The same for a stream whose records use the links as `service` says, in both directions.
+    pub fn open_with(&mut self, target: Target, service: Service) -> Result<StreamId, StreamError> {
         if !self.is_open() {
             return Err(StreamError::NotOpen);
         }
@@ -22,13 +27,19 @@ impl Session {
         let id = self.flow.local_opened * 2 + self.role.bit();
         self.flow.local_opened += 1;
         self.stats.streams_opened += 1;
-        let stream = Stream::new(
+        let mut stream = Stream::new(
             self.peer.initial_max_stream_data,
             self.flow.initial_window,
             false,
         );
+        stream.service = service;
         self.streams.insert(id, stream);
-        self.push_control(&Frame::Open { id, target });
+        self.doubled_streams += usize::from(service.mode == Mode::Redundant);
+        self.push_control(&Frame::Open {
+            id,
+            target,
+            service,
+        });
         Ok(id)
     }
 
@@ -50,7 +61,8 @@ impl Session {
 
     /// Seals and schedules `data` as the next bytes of stream `id`.
     pub fn write(&mut self, now: Time, id: StreamId, data: SendBuf) -> Result<(), StreamError> {
-        let capacity = self.capacity(id);
+        let capacity = self.capacity_of(id).unwrap_or(0);
+        let place = self.place_data(id).unwrap_or_default();
         let stream = self.streams.get_mut(&id).ok_or(StreamError::Gone)?;
         if stream.send.closed {
             return Err(StreamError::Finished);
@@ -70,8 +82,9 @@ impl Session {
         stream.send.offset += len as u64;
         self.flow.sent += len as u64;
         self.stats.bytes_sent += len as u64;
+        stream.appetite.wrote(now, len);
         self.flush_frames(now);
-        self.seal_data(now, &header, data);
+        self.seal_data(now, &header, data, place);
         Ok(())
     }
 

@@ -96,6 +96,10 @@ pub struct Stats {
     pub records_resent: u64,
     /// Their sealed bytes.
     pub bytes_resent: u64,
+    /// Records of space R that went out on two transports because their stream asked for it.
+    pub records_doubled: u64,
+    /// Bytes of one stream that waited beyond a gap, at most at once.
+    pub reorder_bytes_max: usize,
     /// Records of space R that came more than once.
     pub duplicates: u64,
     /// Streams opened by either end.

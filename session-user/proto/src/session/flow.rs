@@ -6,10 +6,8 @@ use super::Session;
 use super::config::Config;
 use super::event::{Event, StreamId, Violation};
 use super::stream::Stream;
-use crate::limits::{
-    RECORD_WINDOW_RESERVE, RETAIN_RESERVE_BYTES, RETAINED_OVERHEAD_BYTES, STREAM_DATA_BYTES_MAX,
-    TRANSPORT_QUEUE_BYTES,
-};
+use crate::limits::BOND_WINDOW_BYTES;
+use crate::wire::Mode;
 
 /// Counts and limits that belong to no single stream.
 #[derive(Debug)]
@@ -98,6 +96,10 @@ impl Flow {
         {
             return;
         }
+        let window_max = match stream.service.mode {
+            Mode::Bonded => window_max.min(BOND_WINDOW_BYTES),
+            Mode::Single | Mode::Redundant => window_max,
+        };
         let more = recv.window.min(window_max.saturating_sub(recv.window));
         if more > 0 && self.grown + more <= self.recv_budget / 2 {
             self.grown += more;
@@ -121,56 +123,13 @@ impl Flow {
 }
 
 impl Session {
-    /// How many bytes [`Session::write`] takes for `id` now, at most one record's worth. Zero
-    /// means: wait for [`Event::Writable`].
-    pub fn capacity(&mut self, id: StreamId) -> usize {
-        let (room, credit) = (self.room_for_data(), self.credit_of(id));
-        self.wants_room |= room == 0;
-        self.wants_credit |= credit == 0;
-        room.min(credit)
-    }
-
-    fn credit_of(&self, id: StreamId) -> usize {
+    pub(super) fn credit_of(&self, id: StreamId) -> usize {
         let Some(stream) = self.streams.get(&id).filter(|s| !s.send.closed) else {
             return 0;
         };
         let credit = (stream.send.max - stream.send.offset)
             .min(self.flow.send_max.saturating_sub(self.flow.sent));
         usize::try_from(credit).unwrap_or(usize::MAX)
-    }
-
-    /// What memory, record numbers, key epochs and the active transport's queue leave for data.
-    fn room_for_data(&self) -> usize {
-        if !self.is_open() || self.epochs.exhausted(self.config.rekey_records) {
-            return 0;
-        }
-        if self.retained.span() + RECORD_WINDOW_RESERVE >= self.peer.record_window {
-            return 0;
-        }
-        // While it is not known whether the active one works, its queue says nothing.
-        let queued = self
-            .hedge
-            .map(|h| h.to)
-            .or(self.active)
-            .and_then(|h| self.transports.get(&h))
-            .map_or(0, |t| t.queued_bytes());
-        if queued >= TRANSPORT_QUEUE_BYTES {
-            return 0;
-        }
-        let budget = self.config.memory_bytes / 2;
-        let used = self.retained.bytes()
-            + RETAIN_RESERVE_BYTES.min(budget / 4)
-            + RETAINED_OVERHEAD_BYTES
-            + 64;
-        budget.saturating_sub(used).min(STREAM_DATA_BYTES_MAX)
-    }
-
-    /// Something was freed: tell the driver if it waits.
-    pub(super) fn unblock(&mut self) {
-        if self.wants_room && self.room_for_data() > 0 {
-            self.wants_room = false;
-            self.events.push_back(Event::Writable);
-        }
     }
 
     /// Credit for one stream or all came in.
@@ -189,6 +148,7 @@ impl Session {
         let Some(stream) = self.streams.remove(&id) else {
             return;
         };
+        self.doubled_streams -= usize::from(stream.service.mode == Mode::Redundant);
         self.flow.forget(&stream);
         if id & 1 != self.role.bit() {
             self.flow.remote_closed += 1;

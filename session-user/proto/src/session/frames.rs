@@ -11,7 +11,7 @@ use super::transport::Phase;
 use super::{Session, State};
 use crate::Time;
 use crate::limits::{LOOSE_PIECES_MAX, PIECES_AHEAD_MAX, PONGS_QUEUED_MAX};
-use crate::wire::{Ack, Frame, Params, StreamHeader, Target};
+use crate::wire::{Ack, Frame, Mode, Params, Service, StreamHeader, Target};
 
 impl Session {
     pub(super) fn handle_frame(
@@ -57,7 +57,13 @@ impl Session {
                 hard,
                 standby,
                 ack,
-            } => self.handle_resume(now, handle, counter, hard, standby, &ack)?,
+                route,
+            } => {
+                if let Some(transport) = self.transports.get_mut(&handle) {
+                    transport.route = route;
+                }
+                self.handle_resume(now, handle, counter, hard, standby, &ack)?;
+            }
             Frame::Resumed { ack } => self.handle_resumed(now, handle, &ack)?,
             Frame::TransportStatus {
                 seq,
@@ -106,7 +112,11 @@ impl Session {
                 final_size,
             } => self.handle_reset(id, code, final_size),
             Frame::StopSending { id, code } => self.handle_stop(id, code),
-            Frame::Open { id, target } => self.handle_open(id, target),
+            Frame::Open {
+                id,
+                target,
+                service,
+            } => self.handle_open(id, target, service),
             Frame::OpenOk { id } => {
                 self.check_local(id)?;
                 if self.streams.contains_key(&id) {
@@ -245,7 +255,12 @@ impl Session {
         Ok(self.streams.get_mut(&id))
     }
 
-    fn handle_open(&mut self, id: StreamId, target: Target) -> Result<(), Violation> {
+    fn handle_open(
+        &mut self,
+        id: StreamId,
+        target: Target,
+        service: Service,
+    ) -> Result<(), Violation> {
         if id & 1 == self.role.bit() {
             return Err(Violation::protocol("OPEN with a number of the other end"));
         }
@@ -256,6 +271,8 @@ impl Session {
             return Err(Violation::protocol("OPEN of a stream that is open"));
         }
         stream.awaiting_open = false;
+        stream.service = service;
+        self.doubled_streams += usize::from(service.mode == Mode::Redundant);
         self.events.push_back(Event::StreamOpened { id, target });
         self.tell_readable(id);
         Ok(())
@@ -270,6 +287,7 @@ impl Session {
         let before = (stream.recv.loose(), stream.recv.pieces_ahead());
         let grown = stream.recv.insert(header.offset, header.fin, data)?;
         let after = (stream.recv.loose(), stream.recv.pieces_ahead());
+        let ahead = stream.recv.bytes_ahead();
         let discarded = if stream.recv.discard {
             stream.recv.drop_all()
         } else {
@@ -278,6 +296,7 @@ impl Session {
         if stream.recv.discard && stream.recv.at_end() {
             stream.recv.closed = true;
         }
+        self.stats.reorder_bytes_max = self.stats.reorder_bytes_max.max(ahead);
         self.count_pieces(before, after)?;
         self.stats.bytes_received += grown.min(len);
         self.flow.receive(grown)?;

@@ -135,11 +135,7 @@ impl Session {
     /// `silent` does not answer: another transport carries what it carries.
     fn hedge_against(&mut self, now: Time, silent: Handle) {
         if self.active != Some(silent) {
-            // What is left on it came before a move; it goes where everything goes now.
-            if let Some(active) = self.active {
-                self.copy_records(silent, active);
-            }
-            return;
+            return self.hedge_beside(now, silent);
         }
         if self.hedge.is_some() {
             return;
@@ -147,7 +143,10 @@ impl Session {
         let Some(to) = self.fallback(silent) else {
             return;
         };
-        let room = self.copy_some(silent, to, HEDGE_BYTES_MAX);
+        let mut room = self.copy_some(silent, to, HEDGE_BYTES_MAX);
+        for lane in self.lanes_beside(silent, to) {
+            room = self.copy_some(lane, to, room);
+        }
         self.hedge = Some(Hedge {
             from: silent,
             to,
@@ -156,7 +155,35 @@ impl Session {
         // Where nothing is unacknowledged, these tell which of the two works.
         self.ask(now, to);
         self.ask(now, silent);
-        self.unblock();
+        self.queues_changed();
+    }
+
+    /// The same for one that is not active. What is left on it came before a move, or belongs to a lane
+    /// or a bond: it goes where everything goes now. A lane's path is in doubt as a whole.
+    fn hedge_beside(&mut self, now: Time, silent: Handle) {
+        let Some(active) = self.active else { return };
+        let path = |h: Handle| self.transports.get(&h).map(|t| t.route.path);
+        let lane = path(silent) == path(active);
+        let elsewhere = self.hedge.map(|h| h.to).or_else(|| self.partner(active));
+        match elsewhere.filter(|h| lane && *h != silent) {
+            Some(other) => {
+                self.copy_records(silent, other);
+                self.ask(now, active);
+            }
+            None => self.copy_records(silent, active),
+        }
+    }
+
+    /// The other transports on the path of `silent`.
+    fn lanes_beside(&self, silent: Handle, except: Handle) -> Vec<Handle> {
+        let Some(route) = self.transports.get(&silent).map(|t| t.route) else {
+            return Vec::new();
+        };
+        let beside = |h: &Handle, t: &Transport| {
+            *h != silent && *h != except && t.route.path == route.path && t.route.lane != route.lane
+        };
+        let all = self.transports.iter();
+        all.filter(|(h, t)| beside(h, t)).map(|(&h, _)| h).collect()
     }
 
     /// What is on `from` alone goes on `to` too.
@@ -178,15 +205,18 @@ impl Session {
         })
     }
 
-    /// The newest transport beside `except` that both ends are authenticated on; one that answers
-    /// before one that is silent.
+    /// The transport beside `except` that both ends are authenticated on and that has least in common
+    /// with it, the newest of several; one that answers before one that is silent.
     pub(super) fn fallback(&self, except: Handle) -> Option<Handle> {
         let usable =
             |h: &Handle, t: &Transport| *h != except && t.phase == Phase::Up && t.can_carry();
+        let route = self.transports.get(&except).map(|t| t.route);
+        let distance = |t: &Transport| route.map_or(0, |r| r.distance(t.route));
+        let first = |t: &Transport| t.route.lane == 0;
         self.transports
             .iter()
             .filter(|(h, t)| usable(h, t))
-            .max_by_key(|(_, t)| (!t.pulse.is_silent(), t.wire_id))
+            .max_by_key(|(_, t)| (!t.pulse.is_silent(), distance(t), first(t), t.wire_id))
             .map(|(&h, _)| h)
     }
 
@@ -206,13 +236,7 @@ impl Session {
         } else if handle == hedge.to {
             self.hedge = None;
             self.retained.keep_copies(hedge.from, hedge.to);
-            // What there was no room for follows now.
-            self.retained.unschedule(hedge.from);
-            if let Some(silent) = self.transports.get_mut(&hedge.from) {
-                let retained = &self.retained;
-                silent.purge(retained, |number| retained.is_on(number, hedge.from));
-                silent.pulse.forget();
-            }
+            self.abandon(hedge.from, hedge.to);
             self.active = None;
             self.ask_to_use(hedge.to, true);
             self.activate(hedge.to);
@@ -220,6 +244,23 @@ impl Session {
                 from: hedge.from,
                 to: hedge.to,
             });
+        }
+    }
+
+    /// Nothing is left on `silent`, nor on the lanes of its path that are silent, too: what was copied
+    /// stays on `to`, and what there was no room for follows.
+    fn abandon(&mut self, silent: Handle, to: Handle) {
+        let mut dead = self.lanes_beside(silent, to);
+        dead.retain(|h| self.is_silent(*h));
+        dead.push(silent);
+        for handle in dead {
+            self.retained.keep_copies(handle, to);
+            self.retained.unschedule(handle);
+            if let Some(transport) = self.transports.get_mut(&handle) {
+                let retained = &self.retained;
+                transport.purge(retained, |number| retained.is_on(number, handle));
+                transport.pulse.forget();
+            }
         }
     }
 
@@ -298,8 +339,10 @@ impl Session {
         }
         if standby {
             self.leave(handle);
-        } else {
+        } else if hard {
             self.activate(handle);
+        } else {
+            self.move_softly(handle);
         }
     }
 }

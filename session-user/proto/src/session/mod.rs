@@ -19,10 +19,12 @@ mod hedge;
 #[cfg(feature = "sim")]
 mod inspect;
 mod pulse;
+mod rate;
 mod receive;
 mod rekey;
 mod resume;
 mod retained;
+mod schedule;
 mod stream;
 mod transmit;
 mod transport;
@@ -32,6 +34,7 @@ use std::collections::{BTreeMap, VecDeque};
 pub use buf::SendBuf;
 pub use config::{Config, Role, Stats};
 pub use event::{Event, Handle, StreamError, StreamId, TransportFault};
+pub use schedule::own_lane;
 
 use crate::Time;
 use crate::limits::CLOSE_LINGER;
@@ -43,6 +46,7 @@ use flow::Flow;
 use hedge::Hedge;
 use rekey::{Epochs, Reauth};
 use retained::Retained;
+use schedule::Easing;
 use stream::Stream;
 use transmit::AckState;
 use transport::{Phase, Transport};
@@ -91,6 +95,7 @@ pub struct Session {
     next_handle: u64,
     active: Option<Handle>,
     hedge: Option<Hedge>,
+    easing: Option<Easing>,
     /// The latest time that the driver told.
     now: Time,
     pings: u64,
@@ -100,13 +105,16 @@ pub struct Session {
     accepted_highest: u64,
 
     streams: BTreeMap<StreamId, Stream>,
+    /// Redundant ones among them.
+    doubled_streams: usize,
     flow: Flow,
     /// Encoded frames for space R that wait to be sealed, in order.
     control: VecDeque<Vec<u8>>,
-    /// The driver found no capacity for want of room, or of a stream's credit, and is to be told
-    /// when there is some. What one of them waits for is no news to the other.
+    /// The driver found no capacity for want of memory, of a stream's credit, or of room in a queue,
+    /// and is to be told when there is some. What one of them waits for is no news to the others.
     wants_room: bool,
     wants_credit: bool,
+    wants_queue: bool,
 
     events: VecDeque<Event>,
     stats: Stats,
@@ -170,6 +178,7 @@ impl Session {
             next_handle: 0,
             active: None,
             hedge: None,
+            easing: None,
             now,
             pings: 0,
             status_sent: 0,
@@ -177,10 +186,12 @@ impl Session {
             dial_next: 1,
             accepted_highest: 0,
             streams: BTreeMap::new(),
+            doubled_streams: 0,
             flow,
             control: VecDeque::new(),
             wants_room: false,
             wants_credit: false,
+            wants_queue: false,
             events: VecDeque::new(),
             stats: Stats::default(),
         }
@@ -297,6 +308,7 @@ impl Session {
 
     fn drop_streams(&mut self) {
         self.streams.clear();
+        self.doubled_streams = 0;
         self.control.clear();
         self.flow.credit_due.clear();
     }

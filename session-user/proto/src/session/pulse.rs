@@ -7,9 +7,13 @@
 use std::collections::VecDeque;
 use std::time::Duration;
 
+use super::rate::{Rate, Sent};
 use super::retained::Retained;
 use crate::Time;
-use crate::limits::{ACK_DELAY, SILENCE_MARGIN, SILENCE_UNKNOWN_RTT};
+use crate::limits::{
+    ACK_DELAY, RECORD_DATA_BYTES_MIN, RECORD_DATA_BYTES_UNKNOWN, RECORD_TIME, REDUNDANT_ASK_EVERY,
+    SILENCE_MARGIN, SILENCE_UNKNOWN_RTT, STREAM_DATA_BYTES_MAX,
+};
 
 /// Marks kept, at most. Between those that are missing the oldest stands for the later ones.
 const MARKS_MAX: usize = 256;
@@ -21,6 +25,22 @@ const MARK_EVERY: Duration = Duration::from_millis(1);
 struct Mark {
     number: u64,
     at: Time,
+    sent: Sent,
+    /// Whether all of them were on no other transport, and whether more followed all of them at once.
+    fresh: bool,
+    busy: bool,
+}
+
+/// A record that a socket took.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Written {
+    pub number: u64,
+    /// Its sealed bytes.
+    pub len: usize,
+    /// It was on no other transport.
+    pub fresh: bool,
+    /// More follows at once.
+    pub busy: bool,
 }
 
 #[derive(Debug, Default)]
@@ -39,9 +59,12 @@ pub(super) struct Pulse {
     floor: Time,
     /// When an answer last came.
     progress: Time,
+    /// When a PONG last came.
+    heard_at: Time,
     /// The driver knows that the path is alive, and will look again then.
     vouched: Time,
     silent: bool,
+    rate: Rate,
 }
 
 impl Pulse {
@@ -62,17 +85,64 @@ impl Pulse {
         }
     }
 
-    /// The socket took the last byte of record `number`; `first`: on no transport before.
-    pub fn written(&mut self, number: u64, first: bool, now: Time) {
-        if first && self.sample.is_none() {
+    /// The socket took the last byte of a record.
+    pub fn written(&mut self, record: Written, now: Time) {
+        let Written {
+            number,
+            len,
+            fresh,
+            busy,
+        } = record;
+        if fresh && self.sample.is_none() {
             self.sample = Some((number, now));
         }
+        let sent = self.rate.written(len);
         let full = self.marks.len() >= MARKS_MAX;
         match self.marks.back_mut() {
-            Some(last) if now.since(last.at) < MARK_EVERY => last.number = number,
+            Some(last) if now.since(last.at) < MARK_EVERY => {
+                last.number = number;
+                last.sent.join(sent);
+                last.fresh &= fresh;
+                last.busy &= busy;
+            }
             _ if full => {}
-            _ => self.marks.push_back(Mark { number, at: now }),
+            _ => self.marks.push_back(Mark {
+                number,
+                at: now,
+                sent,
+                fresh,
+                busy,
+            }),
         }
+    }
+
+    /// The rate that data is carried at, in bytes a second, once it is known.
+    pub fn rate(&self) -> Option<u64> {
+        self.rate.bytes_per_s()
+    }
+
+    /// When what is written now behind `queued` bytes is through.
+    pub fn through_in(&self, queued: usize) -> Duration {
+        let ahead = self.rate.in_flight() + queued as u64;
+        let busy = (self.rate()).map(|r| Duration::from_micros(ahead * 1_000_000 / r.max(1)));
+        let empty = self.srtt.unwrap_or(SILENCE_UNKNOWN_RTT);
+        empty.max(busy.unwrap_or_default())
+    }
+
+    /// The best size of a record: what the path carries in [`RECORD_TIME`].
+    pub fn record_bytes(&self) -> usize {
+        let Some(rate) = self.rate() else {
+            return RECORD_DATA_BYTES_UNKNOWN;
+        };
+        let bytes = u128::from(rate) * RECORD_TIME.as_micros() / 1_000_000;
+        usize::try_from(bytes)
+            .unwrap_or(usize::MAX)
+            .clamp(RECORD_DATA_BYTES_MIN, STREAM_DATA_BYTES_MAX)
+    }
+
+    /// Whether nothing has come on it for a while, and nobody asks.
+    pub fn is_unheard(&self, now: Time) -> bool {
+        self.ping.is_none() && !self.silent && now.since(self.heard_at) >= REDUNDANT_ASK_EVERY
     }
 
     /// A PING of ours goes out.
@@ -88,6 +158,7 @@ impl Pulse {
         };
         self.measured(now.since(at));
         self.progress = now;
+        self.heard_at = now;
         true
     }
 
@@ -125,6 +196,15 @@ impl Pulse {
         while let Some(mark) = self.marks.front()
             && retained.get(mark.number).is_none()
         {
+            let Mark {
+                at,
+                sent,
+                fresh,
+                busy,
+                ..
+            } = *mark;
+            self.rate
+                .delivered(sent, now.since(at), fresh.then_some(busy));
             self.marks.pop_front();
             self.progress = now;
         }
@@ -190,18 +270,29 @@ impl Pulse {
         self.sample = None;
         self.ping = None;
         self.ask_at = None;
+        self.rate.forget();
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::session::schedule::Place;
     use bytes::Bytes;
 
     const RTT: Duration = Duration::from_millis(40);
 
     fn at(ms: u64) -> Time {
         Time::from_nanos(ms * 1_000_000)
+    }
+
+    fn record(number: u64) -> Written {
+        Written {
+            number,
+            len: 1,
+            fresh: true,
+            busy: true,
+        }
     }
 
     fn known() -> Pulse {
@@ -215,7 +306,7 @@ mod tests {
     fn kept(records: u64) -> Retained {
         let mut retained = Retained::default();
         for _ in 0..records {
-            retained.push(Bytes::from_static(b"x"), None, None);
+            retained.push(Bytes::from_static(b"x"), Place::default());
         }
         retained
     }
@@ -231,8 +322,8 @@ mod tests {
     fn a_path_that_is_known_to_be_alive_is_given_time_while_answers_come() {
         let mut pulse = known();
         let mut retained = kept(2);
-        pulse.written(0, true, at(100));
-        pulse.written(1, true, at(102));
+        pulse.written(record(0), at(100));
+        pulse.written(record(1), at(102));
         let due = pulse.deadline().unwrap();
         pulse.vouch(due + Duration::from_millis(30));
         // Nothing has come: vouching counts for so long and no longer.
@@ -257,7 +348,7 @@ mod tests {
         let mut pulse = known();
         let mut retained = kept(3);
         for (number, ms) in [(0, 100), (1, 110), (2, 120)] {
-            pulse.written(number, true, at(ms));
+            pulse.written(record(number), at(ms));
         }
         let first = pulse.deadline().unwrap();
         assert!(first > at(140) && first < at(180), "{first:?}");
@@ -277,7 +368,7 @@ mod tests {
     #[test]
     fn a_silent_transport_that_answers_gets_its_time_again() {
         let mut pulse = known();
-        pulse.written(0, true, at(0));
+        pulse.written(record(0), at(0));
         assert!(pulse.falls_silent(at(500)));
         pulse.lives(at(600));
         assert!(pulse.deadline().unwrap() > at(640));

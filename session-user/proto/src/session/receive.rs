@@ -170,8 +170,9 @@ impl Session {
         self.stats.records_received += 1;
         self.ack.note(now, handle, len);
         if !in_order {
-            // Records overtake each other only around a handover: let the sender know its state.
-            self.ack.at_once(now);
+            // Records overtake each other around a handover, or on several transports: let the sender
+            // know its state.
+            self.ack.soon(now);
         }
         Ok(Some(len))
     }

@@ -10,7 +10,7 @@ use super::transport::{Phase, Transport};
 use super::{Role, Session};
 use crate::Time;
 use crate::limits::{RESUME_TOKENS_AHEAD, TRANSPORTS_MAX};
-use crate::wire::{Ack, Frame, Kind, Preamble, Reply, ResumeToken, Status};
+use crate::wire::{Ack, Frame, Kind, Preamble, Reply, ResumeToken, Route, Status};
 
 /// A transport's name under the keys: unique for both diallers.
 const fn wire_id(counter: u64, dialler: Role) -> u64 {
@@ -22,6 +22,11 @@ impl Session {
     /// is a standby, every unacknowledged record without a transport go out on it in one flight,
     /// before any answer. New records follow on it as well.
     pub fn dial(&mut self, standby: bool) -> Result<Handle, TransportFault> {
+        self.dial_over(Route::default(), standby)
+    }
+
+    /// The same over a path that is not the first one's, or as a further lane of a path.
+    pub fn dial_over(&mut self, route: Route, standby: bool) -> Result<Handle, TransportFault> {
         if !self.is_open() {
             return Err(TransportFault::Closed);
         }
@@ -29,6 +34,7 @@ impl Session {
         self.dial_next += 1;
         let hard = !self.transports.values().any(|t| t.dialled && t.can_carry());
         let mut transport = Transport::new(Phase::AwaitReply, wire_id(counter, self.role), true);
+        transport.route = route;
         let token = self.names.resume_token(self.role.sends(), counter);
         let mut preamble = Vec::with_capacity(64);
         Preamble::new(Kind::Resume(token)).encode(&mut preamble);
@@ -42,6 +48,7 @@ impl Session {
                 hard,
                 standby,
                 ack,
+                route,
             },
         );
         if !standby {
@@ -151,6 +158,7 @@ impl Session {
     fn forget_transport(&mut self, gone: Handle) {
         self.retained.unschedule(gone);
         self.ack.repeat();
+        self.queues_changed();
         let hedge = self.hedge.take_if(|h| h.from == gone || h.to == gone);
         self.look_again(hedge.map(|h| h.from));
         if self.active == Some(gone) {
@@ -177,7 +185,16 @@ impl Session {
             return;
         }
         self.ask_to_use(handle, false);
+        self.move_softly(handle);
+    }
+
+    /// The transport that is left works: what the new one does not take at once goes on over it.
+    pub(super) fn move_softly(&mut self, handle: Handle) {
+        let from = self.active;
         self.activate(handle);
+        if self.active == Some(handle) {
+            self.ease(from, handle);
+        }
     }
 
     /// No new records go to `handle`; once its last is acknowledged, it is closed in order.
@@ -211,6 +228,7 @@ impl Session {
         self.settle_hedge();
         self.schedule_waiting(handle);
         self.unblock();
+        self.queues_changed();
     }
 
     /// Everything without a transport goes on `handle`, oldest first, as it was sealed.
@@ -263,7 +281,9 @@ impl Session {
         }
         // The dialler learns its round-trip time from the answer, this end from its own question.
         self.ask(now, handle);
-        if !standby || self.active.is_none() {
+        if !standby && !hard {
+            self.move_softly(handle);
+        } else if !standby || self.active.is_none() {
             self.activate(handle);
         }
         self.events.push_back(Event::TransportUp(handle));

@@ -5,6 +5,7 @@ use std::collections::VecDeque;
 use bytes::Bytes;
 
 use super::event::{Handle, Violation};
+use super::schedule::Place;
 use crate::limits::RETAINED_OVERHEAD_BYTES;
 use crate::wire::Ack;
 
@@ -15,6 +16,8 @@ struct Record {
     on: Option<Handle>,
     /// A second transport that carries it too.
     copy: Option<Handle>,
+    /// Its stream asked for two: the copy is not taken back when the first transport answers.
+    doubled: bool,
     /// Whether it was ever scheduled.
     tried: bool,
 }
@@ -50,13 +53,14 @@ impl Retained {
         self.bytes
     }
 
-    pub fn push(&mut self, bytes: Bytes, on: Option<Handle>, copy: Option<Handle>) {
+    pub fn push(&mut self, bytes: Bytes, place: Place) {
         self.bytes += bytes.len() + RETAINED_OVERHEAD_BYTES;
         self.records.push_back(Some(Record {
             bytes,
-            on,
-            copy,
-            tried: on.is_some(),
+            on: place.on,
+            copy: place.copy,
+            doubled: place.doubled,
+            tried: place.on.is_some(),
         }));
     }
 
@@ -139,10 +143,10 @@ impl Retained {
         room
     }
 
-    /// Takes back what was copied to `to`.
+    /// Takes back what was copied to `to`, unless its stream asked for two.
     pub fn uncopy(&mut self, to: Handle) {
         for record in self.records.iter_mut().flatten() {
-            if record.copy == Some(to) {
+            if record.copy == Some(to) && !record.doubled {
                 record.copy = None;
             }
         }

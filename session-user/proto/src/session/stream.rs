@@ -5,6 +5,8 @@ use std::collections::{BTreeMap, VecDeque};
 use bytes::{Buf, Bytes};
 
 use super::event::Violation;
+use super::schedule::Appetite;
+use crate::wire::Service;
 
 /// Small pieces are joined up to this size, in bytes.
 const JOINED_BYTES: usize = 16 * 1024;
@@ -257,6 +259,11 @@ impl RecvHalf {
         self.loose
     }
 
+    /// Bytes beyond a gap.
+    pub fn bytes_ahead(&self) -> usize {
+        self.ahead_bytes
+    }
+
     /// Pieces beyond a gap.
     pub fn pieces_ahead(&self) -> usize {
         self.ahead.len()
@@ -274,6 +281,9 @@ pub(super) struct Stream {
     pub told_readable: bool,
     /// Credit for it is due to be sent.
     pub credit_due: bool,
+    /// What its opener asked for.
+    pub service: Service,
+    pub appetite: Appetite,
 }
 
 impl Stream {
@@ -288,6 +298,8 @@ impl Stream {
             awaiting_open,
             told_readable: false,
             credit_due: false,
+            service: Service::default(),
+            appetite: Appetite::default(),
         }
     }
 

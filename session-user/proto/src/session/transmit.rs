@@ -6,11 +6,13 @@ use bytes::{Bytes, BytesMut};
 
 use super::buf::{SendBuf, seal_record};
 use super::event::{Event, Handle};
+use super::schedule::Place;
 use super::transport::{Phase, Transport};
 use super::{Session, State};
 use crate::Time;
 use crate::limits::{
-    ACK_BYTES, ACK_DELAY, ACK_RECORDS, CONTROL_RECORD_BYTES_MAX, RECORD_HEADER_BYTES, TAG_BYTES,
+    ACK_BYTES, ACK_DELAY, ACK_EVERY, ACK_RECORDS, CONTROL_RECORD_BYTES_MAX, RECORD_HEADER_BYTES,
+    TAG_BYTES,
 };
 use crate::wire::{Ack, Frame, Space, StreamHeader};
 
@@ -23,6 +25,8 @@ pub(super) struct AckState {
     pub deadline: Option<Time>,
     /// Where the newest records came from: the path that the sender is listening on.
     on: Option<Handle>,
+    /// When the last one went out.
+    sent_at: Time,
 }
 
 impl AckState {
@@ -34,6 +38,14 @@ impl AckState {
         self.records += 1;
         self.bytes += bytes;
         self.on = Some(on);
+    }
+
+    /// Something came out of order: the sender is to know soon, but not of every single record while
+    /// several transports carry.
+    pub fn soon(&mut self, now: Time) {
+        let at = now.max(self.sent_at + ACK_EVERY);
+        self.records = self.records.max(1);
+        self.deadline = Some(self.deadline.map_or(at, |d| d.min(at)));
     }
 
     /// The peer waits for this one: it closes, or it has sent what we hold already.
@@ -100,7 +112,7 @@ impl Session {
     pub fn transmitted(&mut self, now: Time, handle: Handle, written: usize) {
         if let Some(transport) = self.transports.get_mut(&handle) {
             transport.advance(now, written);
-            self.unblock();
+            self.queue_moved(handle);
         }
     }
 
@@ -129,6 +141,7 @@ impl Session {
         let delay_us = u64::try_from(delay.as_micros()).unwrap_or(0);
         self.ack = AckState {
             on: self.ack.on,
+            sent_at: now,
             ..AckState::default()
         };
         self.send_unretained(
@@ -154,11 +167,17 @@ impl Session {
     }
 
     /// Seals one record of application data.
-    pub(super) fn seal_data(&mut self, now: Time, header: &StreamHeader, data: SendBuf) {
+    pub(super) fn seal_data(
+        &mut self,
+        now: Time,
+        header: &StreamHeader,
+        data: SendBuf,
+        place: Place,
+    ) {
         self.rekey_if_due(now);
         let number = self.retained.next_number();
         let sealed = data.seal(header, self.seal.epoch().0, number, self.seal.retained());
-        self.schedule(sealed);
+        self.schedule(now, sealed, place);
     }
 
     /// Seals one record of other frames.
@@ -174,32 +193,32 @@ impl Session {
             number,
             self.seal.retained(),
         );
-        self.schedule(sealed);
+        self.schedule(self.now, sealed, self.place_control());
         number
     }
 
-    /// Retains a sealed record and queues it on the active transport, if there is one, and on the
-    /// other one too while it is not known which of them works.
-    fn schedule(&mut self, sealed: Bytes) {
+    /// Retains a sealed record and queues it where it goes.
+    fn schedule(&mut self, now: Time, sealed: Bytes, place: Place) {
         self.epochs.sealed();
         self.stats.records_sent += 1;
         let number = self.retained.next_number();
         let len = sealed.len();
-        let carries = |h: &Handle| self.transports.get(h).is_some_and(|t| t.can_carry());
-        let on = self.active.filter(carries);
-        let hedge = on.and(self.hedge.as_mut()).filter(|h| h.room > 0);
-        let copy = hedge.and_then(|hedge| {
-            hedge.room = hedge.room.saturating_sub(len);
-            Some(hedge.to).filter(carries)
-        });
-        self.retained.push(sealed, on, copy);
-        if copy.is_some() {
+        self.retained.push(sealed, place);
+        if place.copy.is_some() && place.doubled {
+            self.stats.records_doubled += 1;
+        } else if place.copy.is_some() {
             self.stats.records_resent += 1;
             self.stats.bytes_resent += len as u64;
+            if let Some(hedge) = &mut self.hedge {
+                hedge.room = hedge.room.saturating_sub(len);
+            }
         }
-        for handle in [on, copy].into_iter().flatten() {
+        for handle in [place.on, place.copy].into_iter().flatten() {
             if let Some(transport) = self.transports.get_mut(&handle) {
-                transport.push_retained(number, len, copy.is_none());
+                transport.push_retained(number, len, place.copy.is_none());
+                if place.doubled && transport.pulse.is_unheard(now) {
+                    self.ask(now, handle);
+                }
             }
         }
     }

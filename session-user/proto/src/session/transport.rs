@@ -6,12 +6,12 @@ use std::io::IoSlice;
 use bytes::{Bytes, BytesMut};
 
 use super::buf::seal_record;
-use super::pulse::Pulse;
+use super::pulse::{Pulse, Written};
 use super::retained::Retained;
 use crate::Time;
 use crate::limits::RECORD_HEADER_BYTES;
 use crate::seal::{Epoch, RecordKey, SealKeys};
-use crate::wire::Space;
+use crate::wire::{Route, Space};
 
 /// How far a transport has come.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -59,6 +59,10 @@ pub(super) struct Transport {
     pub pulse: Pulse,
     /// When the first byte was written to its socket.
     pub began: Option<Time>,
+    /// Where it runs, as its dialler says.
+    pub route: Route,
+    /// Bytes that it may send at once, where the driver knows.
+    pub window: Option<usize>,
 }
 
 /// A retained record in a transport's queue.
@@ -67,6 +71,8 @@ struct Queued {
     number: u64,
     /// It was never on another transport, so its acknowledgement tells the round-trip time.
     fresh: bool,
+    /// Its sealed bytes.
+    len: usize,
 }
 
 impl Transport {
@@ -90,6 +96,8 @@ impl Transport {
             next_expected: 0,
             pulse: Pulse::default(),
             began: None,
+            route: Route::default(),
+            window: None,
         }
     }
 
@@ -120,7 +128,7 @@ impl Transport {
     /// `fresh`: it was never on another transport.
     pub fn push_retained(&mut self, number: u64, len: usize, fresh: bool) {
         self.queued_bytes += len;
-        self.queue.push_back(Queued { number, fresh });
+        self.queue.push_back(Queued { number, fresh, len });
     }
 
     /// Takes what has not been staged out of the queue, except what `keep` names.
@@ -205,10 +213,20 @@ impl Transport {
                 self.front_written += written;
                 return;
             }
-            if let Some(queued) = queued {
-                self.pulse.written(queued.number, queued.fresh, now);
-            }
             written -= left;
+            if let Some(Queued { number, fresh, len }) = *queued {
+                // What follows at once keeps the path busy; otherwise the application sets the pace.
+                let busy = self.staged.len() > 1 || !self.queue.is_empty();
+                self.pulse.written(
+                    Written {
+                        number,
+                        len,
+                        fresh,
+                        busy,
+                    },
+                    now,
+                );
+            }
             self.front_written = 0;
             self.staged.pop_front();
         }

@@ -80,10 +80,11 @@ impl World<'_> {
                 .count() as u64;
             let expected = opened * 2 + side as u64;
             let target = self.script.target(expected);
+            let service = self.script.stream(expected).service;
             let Some(session) = self.session(side) else {
                 return;
             };
-            match session.open(target) {
+            match session.open_with(target, service) {
                 Ok(id) if id == expected => {
                     self.host(side).wanted -= 1;
                     let plan = self.script.stream(id);

@@ -12,9 +12,10 @@ use super::rng::mix;
 use super::world::{Happening, World};
 use super::{Mutation, Side};
 use crate::Time;
+use crate::limits::LANES_MAX;
 use crate::seal::{Aead, SealError, Secret, SessionSecret};
 use crate::session::{Handle, Session, StreamId, TransportFault};
-use crate::wire::{Kind, Preamble, Reply, ResumeToken, Status};
+use crate::wire::{Kind, Preamble, Reply, ResumeToken, Route, Status};
 
 /// How long a transport may stay unauthenticated.
 const UP_BY: Duration = Duration::from_secs(5);
@@ -101,6 +102,7 @@ impl World<'_> {
         self.kept = Default::default();
         let attempt = u64::from(self.attempt);
         let link = self.rng.below(self.links.len() as u64) as usize;
+        self.first_link = link;
         let wire = self.connect(Side::Initiator, link, Purpose::First);
         let aead =
             [Aead::Aes128Gcm, Aead::Aes256Gcm, Aead::ChaCha20Poly1305][self.attempt as usize % 3];
@@ -195,7 +197,8 @@ impl World<'_> {
     }
 
     fn dial_on(&mut self, wire: usize, dialler: Side, standby: bool) {
-        let dialled = self.session(dialler).map(|s| s.dial(standby));
+        let route = self.route(wire, dialler);
+        let dialled = self.session(dialler).map(|s| s.dial_over(route, standby));
         let Some(Ok(handle)) = dialled else {
             self.wires.remove(&wire);
             return;
@@ -217,6 +220,21 @@ impl World<'_> {
         for side in Side::BOTH {
             self.after(UP_BY, Happening::Late { wire, side });
         }
+    }
+
+    /// As a driver numbers them: the path of the full handshake is 0, and a transport beside another on
+    /// the same link is one of its lanes.
+    fn route(&self, wire: usize, dialler: Side) -> Route {
+        let links = self.links.len();
+        let link = self.wires.get(&wire).map_or(0, |w| w.link);
+        let path = ((link + links - self.first_link) % links) as u64 * 256;
+        let host = &self.hosts[dialler as usize];
+        let taken = |lane: u64| {
+            let route = Route { path, lane };
+            (host.session.iter()).any(|s| s.transports().any(|h| s.route(h) == Some(route)))
+        };
+        let lane = (0..LANES_MAX).find(|l| !taken(*l)).unwrap_or_default();
+        Route { path, lane }
     }
 
     /// Whether `side` still waits for `wire` to be authenticated.

@@ -8,7 +8,7 @@ use super::net::Link;
 use super::rng::{Rng, mix};
 use crate::Time;
 use crate::session::{Config, StreamId};
-use crate::wire::Target;
+use crate::wire::{Mode, Service, Target};
 
 /// Something that happens at a time set by the script.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -83,6 +83,8 @@ pub(super) struct StreamPlan {
     pub connect: Duration,
     /// The opener writes before it is connected.
     pub early: bool,
+    /// How its records use the links.
+    pub service: Service,
 }
 
 /// The whole plan of a run.
@@ -101,6 +103,8 @@ pub(super) struct Script {
     pub stream_bytes_max: u64,
     /// The initiator keeps a standby whenever it can.
     pub warm: bool,
+    /// Streams ask for redundant and bonded transport, and for lanes.
+    pub modes: bool,
 }
 
 impl Script {
@@ -122,6 +126,7 @@ impl Script {
             },
             stream_bytes_max: rng.log_range(512, 160 * 1024),
             warm: false,
+            modes: rng.chance(500),
         };
         script.draw_streams(rng, calm_ms);
         script.draw_faults(rng, calm_ms);
@@ -253,6 +258,18 @@ impl Script {
             refuse: rng.chance(70).then(|| rng.pick(&[111, 113, 101])),
             connect: rng.micros(10, 100_000),
             early,
+            service: self.service(rng),
+        }
+    }
+
+    /// In some runs every stream has one transport at a time, in others each has its own way.
+    fn service(&self, rng: &mut Rng) -> Service {
+        if !self.modes {
+            return Service::default();
+        }
+        Service {
+            mode: rng.pick(&[Mode::Single, Mode::Redundant, Mode::Bonded]),
+            own_lane: rng.chance(300),
         }
     }
 

@@ -67,6 +67,8 @@ pub(super) struct World<'a> {
     queue: BinaryHeap<Reverse<(Time, u64, Happening)>>,
     queued: u64,
     pub links: Vec<Link>,
+    /// The link of the full handshake.
+    pub first_link: usize,
     pub wires: BTreeMap<usize, Wire>,
     wires_made: usize,
     pub hosts: [Host; 2],
@@ -93,6 +95,7 @@ impl<'a> World<'a> {
             queue: BinaryHeap::new(),
             queued: 0,
             links: script.links.clone(),
+            first_link: 0,
             wires: BTreeMap::new(),
             wires_made: 0,
             hosts: Side::BOTH.map(Host::new),

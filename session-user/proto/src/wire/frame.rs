@@ -1,6 +1,7 @@
 //! Frames: what is inside a record. One table holds all numbers.
 
 use super::ack::Ack;
+use super::service::{Route, Service};
 use super::target::Target;
 use super::varint::{put_varint, varint_bytes};
 use crate::limits::REASON_BYTES_MAX;
@@ -130,6 +131,7 @@ pub enum Frame<'a> {
     Open {
         id: u64,
         target: Target,
+        service: Service,
     },
     OpenOk {
         id: u64,
@@ -149,6 +151,7 @@ pub enum Frame<'a> {
         hard: bool,
         standby: bool,
         ack: Ack,
+        route: Route,
     },
     Resumed {
         ack: Ack,
@@ -305,9 +308,14 @@ impl Frame<'_> {
                 final_size,
             } => put_all(out, &[*id, *code, *final_size]),
             Self::StopSending { id, code } => put_all(out, &[*id, *code]),
-            Self::Open { id, target } => {
+            Self::Open {
+                id,
+                target,
+                service,
+            } => {
                 put_varint(out, *id);
                 target.encode(out);
+                service.encode(out);
             }
             Self::OpenOk { id } => put_varint(out, *id),
             Self::OpenFailed { id, errno } => put_all(out, &[*id, *errno]),
@@ -317,10 +325,12 @@ impl Frame<'_> {
                 hard,
                 standby,
                 ack,
+                route,
             } => {
                 put_varint(out, *counter);
                 out.push(u8::from(*hard) | u8::from(*standby) << 1);
                 ack.encode(out);
+                route.encode(out);
             }
             Self::Resumed { ack } => ack.encode(out),
             Self::TransportStatus {

@@ -10,6 +10,7 @@ mod params;
 mod parse;
 mod preamble;
 mod record;
+mod service;
 mod target;
 mod varint;
 
@@ -18,6 +19,7 @@ pub use frame::{Frame, FrameType, Space, StreamHeader};
 pub use params::Params;
 pub use preamble::{Kind, Preamble, Reply, ResumeToken, Status};
 pub use record::RecordHeader;
+pub use service::{Mode, Route, Service};
 pub use target::Target;
 pub use varint::{Reader, VARINT_MAX, put_varint, varint_bytes};
 

@@ -3,6 +3,7 @@
 use super::WireError;
 use super::ack::Ack;
 use super::frame::{CRITICAL, FIN, Frame, FrameType, Space, StreamHeader};
+use super::service::{Route, Service};
 use super::target::Target;
 use super::varint::Reader;
 use crate::limits::{REASON_BYTES_MAX, REAUTH_CHUNK_BYTES_MAX, STREAM_DATA_BYTES_MAX};
@@ -64,6 +65,7 @@ impl<'a> Frame<'a> {
             FrameType::Open => Self::Open {
                 id: body.varint(WHAT)?,
                 target: Target::parse(body)?,
+                service: Service::parse(body)?,
             },
             FrameType::OpenOk => Self::OpenOk {
                 id: body.varint(WHAT)?,
@@ -86,6 +88,7 @@ impl<'a> Frame<'a> {
                     hard: flags & 1 != 0,
                     standby: flags & 2 != 0,
                     ack: Ack::parse(body)?,
+                    route: Route::parse(body)?,
                 }
             }
             FrameType::Resumed => Self::Resumed {

@@ -7,7 +7,7 @@ use bytes::{Buf, BytesMut};
 use session_proto::Time;
 use session_proto::seal::{Aead, Secret, SessionSecret};
 use session_proto::session::{Config, Event, Handle, SendBuf, Session, StreamId, TransportFault};
-use session_proto::wire::{Kind, Preamble, RecordHeader, Space, Target};
+use session_proto::wire::{Kind, Preamble, RecordHeader, Route, Space, Target};
 
 /// The initiator, the responder and their transports.
 pub struct Pair {
@@ -152,7 +152,12 @@ impl Pair {
 
     /// The initiator dials; the responder accepts what goes out first, in one flight.
     pub fn dial(&mut self, standby: bool) -> (Handle, Handle) {
-        let on_a = self.a.dial(standby).unwrap();
+        self.dial_over(Route::default(), standby)
+    }
+
+    /// The same over another path.
+    pub fn dial_over(&mut self, route: Route, standby: bool) -> (Handle, Handle) {
+        let on_a = self.a.dial_over(route, standby).unwrap();
         let flight = drain(self.now, &mut self.a, on_a);
         let on_b = self.accept(&flight).unwrap();
         self.wires.push((on_a, on_b));

@@ -287,6 +287,7 @@ fn data_beyond_credit_closes_the_session() {
     Frame::Open {
         id: 0,
         target: target(),
+        service: session_proto::wire::Service::default(),
     }
     .encode(&mut frames);
     let header = session_proto::wire::StreamHeader {

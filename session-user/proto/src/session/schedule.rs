@@ -1,0 +1,354 @@
+//! Which transport a record goes to, and how much may be sealed for it.
+//!
+//! Records go to the active transport, unless their stream asked for more: *redundant* ones go to a
+//! second path as well, *bonded* ones wherever they are through first. Beside the active transport
+//! there may be *lanes*, further transports on its path, which keep the queues of streams apart.
+
+use std::time::Duration;
+
+use super::Session;
+use super::event::{Event, Handle, StreamId};
+use super::transport::{Phase, Transport};
+use crate::Time;
+use crate::limits::{
+    BOND_QUEUE_BYTES, BOND_REORDER_BYTES, EASE_QUEUE_BYTES, EASE_TIME, LANES_MAX,
+    RECORD_DATA_BYTES_MIN, RECORD_WINDOW_RESERVE, RETAIN_RESERVE_BYTES, RETAINED_OVERHEAD_BYTES,
+    STREAM_DATA_BYTES_MAX, TRANSPORT_QUEUE_BYTES,
+};
+use crate::wire::{Mode, Route, Service};
+
+/// Where a record goes.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Place {
+    /// `None`: it waits for a transport.
+    pub on: Option<Handle>,
+    pub copy: Option<Handle>,
+    /// The copy is what its stream asked for, not a guess.
+    pub doubled: bool,
+}
+
+impl Place {
+    const fn one(on: Handle) -> Self {
+        Self {
+            on: Some(on),
+            copy: None,
+            doubled: false,
+        }
+    }
+
+    fn handles(self) -> impl Iterator<Item = Handle> {
+        [self.on, self.copy].into_iter().flatten()
+    }
+}
+
+/// Whether a stream takes all that it is given: then others should not wait behind it.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Appetite {
+    window_at: Time,
+    written: usize,
+    hungry_until: Time,
+}
+
+impl Appetite {
+    /// Bytes are counted over this time.
+    const WINDOW: Duration = Duration::from_millis(250);
+    /// A stream that wrote less in it is interactive, even if it had to wait.
+    const BULK_BYTES: usize = 64 * 1024;
+    /// A bulk stream is one for so long after it last had to wait.
+    const LASTS: Duration = Duration::from_secs(1);
+
+    pub fn wrote(&mut self, now: Time, bytes: usize) {
+        if now.since(self.window_at) > Self::WINDOW {
+            self.window_at = now;
+            self.written = 0;
+        }
+        self.written += bytes;
+    }
+
+    fn waits(&mut self, now: Time) {
+        if self.written >= Self::BULK_BYTES {
+            self.hungry_until = now + Self::LASTS;
+        }
+    }
+
+    fn is_bulk(&self, now: Time) -> bool {
+        now < self.hungry_until
+    }
+}
+
+/// A soft handover under load: the old transport goes on sending what the new one does not take yet.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Easing {
+    from: Handle,
+    until: Time,
+}
+
+impl Session {
+    fn usable(&self, handle: Handle) -> Option<&Transport> {
+        self.transports.get(&handle).filter(|t| t.can_carry())
+    }
+
+    /// One that the peer has answered on, and still does.
+    fn answering(&self, handle: Handle) -> Option<&Transport> {
+        let answers = |t: &&Transport| t.phase == Phase::Up && !t.pulse.is_silent();
+        self.usable(handle).filter(answers)
+    }
+
+    /// Where the next record of stream `id` goes; `None` while none should be made.
+    pub(super) fn place_data(&self, id: StreamId) -> Option<Place> {
+        let Some(active) = self.active.filter(|h| self.usable(*h).is_some()) else {
+            return Some(Place::default());
+        };
+        let service = self.streams.get(&id)?.service;
+        let doubled = service.mode == Mode::Redundant;
+        if let Some(place) = self.place_uncertain(active, doubled) {
+            return Some(place);
+        }
+        Some(Place::one(match service.mode {
+            Mode::Bonded => self.soonest()?,
+            Mode::Single | Mode::Redundant => self.single(id, service, active),
+        }))
+    }
+
+    /// Where a record of other frames goes. Those of redundant streams must not stall them.
+    pub(super) fn place_control(&self) -> Place {
+        let Some(active) = self.active.filter(|h| self.usable(*h).is_some()) else {
+            return Place::default();
+        };
+        self.place_uncertain(active, self.doubled_streams > 0)
+            .unwrap_or(Place::one(active))
+    }
+
+    /// On two transports, if the record is to be `doubled` and there is another path, or if it is not
+    /// known whether the active transport works.
+    fn place_uncertain(&self, active: Handle, doubled: bool) -> Option<Place> {
+        if doubled && let Some(copy) = self.partner(active) {
+            return Some(Place {
+                on: Some(active),
+                copy: Some(copy),
+                doubled,
+            });
+        }
+        let hedge = self.hedge?;
+        let copies = hedge.room > 0 && hedge.to != active && self.usable(hedge.to).is_some();
+        Some(Place {
+            on: Some(active),
+            copy: copies.then_some(hedge.to),
+            doubled: false,
+        })
+    }
+
+    /// The transport that has least in common with `active`.
+    pub(super) fn partner(&self, active: Handle) -> Option<Handle> {
+        let route = self.transports.get(&active)?.route;
+        let others = self.transports.keys().copied().filter(|h| *h != active);
+        let apart = others.filter_map(|h| {
+            let transport = self.answering(h)?;
+            let distance = transport.route.distance(route);
+            (distance > 0 && transport.route.lane == 0).then_some((distance, transport.wire_id, h))
+        });
+        apart.max().map(|(_, _, h)| h)
+    }
+
+    /// The transport over which a record is through first; `None` where that one has to be waited for.
+    fn soonest(&self) -> Option<Handle> {
+        let (mut best, mut best_free) = (None::<Duration>, None::<(Duration, Handle)>);
+        let mut rates = 0;
+        for &handle in self.transports.keys() {
+            let Some(t) = self.answering(handle).filter(|t| t.route.lane == 0) else {
+                continue;
+            };
+            rates += t.pulse.rate().unwrap_or(0);
+            let eta = t.pulse.through_in(t.queued_bytes());
+            best = Some(best.map_or(eta, |b| b.min(eta)));
+            let free = t.queued_bytes() < BOND_QUEUE_BYTES;
+            if free && best_free.is_none_or(|(b, _)| eta < b) {
+                best_free = Some((eta, handle));
+            }
+        }
+        let (eta, handle) = best_free.or_else(|| self.lonely())?;
+        let ahead = eta.saturating_sub(best.unwrap_or(eta)).as_micros();
+        // What goes on at the total rate until the slow one is through waits in the receiver's memory.
+        let waiting = ahead * u128::from(rates) / 1_000_000;
+        (waiting <= BOND_REORDER_BYTES as u128).then_some(handle)
+    }
+
+    /// Nothing answers yet: what is active may have just been dialled.
+    fn lonely(&self) -> Option<(Duration, Handle)> {
+        let answering = |h: &Handle| self.answering(*h).is_some_and(|t| t.route.lane == 0);
+        if self.transports.keys().any(answering) {
+            return None;
+        }
+        let active = self.active?;
+        let queued = self.usable(active)?.queued_bytes();
+        (queued < TRANSPORT_QUEUE_BYTES).then_some((Duration::ZERO, active))
+    }
+
+    /// One transport: a lane of the active path, or the active one itself, or, while a move is eased,
+    /// the one that was left.
+    fn single(&self, id: StreamId, service: Service, active: Handle) -> Handle {
+        if let Some(lane) = self.lane(id, service, active) {
+            return lane;
+        }
+        let full = |h: Handle| {
+            self.transports
+                .get(&h)
+                .is_none_or(|t| t.queued_bytes() >= EASE_QUEUE_BYTES)
+        };
+        let eased = self.easing.filter(|e| self.now < e.until && full(active));
+        let from = eased.map(|e| e.from).filter(|h| !full(*h));
+        from.filter(|h| self.answering(*h).is_some())
+            .unwrap_or(active)
+    }
+
+    fn lane(&self, id: StreamId, service: Service, active: Handle) -> Option<Handle> {
+        let path = self.transports.get(&active)?.route.path;
+        let lanes = || {
+            let route = |h: &Handle| self.answering(*h).map(|t| t.route);
+            let handles = self
+                .transports
+                .keys()
+                .filter_map(move |h| Some((*h, route(h)?)));
+            handles.filter(move |(_, r)| r.path == path && r.lane > 0)
+        };
+        if service.own_lane {
+            let own = own_lane(id);
+            return lanes().find(|(_, r)| r.lane == own).map(|(h, _)| h);
+        }
+        if !self.streams.get(&id)?.appetite.is_bulk(self.now) {
+            return None;
+        }
+        let count = lanes().count().max(1);
+        lanes().nth((id >> 1) as usize % count).map(|(h, _)| h)
+    }
+
+    /// The session moves to `to` while the transport that it leaves works.
+    pub(super) fn ease(&mut self, from: Option<Handle>, to: Handle) {
+        let from = from.filter(|h| *h != to && self.answering(*h).is_some());
+        self.easing = from.map(|from| Easing {
+            from,
+            until: self.now + EASE_TIME,
+        });
+    }
+
+    /// How many bytes [`Session::write`] takes for `id` now, at most one record's worth. Zero
+    /// means: wait for [`Event::Writable`].
+    pub fn capacity(&mut self, id: StreamId) -> usize {
+        let (room, credit) = (self.memory_room(), self.credit_of(id));
+        self.wants_room |= room == 0;
+        self.wants_credit |= credit == 0;
+        let Some(most) = self.queue_room(id) else {
+            self.wants_queue = true;
+            let now = self.now;
+            if let Some(stream) = self.streams.get_mut(&id) {
+                stream.appetite.waits(now);
+            }
+            return 0;
+        };
+        room.min(credit).min(most)
+    }
+
+    /// The same without regard to the record's best size, and without a wish to be told.
+    pub(super) fn capacity_of(&self, id: StreamId) -> Option<usize> {
+        self.queue_room(id)?;
+        Some(self.memory_room().min(self.credit_of(id)))
+    }
+
+    /// The best size of the next record of `id`; `None` while the queues that it might go to are full.
+    fn queue_room(&self, id: StreamId) -> Option<usize> {
+        let place = self.place_data(id)?;
+        // While it is not known whether the active one works, its queue says nothing.
+        let counts = match self.hedge {
+            Some(hedge) => Place::one(hedge.to),
+            None => place,
+        };
+        let transport = |h: Handle| self.transports.get(&h);
+        let queues = counts.handles().filter_map(transport);
+        let shortest = queues.map(Transport::queued_bytes).min().unwrap_or(0);
+        if shortest >= TRANSPORT_QUEUE_BYTES {
+            return None;
+        }
+        let sizes = place.handles().filter_map(transport);
+        let size = sizes.map(|t| t.pulse.record_bytes()).min();
+        Some(
+            size.unwrap_or(STREAM_DATA_BYTES_MAX)
+                .min(self.flight_room()),
+        )
+    }
+
+    /// A record that is sent again keeps its size: it must not be most of what a standby may send
+    /// before its first answer.
+    fn flight_room(&self) -> usize {
+        let windows = self.transports.values().filter_map(|t| t.window);
+        windows
+            .min()
+            .map_or(usize::MAX, |w| (w / 2).max(RECORD_DATA_BYTES_MIN))
+    }
+
+    /// What memory, record numbers and key epochs leave for data.
+    fn memory_room(&self) -> usize {
+        if !self.is_open() || self.epochs.exhausted(self.config.rekey_records) {
+            return 0;
+        }
+        if self.retained.span() + RECORD_WINDOW_RESERVE >= self.peer.record_window {
+            return 0;
+        }
+        let budget = self.config.memory_bytes / 2;
+        let used = self.retained.bytes()
+            + RETAIN_RESERVE_BYTES.min(budget / 4)
+            + RETAINED_OVERHEAD_BYTES
+            + 64;
+        budget.saturating_sub(used).min(STREAM_DATA_BYTES_MAX)
+    }
+
+    /// Memory was freed: tell the driver if it waits.
+    pub(super) fn unblock(&mut self) {
+        if self.wants_room && self.memory_room() > 0 {
+            self.wants_room = false;
+            self.events.push_back(Event::Writable);
+        }
+    }
+
+    /// The queue of `handle` has become shorter.
+    pub(super) fn queue_moved(&mut self, handle: Handle) {
+        let short = |t: &Transport| t.queued_bytes() < TRANSPORT_QUEUE_BYTES;
+        if self.wants_queue && self.transports.get(&handle).is_some_and(short) {
+            self.queues_changed();
+        }
+    }
+
+    /// Records may go elsewhere now.
+    pub(super) fn queues_changed(&mut self) {
+        if std::mem::take(&mut self.wants_queue) {
+            self.events.push_back(Event::Writable);
+        }
+    }
+
+    /// The driver knows from elsewhere, such as the kernel's congestion window, how many bytes
+    /// `handle` may send at once.
+    pub fn assume_window(&mut self, handle: Handle, bytes: usize) {
+        if let Some(transport) = self.transports.get_mut(&handle) {
+            transport.window = Some(bytes);
+        }
+    }
+
+    /// Where `handle` runs, as its dialler said.
+    pub fn route(&self, handle: Handle) -> Option<Route> {
+        Some(self.transports.get(&handle)?.route)
+    }
+
+    /// What the opener of stream `id` asked for.
+    pub fn service(&self, id: StreamId) -> Option<Service> {
+        Some(self.streams.get(&id)?.service)
+    }
+
+    /// How fast `handle` carries data, in bytes a second, once that is known.
+    pub fn rate(&self, handle: Handle) -> Option<u64> {
+        self.transports.get(&handle)?.pulse.rate()
+    }
+}
+
+/// The lane of a stream that asks for one to itself. Lanes are few: streams far apart share one.
+pub const fn own_lane(id: StreamId) -> u64 {
+    1 + (id >> 1) % LANES_MAX
+}

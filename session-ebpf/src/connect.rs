@@ -1,7 +1,9 @@
 //! The connect hooks: decide whether a connection is captured, and send it to the agent.
 
 use aya_ebpf::{
-    helpers::bpf_get_current_pid_tgid, macros::cgroup_sock_addr, maps::lpm_trie::Key,
+    helpers::{bpf_get_current_cgroup_id, bpf_get_current_pid_tgid},
+    macros::cgroup_sock_addr,
+    maps::lpm_trie::Key,
     programs::SockAddrContext,
 };
 use aya_log_ebpf::{debug, info, warn};
@@ -221,6 +223,8 @@ fn capture(
             port,
             pad: 0,
             peer: claim.peer,
+            // SAFETY: the helper takes no arguments and reads the current task.
+            cgroup: unsafe { bpf_get_current_cgroup_id() },
         },
         agent_word: target.addr[3],
         agent_port: u32::from(target.port),

@@ -6,6 +6,7 @@
 //! a link has been good for long enough is the monitor's (its debounce).
 
 mod history;
+mod service;
 mod standby;
 
 use std::fmt;
@@ -16,6 +17,7 @@ use crate::glob;
 use crate::link::{Link, LinkKind, LinkSnapshot, Unusable};
 
 pub use history::PathHistory;
+pub use service::{Lanes, ServiceRule, ServiceRules};
 pub use standby::{Standby, StandbyConfig};
 
 /// What the operator wants.

@@ -107,6 +107,8 @@ pub struct Original {
     pub pad: u16,
     /// Index of the configured peer that carries the connection.
     pub peer: u32,
+    /// Id of the cgroup that the connecting thread is in.
+    pub cgroup: u64,
 }
 
 /// Names one handshake on the loopback hop from both of its ends.
@@ -175,9 +177,9 @@ const _: () = {
     assert!(size_of::<Settings>() == 40);
     assert!(size_of::<PortRule>() == 12);
     assert!(size_of::<Policy>() == 4 + 12 * POLICY_RULES_MAX);
-    assert!(size_of::<Original>() == 24);
+    assert!(size_of::<Original>() == 32);
     assert!(size_of::<FlowKey>() == 48);
-    assert!(size_of::<AppSocket>() == 80);
+    assert!(size_of::<AppSocket>() == 88);
 };
 
 #[cfg(feature = "user")]

@@ -354,6 +354,8 @@ fn keep_sessions(
             captures: Arc::clone(&captures),
             links: links.subscribe(),
             policy: policy_config(config),
+            services: Arc::new(config.streams.clone()),
+            lanes: config.transport.lanes,
             registry: registry.clone(),
             common: common.clone(),
             session: session.clone(),

@@ -11,7 +11,7 @@ use crate::driver::{
     Common, Driver, Ended, Established, Initiator, InitiatorConfig, Side, establish,
 };
 use crate::link::LinkSnapshot;
-use crate::policy::{self, Action, Path, PathHistory, PolicyConfig};
+use crate::policy::{self, Action, Lanes, Path, PathHistory, PolicyConfig, ServiceRules};
 
 /// First and longest wait between attempts to make a session.
 const BACKOFF_FIRST: Duration = Duration::from_millis(100);
@@ -30,6 +30,10 @@ pub struct Peer {
     pub links: watch::Receiver<Arc<LinkSnapshot>>,
     /// Which link is preferred.
     pub policy: PolicyConfig,
+    /// How streams use the links.
+    pub services: Arc<ServiceRules>,
+    /// Further transports on the link in use.
+    pub lanes: Lanes,
     /// The sessions of this unit.
     pub registry: Registry,
     /// What is the same for every session.
@@ -115,6 +119,8 @@ impl Peer {
             captures: Arc::clone(&self.captures),
             links: self.links.clone(),
             policy: self.policy.clone(),
+            services: Arc::clone(&self.services),
+            lanes: self.lanes,
             remotes: self.remotes.clone(),
             peer_name: self.name.clone(),
             dial_timeout: self.dial_timeout,

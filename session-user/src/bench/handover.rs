@@ -8,7 +8,7 @@ use std::time::Duration;
 use anyhow::ensure;
 
 use super::app::{Direction, Pace};
-use super::measure::{Plan, measure};
+use super::measure::{Mode, Plan, measure};
 use super::plain::plain;
 use super::report::{Row, print_rows};
 use super::scenario::Scenario;
@@ -38,6 +38,9 @@ pub struct HandoverArgs {
     /// What happens to the link; several with commas, or `all`.
     #[arg(long, value_enum, value_delimiter = ',', default_values_t = [Scenario::Cut])]
     scenario: Vec<Scenario>,
+    /// How streams use the links; several with commas. With --lab.
+    #[arg(long, value_enum, value_delimiter = ',', default_values_t = [Mode::Single], requires = "lab")]
+    mode: Vec<Mode>,
     /// The links' round-trip time in milliseconds; with --lab.
     #[arg(long, default_value_t = 0, requires = "lab")]
     rtt: u16,
@@ -107,7 +110,7 @@ fn in_lab(args: &HandoverArgs) -> anyhow::Result<Vec<Row>> {
     );
     let mut rows = Vec::new();
     for scenario in args.scenarios() {
-        for plan in args.plans(scenario) {
+        for plan in args.modes(scenario).flat_map(|m| args.plans(scenario, m)) {
             if args.against == Some(Against::Tcp) {
                 rows.extend(plain(&plan)?);
             } else {
@@ -126,8 +129,22 @@ impl HandoverArgs {
         self.scenario.clone()
     }
 
+    /// With `all` scenarios, the other modes run those in which they differ from the single one.
+    fn modes(&self, scenario: Scenario) -> impl Iterator<Item = Mode> {
+        let all = self.scenario.contains(&Scenario::All);
+        let told = self.mode != [Mode::Single];
+        let modes = if all && !told {
+            vec![Mode::Single, Mode::Redundant, Mode::Bonded]
+        } else {
+            self.mode.clone()
+        };
+        let differs = scenario.differs_by_mode();
+        let fits = move |m: &Mode| *m == Mode::Single || differs || !all;
+        modes.into_iter().filter(fits)
+    }
+
     /// What is measured of a scenario: paced in all directions at once, then bulk.
-    fn plans(&self, scenario: Scenario) -> Vec<Plan> {
+    fn plans(&self, scenario: Scenario, mode: Mode) -> Vec<Plan> {
         let runs = usize::from(self.runs);
         let rtt = Duration::from_millis(self.rtt.into());
         let wanted = |d: &Direction| self.direction.is_none_or(|only| only == *d);
@@ -139,6 +156,7 @@ impl HandoverArgs {
             rate: self.rate,
             directions: Direction::ALL.into_iter().filter(wanted).collect(),
             pace: Pace::PerMillisecond(PACED_BYTES),
+            mode,
         };
         if self.against == Some(Against::Tcp) {
             return vec![Plan {

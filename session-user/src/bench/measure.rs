@@ -46,6 +46,36 @@ pub struct Plan {
     pub directions: Vec<Direction>,
     /// How much of it.
     pub pace: Pace,
+    /// How the streams use the links.
+    pub mode: Mode,
+}
+
+/// How the measured streams use the links.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
+pub enum Mode {
+    /// One at a time.
+    #[default]
+    Single,
+    /// Two at once.
+    Redundant,
+    /// Spread over both.
+    Bonded,
+}
+
+impl Mode {
+    /// Its name, as on the command line and in a configuration.
+    pub fn name(self) -> String {
+        clap::ValueEnum::to_possible_value(&self)
+            .map_or_else(String::new, |v| v.get_name().to_owned())
+    }
+
+    /// What the client's agent is configured with.
+    fn bed(self, config: &mut BedConfig) {
+        if self != Self::Single {
+            let rule = format!("[[stream]]\nlinks = \"{}\"\n", self.name());
+            config.client_extra.push_str(&rule);
+        }
+    }
 }
 
 impl Plan {
@@ -65,7 +95,7 @@ impl Plan {
         } else {
             "1 kB/ms"
         };
-        format!("{} {pace}", self.scenario.name())
+        format!("{} {} {pace}", self.scenario.name(), self.mode.name())
     }
 }
 
@@ -78,6 +108,7 @@ pub fn measure(plan: &Plan) -> anyhow::Result<Vec<Row>> {
         ..BedConfig::new(own_program()?)
     };
     plan.scenario.bed(&mut config);
+    plan.mode.bed(&mut config);
     let mut bed = Bed::new(dir.path(), config)?;
     plan.scenario.prepare(&bed)?;
     plan.scenario.ready(&mut bed)?;
@@ -128,7 +159,7 @@ pub fn measure(plan: &Plan) -> anyhow::Result<Vec<Row>> {
     let conditions = Conditions {
         system: "holdfast".to_owned(),
         scenario: plan.scenario.name(),
-        mode: "single".to_owned(),
+        mode: plan.mode.name(),
         rtt: plan.rtt,
         rate: plan.rate,
         pace: plan.pace,

@@ -84,7 +84,7 @@ fn once(
     let conditions = Conditions {
         system: "tcp".to_owned(),
         scenario: plan.scenario.name(),
-        mode: "single".to_owned(),
+        mode: plan.mode.name(),
         rtt: plan.rtt,
         rate: plan.rate,
         pace: plan.pace,

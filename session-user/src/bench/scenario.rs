@@ -109,6 +109,14 @@ impl Scenario {
         Ok(())
     }
 
+    /// Whether redundant and bonded streams see it otherwise than those with one link at a time.
+    pub fn differs_by_mode(self) -> bool {
+        matches!(
+            self,
+            Self::Cut | Self::BlackholeDown | Self::BlackholeUp | Self::Blackhole | Self::Return
+        )
+    }
+
     /// Whether a standby stands on the other link before anything happens.
     pub fn warm(self) -> bool {
         self != Self::CutCold

@@ -25,6 +25,12 @@ pub fn resolve(path: impl AsRef<Path>) -> Result<PathBuf, CaptureError> {
     resolve_in(&cgroup2_root()?, path.as_ref())
 }
 
+/// The path below the hierarchy's root of the cgroup with an id, as [`super::Captured`] has it; `None` if it
+/// is gone.
+pub fn name_of(id: u64) -> Option<String> {
+    super::cgroup_id::name_of(id)
+}
+
 /// The path that a cgroup has or had, whether it exists or not.
 pub(super) fn named(path: &Path) -> Result<PathBuf, CaptureError> {
     let root = cgroup2_root()?;

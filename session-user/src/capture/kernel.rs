@@ -226,9 +226,9 @@ impl Kernel {
     }
 
     /// Destination and peer of an accepted socket, if the programs stored one.
-    pub fn destination(&self, socket: &impl AsRawFd) -> Option<(SocketAddr, u32)> {
+    pub fn destination(&self, socket: &impl AsRawFd) -> Option<(SocketAddr, u32, u64)> {
         let original = self.accepted.get(socket, 0).ok()?;
-        Some((socket_addr(&original), original.peer))
+        Some((socket_addr(&original), original.peer, original.cgroup))
     }
 
     /// All counters.

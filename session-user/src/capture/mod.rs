@@ -10,6 +10,7 @@
 //! where their rule says so and the programs are pinned.
 
 pub mod cgroup;
+mod cgroup_id;
 mod error;
 mod kernel;
 mod listeners;
@@ -78,6 +79,8 @@ pub struct Captured {
     pub original: SocketAddr,
     /// The peer index of the rule that claimed the connection.
     pub peer: u32,
+    /// Id of the application's cgroup; [`cgroup::name_of`] tells its path.
+    pub cgroup: u64,
 }
 
 /// Loaded programs, their listeners, and the cgroups they are attached to. Dropping it ends the capture of new
@@ -162,12 +165,13 @@ impl Capture {
             let (socket, app) = poll_fn(|cx| self.listeners.poll_accept(cx)).await?;
             listeners::prepare(&socket)?;
             // Without a destination the socket is dropped here, and its zero linger makes that a reset.
-            if let Some((original, peer)) = self.kernel.destination(&socket) {
+            if let Some((original, peer, cgroup)) = self.kernel.destination(&socket) {
                 return Ok(Captured {
                     socket,
                     app,
                     original,
                     peer,
+                    cgroup,
                 });
             }
             tracing::debug!(%app, "reset a connection to a capture port that was not captured");

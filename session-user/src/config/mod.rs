@@ -12,9 +12,11 @@ mod units;
 use std::path::Path;
 use std::time::Duration;
 
-use sections::{accept, captures, peers, session, transport};
+use sections::{accept, captures, peers, session, streams, transport};
 use source::Source;
-pub use types::{Accept, Agent, Capture, Identity, Links, Peer, Session, Transport};
+pub use types::{
+    Accept, Agent, Capture, Identity, Lanes, Links, Peer, ServiceRules, Session, Transport,
+};
 pub use units::{duration, size};
 
 /// Where the configuration is unless said otherwise.
@@ -50,6 +52,8 @@ pub struct Config {
     pub peers: Vec<Peer>,
     /// What to capture.
     pub captures: Vec<Capture>,
+    /// How streams use the links.
+    pub streams: ServiceRules,
     /// Which link is preferred.
     pub links: Links,
     /// Whether and how this unit accepts sessions.
@@ -94,6 +98,7 @@ impl Config {
             source.error(&span, key, error.message())
         })?;
         let peers = peers(&source, &raw.peer)?;
+        let transport = transport(&source, &raw.transport)?;
         Ok(Self {
             identity: Identity {
                 certificate: raw.identity.certificate,
@@ -131,7 +136,8 @@ impl Config {
                 .map(|a| accept(&source, a))
                 .transpose()?,
             session: session(&source, &raw.session)?,
-            transport: transport(&source, &raw.transport)?,
+            streams: streams(&source, &raw.stream, transport.lanes)?,
+            transport,
         })
     }
 }

@@ -18,6 +18,8 @@ pub(super) struct Raw {
     #[serde(default)]
     pub capture: Vec<Capture>,
     #[serde(default)]
+    pub stream: Vec<Stream>,
+    #[serde(default)]
     pub links: Links,
     pub accept: Option<Accept>,
     #[serde(default)]
@@ -65,6 +67,19 @@ pub(super) struct Capture {
     #[serde(default)]
     pub ports: Vec<Text>,
     pub when_agent_dead: Option<Text>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Stream {
+    #[serde(default)]
+    pub to: Vec<Text>,
+    #[serde(default)]
+    pub ports: Vec<Text>,
+    #[serde(default)]
+    pub cgroups: Vec<String>,
+    pub links: Option<Text>,
+    pub lane: Option<Text>,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -123,5 +138,14 @@ pub(super) struct Transport {
     pub notsent_lowat: Option<Text>,
     pub keepalive: Option<Text>,
     pub congestion: Option<Text>,
+    pub lanes: Option<Spanned<Lanes>>,
     pub dial_timeout: Option<Text>,
+}
+
+/// A number, or a word.
+#[derive(Debug, Deserialize)]
+#[serde(untagged)]
+pub(super) enum Lanes {
+    Count(u64),
+    Word(String),
 }

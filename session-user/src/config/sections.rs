@@ -7,7 +7,13 @@ use std::time::Duration;
 use ipnet::IpNet;
 
 use super::source::Source;
-use super::{Accept, Capture, Peer, Result, Session, Transport, duration, raw, size};
+use session_proto::limits::LANES_MAX;
+use session_proto::wire::{Mode, Service};
+
+use super::{
+    Accept, Capture, Lanes, Peer, Result, ServiceRules, Session, Transport, duration, raw, size,
+};
+use crate::policy::ServiceRule;
 
 /// The congestion control of transports unless said otherwise. A standby sends a handover's worth of data
 /// at once after long idleness; cubic has shrunk its window to ten segments by then
@@ -123,6 +129,60 @@ fn one_capture(source: &Source<'_>, raw: &raw::Capture, peers: &[Peer]) -> Resul
     })
 }
 
+/// How streams use the links. With a lane for each stream, that is what all of them get that no rule
+/// names.
+pub(super) fn streams(
+    source: &Source<'_>,
+    raw: &[raw::Stream],
+    lanes: Lanes,
+) -> Result<ServiceRules> {
+    let rules: Result<Vec<ServiceRule>> =
+        raw.iter().map(|one| stream(source, one, lanes)).collect();
+    Ok(ServiceRules {
+        rules: rules?,
+        default: Service {
+            own_lane: lanes == Lanes::PerStream,
+            ..Service::default()
+        },
+    })
+}
+
+fn stream(source: &Source<'_>, raw: &raw::Stream, lanes: Lanes) -> Result<ServiceRule> {
+    let mode = source.or(
+        "stream.links",
+        raw.links.as_ref(),
+        Mode::Single,
+        |text| match text {
+            "single" => Ok(Mode::Single),
+            "redundant" => Ok(Mode::Redundant),
+            "bonded" => Ok(Mode::Bonded),
+            other => Err(format!(
+                "`{other}` is none of \"single\", \"redundant\" and \"bonded\""
+            )),
+        },
+    )?;
+    let unless_said = lanes == Lanes::PerStream;
+    let own_lane = source.or(
+        "stream.lane",
+        raw.lane.as_ref(),
+        unless_said,
+        |text| match text {
+            "shared" => Ok(false),
+            "own" if lanes == Lanes::Shared => {
+                Err("a lane of its own needs [transport] lanes".to_owned())
+            }
+            "own" => Ok(true),
+            other => Err(format!("`{other}` is neither \"shared\" nor \"own\"")),
+        },
+    )?;
+    Ok(ServiceRule {
+        to: source.all("stream.to", &raw.to, network)?,
+        ports: source.all("stream.ports", &raw.ports, ports)?,
+        cgroups: raw.cgroups.clone(),
+        service: Service { mode, own_lane },
+    })
+}
+
 pub(super) fn accept(source: &Source<'_>, raw: &raw::Accept) -> Result<Accept> {
     let listen = source.all("accept.listen", raw.listen.get_ref(), address)?;
     if listen.is_empty() {
@@ -234,7 +294,17 @@ pub(super) fn transport(source: &Source<'_>, raw: &raw::Transport) -> Result<Tra
             "`{text}` is not the name of a congestion control, nor \"host\""
         )),
     };
+    let lanes = match raw.lanes.as_ref().map(|l| (l.get_ref(), l.span())) {
+        None | Some((raw::Lanes::Count(0), _)) => Lanes::Shared,
+        Some((raw::Lanes::Count(n), _)) if *n <= LANES_MAX => Lanes::Bulk(*n),
+        Some((raw::Lanes::Word(word), _)) if word == "per-stream" => Lanes::PerStream,
+        Some((_, span)) => {
+            let what = format!("expected 0 to {LANES_MAX}, or \"per-stream\"");
+            return Err(source.error(&span, "transport.lanes", &what));
+        }
+    };
     Ok(Transport {
+        lanes,
         user_timeout: source.or(
             "transport.user_timeout",
             raw.user_timeout.as_ref(),

@@ -7,6 +7,8 @@ use std::time::Duration;
 
 use ipnet::IpNet;
 
+pub use crate::policy::{Lanes, ServiceRules};
+
 /// Files of this unit's identity.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Identity {
@@ -128,6 +130,8 @@ pub struct Transport {
     pub keepalive: Duration,
     /// `TCP_CONGESTION`; the host's default if none.
     pub congestion: Option<String>,
+    /// Further transports on the link in use.
+    pub lanes: Lanes,
     /// Time for a TCP connection to a peer.
     pub dial_timeout: Duration,
 }

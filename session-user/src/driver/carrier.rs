@@ -99,10 +99,12 @@ impl Driver {
             path.link = link_of(&self.side.links(), path.local.ip());
         }
         // The kernel has measured its handshake.
-        if let Ok(info) = tcp_info(&socket)
-            && !info.rtt.is_zero()
-        {
-            self.session.assume_rtt(handle, info.rtt);
+        if let Ok(info) = tcp_info(&socket) {
+            if !info.rtt.is_zero() {
+                self.session.assume_rtt(handle, info.rtt);
+            }
+            let window = info.snd_cwnd as usize * info.snd_mss as usize;
+            self.session.assume_window(handle, window);
         }
         let source = self.ready.add(Name::Carrier(handle));
         let must_be_up_by =

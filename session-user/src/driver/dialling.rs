@@ -4,6 +4,7 @@ use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 use bytes::BytesMut;
+use session_proto::session::Handle;
 use tokio::net::TcpStream;
 
 use super::carrier::{Carrier, Path};
@@ -41,33 +42,36 @@ impl Driver {
             return;
         }
         // A standby that is being dialled there serves as well.
-        let under_way = initiator.standby_attempt.take_if(|a| a.path == path);
-        let attempt = under_way.unwrap_or_else(|| self.start(path));
+        let under_way = (initiator.standby_attempt).take_if(|a| a.path == path && a.lane == 0);
+        let attempt = under_way.unwrap_or_else(|| self.start(path, 0));
         if let Side::Initiator(initiator) = &mut self.side {
             initiator.attempt = Some(attempt);
         }
     }
 
-    /// Dials `to` beside what carries now, unless that is being done already.
-    pub(super) fn attempt_standby(&mut self, to: policy::Path, reason: &str) {
-        let there = |c: &Carrier| c.path.link == to.link && c.path.remote == to.remote;
+    /// Dials `to` beside what carries now, unless that is being done already. `lane` is 0 for a standby.
+    pub(super) fn attempt_beside(&mut self, to: policy::Path, lane: u64, reason: &str) {
+        let there = |(h, c): (&Handle, &Carrier)| {
+            let same = self.session.route(*h).is_some_and(|r| r.lane == lane);
+            same && c.path.link == to.link && c.path.remote == to.remote
+        };
         let Side::Initiator(initiator) = &self.side else {
             return;
         };
         if initiator.standby_attempt.is_some()
             || initiator.attempt.is_some()
-            || self.carriers.values().any(there)
+            || self.carriers.iter().any(there)
         {
             return;
         }
-        tracing::info!(path = %to, reason, "dialling a standby");
-        let attempt = self.start(to);
+        tracing::info!(path = %to, lane, reason, "dialling a transport beside the one in use");
+        let attempt = self.start(to, lane);
         if let Side::Initiator(initiator) = &mut self.side {
             initiator.standby_attempt = Some(attempt);
         }
     }
 
-    fn start(&mut self, path: policy::Path) -> Attempt {
+    fn start(&mut self, path: policy::Path, lane: u64) -> Attempt {
         let internal = self.internal_tx.clone();
         self.attempts += 1;
         let number = self.attempts;
@@ -90,6 +94,7 @@ impl Driver {
         Attempt {
             number,
             path,
+            lane,
             task: task.abort_handle(),
         }
     }
@@ -127,7 +132,7 @@ impl Driver {
             return;
         };
         match result {
-            Ok(stream) => self.resume_on(&attempt.path, stream),
+            Ok(stream) => self.resume_on(&attempt.path, attempt.lane, stream),
             Err(error) => {
                 let path = &attempt.path;
                 tracing::info!(%path, %error, "a dial failed");
@@ -138,7 +143,7 @@ impl Driver {
 
     /// The socket is connected. If nothing carries, RESUME and all that is unacknowledged go out in
     /// the same turn; otherwise it becomes a standby.
-    fn resume_on(&mut self, path: &policy::Path, stream: TcpStream) {
+    fn resume_on(&mut self, path: &policy::Path, lane: u64, stream: TcpStream) {
         let local = stream
             .local_addr()
             .unwrap_or_else(|_| SocketAddr::new(path.source, 0));
@@ -160,7 +165,11 @@ impl Driver {
                 .begin(Move::hard(&from, "it did not answer in time", noticed));
             self.doom(silent);
         }
-        match self.session.dial(standby) {
+        let Side::Initiator(initiator) = &mut self.side else {
+            return;
+        };
+        let route = initiator.route(&path.link, path.remote, lane);
+        match self.session.dial_over(route, standby) {
             Ok(handle) => {
                 self.add_carrier(handle, stream, BytesMut::new(), path);
                 if !standby {

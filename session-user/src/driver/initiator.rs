@@ -5,12 +5,13 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use session_proto::wire::Route;
 use tokio::sync::watch;
 use tokio::task::AbortHandle;
 
 use crate::capture_queue::CaptureQueue;
 use crate::link::LinkSnapshot;
-use crate::policy::{self, PathHistory, PolicyConfig};
+use crate::policy::{self, Lanes, PathHistory, PolicyConfig, ServiceRules};
 
 /// What a unit needs to dial a peer.
 pub struct InitiatorConfig {
@@ -20,6 +21,10 @@ pub struct InitiatorConfig {
     pub links: watch::Receiver<Arc<LinkSnapshot>>,
     /// Which link is preferred.
     pub policy: PolicyConfig,
+    /// How streams use the links.
+    pub services: Arc<ServiceRules>,
+    /// Further transports on the link in use.
+    pub lanes: Lanes,
     /// The peer's addresses, in the configured order.
     pub remotes: Vec<SocketAddr>,
     /// The name that the peer's certificate must carry.
@@ -52,6 +57,10 @@ pub struct Initiator {
     pub(super) look_at: Option<Instant>,
     /// Segments that each path had under way when it was last left, by link and peer's address.
     pub(super) windows: BTreeMap<(String, IpAddr), u32>,
+    /// Links in the order in which they were first used: their numbers in routes.
+    pub(super) numbered: Vec<String>,
+    /// The peer's address that the session began with.
+    pub(super) first_remote: Option<SocketAddr>,
     /// When the path of a silent transport may be dialled again.
     pub(super) same_path_at: Option<Instant>,
     pub(super) backoff: Duration,
@@ -67,6 +76,8 @@ pub(super) struct Attempt {
     /// Unique in the driver.
     pub(super) number: u64,
     pub(super) path: policy::Path,
+    /// 0 for the first transport of the path.
+    pub(super) lane: u64,
     pub(super) task: AbortHandle,
 }
 
@@ -85,10 +96,30 @@ impl Initiator {
             look_at: None,
             same_path_at: None,
             windows: BTreeMap::new(),
+            numbered: Vec::new(),
+            first_remote: None,
             backoff: Duration::ZERO,
             refused_since: None,
             rejoining: None,
             streams_full: false,
+        }
+    }
+
+    /// The route of a transport over `link` to `remote`. What the session began with is path 0.
+    pub(super) fn route(&mut self, link: &str, remote: SocketAddr, lane: u64) -> Route {
+        let known = self.numbered.iter().position(|name| name == link);
+        let number = known.unwrap_or_else(|| {
+            self.numbered.push(link.to_owned());
+            self.numbered.len() - 1
+        });
+        let first = *self.first_remote.get_or_insert(remote);
+        let remotes = &self.config.remotes;
+        let place = |addr: SocketAddr| remotes.iter().position(|r| *r == addr).unwrap_or_default();
+        let count = remotes.len().max(1);
+        let address = (place(remote) + count - place(first)) % count;
+        Route {
+            path: (number as u64) << 8 | (address as u64 & 0xff),
+            lane,
         }
     }
 

@@ -248,6 +248,10 @@ impl Driver {
             report: report::Counters::default(),
             ended: None,
         };
+        if let Side::Initiator(initiator) = &mut driver.side {
+            // What the session begins with is path 0.
+            initiator.route(&path.link, path.remote, 0);
+        }
         driver.add_carrier(handle, stream, input, path);
         driver.carrying = driver.session.active();
         driver.plan_renewal();

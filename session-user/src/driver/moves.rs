@@ -88,11 +88,14 @@ impl Driver {
     /// The path in use works and `to` is better. It is moved to once a transport stands there.
     fn move_softly(&mut self, to: policy::Path, reason: &str) {
         let ready = self.carriers.iter().find(|(h, c)| {
-            c.path.link == to.link && self.session.is_up(**h) && !self.session.is_silent(**h)
+            c.path.link == to.link
+                && self.session.is_up(**h)
+                && !self.session.is_silent(**h)
+                && self.session.route(**h).is_some_and(|r| r.lane == 0)
         });
         match ready.map(|(&h, _)| h) {
             Some(handle) => self.carry_on(handle, reason),
-            None => self.attempt_standby(to, reason),
+            None => self.attempt_beside(to, 0, reason),
         }
     }
 

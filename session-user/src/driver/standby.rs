@@ -3,11 +3,11 @@
 use std::time::{Duration, Instant};
 
 use session_proto::limits::SILENCE_MARGIN;
-use session_proto::session::Handle;
+use session_proto::session::{Handle, StreamId, own_lane};
 
 use super::moves::wants_standby;
 use super::{Driver, Side};
-use crate::policy::{Choice, Standby};
+use crate::policy::{Choice, Lanes, Standby};
 
 /// Standbys of one session at once.
 const STANDBYS_MAX: usize = 3;
@@ -30,27 +30,74 @@ impl Driver {
         let Some(current) = self.current_path() else {
             return;
         };
-        if self.carriers.len() > STANDBYS_MAX {
-            return;
-        }
+        let first = |h: &Handle| self.session.route(*h).is_some_and(|r| r.lane == 0);
+        let firsts = || self.carriers.iter().filter(|(h, _)| first(h));
         let has = |choice: &&Choice| {
             let path = &choice.path;
-            (self.carriers.values())
-                .any(|c| c.path.link == path.link && c.path.remote == path.remote)
+            firsts().any(|(_, c)| c.path.link == path.link && c.path.remote == path.remote)
         };
         let missing = ordered
             .iter()
             .filter(|choice| wants_standby(choice) && choice.path.link != current.link)
-            .find(|choice| !has(choice));
+            .find(|choice| !has(choice))
+            .filter(|_| firsts().count() <= STANDBYS_MAX);
         if let Some(choice) = missing {
-            self.attempt_standby(choice.path.clone(), "to have it ready");
+            self.attempt_beside(choice.path.clone(), 0, "to have it ready");
+        }
+        self.tend_lanes();
+    }
+
+    /// Dials the next lane that is missing on the path in use.
+    pub(super) fn tend_lanes(&mut self) {
+        let wanted = self.lanes_wanted();
+        if wanted.is_empty() || !self.carries() {
+            return;
+        }
+        let Some(path) = self.current_path() else {
+            return;
+        };
+        let stands = |lane: u64| {
+            self.carriers.iter().any(|(h, c)| {
+                self.session.route(*h).is_some_and(|r| r.lane == lane)
+                    && c.path.link == path.link
+                    && c.path.remote == path.remote
+            })
+        };
+        let missing = wanted.into_iter().find(|lane| !stands(*lane));
+        if let Some(lane) = missing {
+            self.attempt_beside(path, lane, "as a lane");
         }
     }
 
-    /// Retires what carries nothing and is not to be kept: on a link that is cold or excluded, or
-    /// beside a newer one on the same path.
+    /// The lanes that the path in use is to have.
+    fn lanes_wanted(&self) -> Vec<u64> {
+        let Side::Initiator(initiator) = &self.side else {
+            return Vec::new();
+        };
+        let mut lanes: Vec<u64> = match initiator.config.lanes {
+            Lanes::Bulk(n) => (1..=n).collect(),
+            Lanes::Shared | Lanes::PerStream => Vec::new(),
+        };
+        let own = |id: &StreamId| self.session.service(*id).is_some_and(|s| s.own_lane);
+        if initiator.config.lanes != Lanes::Shared {
+            lanes.extend(
+                self.apps
+                    .keys()
+                    .filter(|id| own(id))
+                    .map(|id| own_lane(*id)),
+            );
+        }
+        lanes.sort_unstable();
+        lanes.dedup();
+        lanes
+    }
+
+    /// Retires what carries nothing and is not to be kept: on a link that is cold or excluded, beside a
+    /// newer one on the same path, or a lane of a path that is not in use.
     fn part_with_others(&mut self, ordered: &[Choice]) {
         let active = self.session.active();
+        let current = self.current_path();
+        let lanes = self.lanes_wanted();
         let mut seen = Vec::new();
         let mut surplus = Vec::new();
         // The active one first, then the newest.
@@ -61,21 +108,41 @@ impl Driver {
                 continue;
             };
             let path = &carrier.path;
+            let lane = self.session.route(handle).unwrap_or_default().lane;
+            let in_use =
+                (current.as_ref()).is_some_and(|c| c.link == path.link && c.remote == path.remote);
             let same_link = |c: &&Choice| c.path.link == path.link;
             let warm = ordered
                 .iter()
                 .filter(same_link)
                 .any(|c| c.standby == Standby::Warm);
+            let wanted = if lane == 0 {
+                warm
+            } else {
+                in_use && lanes.contains(&lane)
+            };
             let up = self.session.is_up(handle) && carrier.doomed_at.is_none();
-            let doubled = seen.contains(&(path.link.clone(), path.remote));
-            if active == Some(handle) || (up && warm && !doubled) {
-                seen.push((path.link.clone(), path.remote));
+            let key = (path.link.clone(), path.remote, lane);
+            if active == Some(handle) || (up && wanted && !seen.contains(&key)) {
+                seen.push(key);
             } else if up && !ordered.is_empty() {
                 surplus.push(handle);
             }
         }
         for handle in surplus {
-            self.session.retire(handle);
+            if let Some(until) = self.session.eases(self.clock.now(), handle) {
+                // It still helps the one that was moved to.
+                self.look_again_at(self.clock.instant(until));
+            } else {
+                self.session.retire(handle);
+            }
+        }
+    }
+
+    fn look_again_at(&mut self, at: Instant) {
+        if let Side::Initiator(initiator) = &mut self.side {
+            let sooner = initiator.look_at.is_none_or(|known| at < known);
+            initiator.look_at = if sooner { Some(at) } else { initiator.look_at };
         }
     }
 

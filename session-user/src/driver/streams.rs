@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use session_proto::session::{StreamError, StreamId};
-use session_proto::wire::Target;
+use session_proto::wire::{Service, Target};
 
 use tokio::sync::watch;
 
@@ -47,11 +47,19 @@ impl Driver {
     /// A captured socket becomes a stream. It gets back its socket if there is no room for it yet.
     pub(super) fn open_captured(&mut self, captured: Captured) -> Result<(), Captured> {
         let target = Target::Addr(captured.original);
-        match self.session.open(target) {
+        let service = match &self.side {
+            Side::Initiator(initiator) => {
+                let cgroup = || crate::capture::cgroup::name_of(captured.cgroup);
+                initiator.config.services.choose(captured.original, cgroup)
+            }
+            Side::Responder(_) => Service::default(),
+        };
+        match self.session.open_with(target, service) {
             Ok(id) => {
                 tracing::debug!(stream = id, app = %captured.app, target = %captured.original, "captured");
                 self.report.opened += 1;
                 self.add_app(id, captured.socket, captured.original.to_string(), false);
+                self.tend_lanes();
                 Ok(())
             }
             Err(StreamError::TooMany | StreamError::NotOpen) => Err(captured),

@@ -231,6 +231,12 @@ impl Session {
         });
     }
 
+    /// Until when `handle`, which a soft handover has left, may still be needed, if it may at `now`.
+    pub fn eases(&self, now: Time, handle: Handle) -> Option<Time> {
+        let easing = self.easing.filter(|e| e.from == handle);
+        easing.map(|e| e.until).filter(|until| now < *until)
+    }
+
     /// How many bytes [`Session::write`] takes for `id` now, at most one record's worth. Zero
     /// means: wait for [`Event::Writable`].
     pub fn capacity(&mut self, id: StreamId) -> usize {
@@ -279,8 +285,9 @@ impl Session {
     /// A record that is sent again keeps its size: it must not be most of what a standby may send
     /// before its first answer.
     fn flight_room(&self) -> usize {
-        let windows = self.transports.values().filter_map(|t| t.window);
-        windows
+        let standbys = (self.transports.iter()).filter(|(h, _)| self.active != Some(**h));
+        standbys
+            .filter_map(|(_, t)| t.window)
             .min()
             .map_or(usize::MAX, |w| (w / 2).max(RECORD_DATA_BYTES_MIN))
     }

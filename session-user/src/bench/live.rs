@@ -133,6 +133,7 @@ pub fn run(
         mode: "single".to_owned(),
         rtt: Duration::ZERO,
         rate: None,
+        v6: target.is_ipv6(),
         pace,
         seconds,
         repeated: 0,

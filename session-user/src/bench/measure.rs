@@ -11,7 +11,7 @@ use super::bed::{Bed, BedConfig, own_program};
 use super::cuts::{Conditions, Cut, Ends, row};
 use super::programs::{Client, Server, collect};
 use super::progress::progress;
-use super::report::Row;
+use super::report::{Key, Links, Row};
 use super::scenario::Scenario;
 
 /// The undisturbed time that each cut is compared with.
@@ -28,6 +28,9 @@ const LATENESS_MAX: Duration = Duration::from_millis(1);
 const IDLE: Duration = Duration::from_secs(60);
 /// Every so many cuts.
 const IDLE_EVERY: usize = 25;
+
+/// How records use the links.
+const MODE: &str = "single";
 
 /// What is measured.
 #[derive(Clone, Debug)]
@@ -58,14 +61,25 @@ impl Plan {
         }
     }
 
+    /// What its row of a system and direction is of.
+    pub fn key(&self, system: &str, direction: Direction) -> Key {
+        Key {
+            system: system.to_owned(),
+            scenario: self.scenario.name(),
+            direction: direction.name().to_owned(),
+            mode: MODE.to_owned(),
+            pace: self.pace.name(),
+            links: Links {
+                rtt_us: self.rtt.as_micros() as u64,
+                rate_mbit: self.rate,
+                v6: self.v6,
+            },
+        }
+    }
+
     /// In words, for people.
     pub fn label(&self) -> String {
-        let pace = if self.pace == Pace::Bulk {
-            "bulk"
-        } else {
-            "1 kB/ms"
-        };
-        format!("{} {pace}", self.scenario.name())
+        format!("{} {}", self.scenario.name(), self.pace.name())
     }
 }
 
@@ -128,9 +142,10 @@ pub fn measure(plan: &Plan) -> anyhow::Result<Vec<Row>> {
     let conditions = Conditions {
         system: "holdfast".to_owned(),
         scenario: plan.scenario.name(),
-        mode: "single".to_owned(),
+        mode: MODE.to_owned(),
         rtt: plan.rtt,
         rate: plan.rate,
+        v6: plan.v6,
         pace: plan.pace,
         seconds,
         repeated,

@@ -1,9 +1,9 @@
 //! Stalls from arrival times, and their distribution.
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
-/// A distribution in milliseconds.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize)]
+/// A distribution; the name of the field that holds it ends with the unit.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Summary {
     /// Median.
     pub p50: f64,
@@ -14,7 +14,7 @@ pub struct Summary {
 }
 
 impl Summary {
-    /// Of `values`, in milliseconds; zero if there are none.
+    /// Of `values`; zero if there are none.
     pub fn of(values: &[f64]) -> Self {
         let mut sorted = values.to_vec();
         sorted.sort_by(f64::total_cmp);

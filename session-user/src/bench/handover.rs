@@ -84,6 +84,7 @@ pub struct HandoverArgs {
 
 /// Runs the measurement and prints it.
 pub fn run(args: &HandoverArgs, control: &Path) -> anyhow::Result<ExitCode> {
+    args.output.check()?;
     let mut keeper = Keeper::new(args.out.as_deref(), args.resume)?;
     let rows = match (args.lab, args.target) {
         (true, _) => in_lab(args, &mut keeper)?,

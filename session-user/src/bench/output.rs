@@ -1,12 +1,12 @@
 //! How rows are shown, whether they were measured just now or come from files.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use anyhow::ensure;
+use anyhow::{Context, ensure};
 
 use super::rowfile::{self, Kept};
-use super::{report, text};
+use super::{html, report, text};
 
 /// Arguments of whatever shows rows.
 #[derive(Debug, clap::Args)]
@@ -20,11 +20,32 @@ pub struct Output {
     /// Detection, resume, replayed bytes and a histogram of the stalls behind the table.
     #[arg(long, conflicts_with = "json")]
     verbose: bool,
+    /// Also as a page for a browser, with plots; it needs nothing from elsewhere.
+    #[arg(long, value_name = "FILE")]
+    html: Option<PathBuf>,
 }
 
 impl Output {
+    /// Better told before hours of measurement than after.
+    pub fn check(&self) -> anyhow::Result<()> {
+        let folder = self.html.as_deref().and_then(Path::parent);
+        if let Some(folder) = folder.filter(|f| !f.as_os_str().is_empty()) {
+            ensure!(
+                folder.is_dir(),
+                "{}: there is no such folder",
+                folder.display()
+            );
+        }
+        Ok(())
+    }
+
     /// Shows them.
     pub fn show(&self, kept: &[Kept]) -> anyhow::Result<()> {
+        if let Some(path) = &self.html {
+            let page = html::page(kept)?;
+            std::fs::write(path, page)
+                .with_context(|| format!("{} cannot be written", path.display()))?;
+        }
         let rows = kept.iter().map(|k| &k.row);
         if self.json {
             return report::print_json(rows, self.series);
@@ -46,6 +67,7 @@ pub struct ReportArgs {
 
 /// Shows rows from files, without measuring.
 pub fn run(args: &ReportArgs) -> anyhow::Result<ExitCode> {
+    args.output.check()?;
     let mut kept = Vec::new();
     for file in &args.files {
         kept.extend(rowfile::read(file)?.kept);

@@ -30,6 +30,22 @@ impl Summary {
     }
 }
 
+/// The empirical distribution: for each value, in order, the part of the values that are not above it.
+pub fn ecdf(values: &[f64]) -> Vec<(f64, f64)> {
+    let mut sorted = values.to_vec();
+    sorted.sort_by(f64::total_cmp);
+    let all = sorted.len() as f64;
+    let mut out: Vec<(f64, f64)> = Vec::new();
+    for (below, value) in sorted.into_iter().enumerate() {
+        let part = (below + 1) as f64 / all;
+        match out.last_mut() {
+            Some(last) if last.0 >= value => last.1 = part,
+            _ => out.push((value, part)),
+        }
+    }
+    out
+}
+
 /// A histogram for people: one line for each bucket, in powers of two of milliseconds.
 pub fn histogram(values: &[f64]) -> String {
     const BAR: usize = 40;
@@ -69,5 +85,14 @@ mod tests {
             }
         );
         assert_eq!(Summary::of(&[]), Summary::default());
+    }
+
+    #[test]
+    fn the_distribution_steps_at_each_value() {
+        assert_eq!(
+            ecdf(&[3.0, 1.0, 2.0, 2.0]),
+            [(1.0, 0.25), (2.0, 0.75), (3.0, 1.0)]
+        );
+        assert_eq!(ecdf(&[]), []);
     }
 }

@@ -129,12 +129,15 @@ impl Row {
         }
     }
 
+    /// Bytes lost, if that is known.
+    pub fn known_lost(&self) -> Option<u64> {
+        (self.bytes_lost <= LOST_UNKNOWN).then_some(self.bytes_lost)
+    }
+
     /// Bytes lost, for people.
     pub fn lost(&self) -> String {
-        if self.bytes_lost > LOST_UNKNOWN {
-            return "unknown".to_owned();
-        }
-        self.bytes_lost.to_string()
+        self.known_lost()
+            .map_or_else(|| "unknown".to_owned(), |lost| lost.to_string())
     }
 
     /// Takes in a further run of the same row.

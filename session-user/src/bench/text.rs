@@ -98,16 +98,22 @@ fn details(row: &Row) -> String {
         ("detection", &row.detection_ms),
         ("resume", &row.resume_ms),
     ] {
+        // Only an agent tells when it noticed and resumed.
+        if s.max <= 0.0 {
+            continue;
+        }
         out.push_str(&format!(
             "  {name:14} p50 {:8.2} ms   p95 {:8.2} ms   max {:8.2} ms\n",
             s.p50, s.p95, s.max
         ));
     }
     let r = &row.replayed_bytes;
-    out.push_str(&format!(
-        "  {:14} p50 {:8.0} B    p95 {:8.0} B    max {:8.0} B\n",
-        "replayed", r.p50, r.p95, r.max
-    ));
+    if r.max > 0.0 {
+        out.push_str(&format!(
+            "  {:14} p50 {:8.0} B    p95 {:8.0} B    max {:8.0} B\n",
+            "replayed", r.p50, r.p95, r.max
+        ));
+    }
     if let Some(around) = &row.goodput_around {
         out.push_str(&format!(
             "  {:14} p50 {:8.1} %    of the second before\n",

@@ -77,10 +77,10 @@ fn head(systems: &[System]) -> String {
 fn lead(rows: &[&Row], systems: &[System], groups: &[Group<'_>]) -> String {
     let runs: usize = rows.iter().map(|r| r.runs).sum();
     let scenarios = groups.chunk_by(|a, b| a.scenario == b.scenario).count();
-    let own = rows.iter().filter(|r| r.system == "holdfast");
-    let (lost, errors) = own.fold((0u64, 0), |(lost, errors), r| {
-        (lost.saturating_add(r.bytes_lost), errors + r.app_errors)
-    });
+    let own: Vec<&&Row> = rows.iter().filter(|r| r.system == "holdfast").collect();
+    let lost: Option<u64> = own.iter().map(|r| r.known_lost()).sum();
+    let lost = lost.map_or_else(|| "an unknown number of".to_owned(), |n| n.to_string());
+    let errors: usize = own.iter().map(|r| r.app_errors).sum();
     let plural = |n: usize, word: &str| format!("{n} {word}{}", if n == 1 { "" } else { "s" });
     let mut out = format!(
         "{}, {}, {} in all.",
@@ -88,7 +88,7 @@ fn lead(rows: &[&Row], systems: &[System], groups: &[Group<'_>]) -> String {
         plural(systems.len(), "system"),
         plural(runs, "stall"),
     );
-    if systems.iter().any(System::is_own) {
+    if !own.is_empty() {
         out.push_str(&format!(
             " Through Holdfast {lost} bytes were lost, and the application saw {errors} errors."
         ));
@@ -270,7 +270,7 @@ mod tests {
             "holdfast redundant",
             "tomorrow",
             "6.18.0",
-            "holdfast bench handover --lab",
+            "<span>handover</span> <span>--lab</span>",
             "timed out",
             "died",
         ] {

@@ -60,7 +60,7 @@ pub fn conditions(kept: &[Kept]) -> String {
             escape(&host.version),
             escape(&host.kernel),
             escape(processors.trim_end_matches([' ', '\u{d7}'])),
-            escape(&host.command),
+            command(&host.command),
         ));
     }
     out.push_str("</tbody></table></div>\n");
@@ -75,6 +75,13 @@ pub fn conditions(kept: &[Kept]) -> String {
         all(|r| r.pace.clone()),
     ));
     out
+}
+
+/// A command line whose arguments are not broken at their hyphens.
+fn command(line: &str) -> String {
+    let arguments = line.split(' ');
+    let spans = arguments.map(|a| format!("<span>{}</span>", escape(a)));
+    spans.collect::<Vec<_>>().join(" ")
 }
 
 /// The 95th percentile of the stall: scenarios and directions down, systems across.
@@ -125,6 +132,7 @@ fn summary_cells(group: &Group<'_>, direction: &str, systems: &[System], goals: 
     let goal = rows.first().and_then(|r| goal_ms(&r.key()));
     let alive = rows.iter().filter(|r| r.survived);
     let best = alive.map(|r| r.stall_ms.p95).fold(f64::MAX, f64::min);
+    let compared = rows.len() > 1;
     let mut out = String::new();
     if goals {
         out.push_str(&cell("n", &goal.map_or(String::new(), number)));
@@ -141,7 +149,7 @@ fn summary_cells(group: &Group<'_>, direction: &str, systems: &[System], goals: 
                     Some(false) => ("bad", " \u{2717}"),
                     None => ("", ""),
                 };
-                let best = if p95 <= best { "best" } else { "" };
+                let best = if compared && p95 <= best { "best" } else { "" };
                 cell(&format!("n {class} {best}"), &format!("{}{sign}", ms(p95)))
             }
         });
@@ -239,8 +247,7 @@ fn figure_cells(row: &Row, system: &str, bulk: bool) -> String {
 }
 
 fn lost(row: &Row) -> String {
-    let shown = row.lost();
-    shown.parse().map_or(shown, thousands)
+    row.known_lost().map_or_else(|| row.lost(), thousands)
 }
 
 /// Where a scenario's part of the page is.

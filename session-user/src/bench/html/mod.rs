@@ -180,9 +180,10 @@ fn legend(group: &Group<'_>, systems: &[System]) -> String {
 }
 
 fn figure(figure: &Figure) -> String {
-    let plot = figure.svg.as_deref().unwrap_or(
-        "<p class=\"nothing\">No arrivals were recorded, or no connection survived.</p>",
-    );
+    let plot = figure
+        .svg
+        .as_deref()
+        .unwrap_or("<p class=\"nothing\">Nothing was recorded.</p>");
     format!(
         "<figure><figcaption>{}</figcaption>{plot}<p class=\"note\">{}</p></figure>\n",
         escape(&figure.title),

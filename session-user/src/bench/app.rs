@@ -55,6 +55,16 @@ pub enum Pace {
     Bulk,
 }
 
+impl Pace {
+    /// The name, as in reports.
+    pub fn name(self) -> String {
+        match self {
+            Self::PerMillisecond(bytes) => format!("{} kB/ms", bytes as f64 / 1e3),
+            Self::Bulk => "bulk".to_owned(),
+        }
+    }
+}
+
 /// What one end saw.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub struct Seen {

@@ -36,6 +36,8 @@ pub struct Conditions {
     pub rtt: Duration,
     /// The links' rate in Mbit/s, if limited.
     pub rate: Option<u32>,
+    /// Over IPv6.
+    pub v6: bool,
     /// What the application sent.
     pub pace: Pace,
     /// For how long.
@@ -94,9 +96,10 @@ pub fn row(conditions: &Conditions, cuts: &[Cut], ends: &Ends<'_>) -> anyhow::Re
         scenario: conditions.scenario.clone(),
         direction: ends.direction.name().to_owned(),
         mode: conditions.mode.clone(),
-        pace: if bulk { "bulk" } else { "1 kB/ms" }.to_owned(),
+        pace: conditions.pace.name(),
         rtt_ms: conditions.rtt.as_secs_f64() * 1e3,
         rate_mbit: conditions.rate,
+        v6: conditions.v6,
         runs: cuts.len(),
         survived: errors.is_empty(),
         bytes_lost: sent.abs_diff(received) + wrong,

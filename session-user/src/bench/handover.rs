@@ -1,16 +1,19 @@
 //! `holdfast bench handover`: an application runs while its link is cut again and again.
 
 use std::net::SocketAddr;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
 
 use anyhow::ensure;
 
 use super::app::{Direction, Pace};
+use super::keeper::Keeper;
 use super::measure::{Mode, Plan, measure};
+use super::output::Output;
 use super::plain::plain;
-use super::report::{Row, print_rows};
+use super::progress::Plans;
+use super::rowfile::Kept;
 use super::scenario::Scenario;
 
 /// Bytes each millisecond and direction of the paced measurement.
@@ -65,9 +68,14 @@ pub struct HandoverArgs {
     /// The same without Holdfast.
     #[arg(long, value_enum)]
     against: Option<Against>,
-    /// As JSON: one array, a row for each direction and pace.
-    #[arg(long)]
-    json: bool,
+    /// Append each row to this file as soon as it is there, as one line of JSON.
+    #[arg(long, value_name = "FILE")]
+    out: Option<PathBuf>,
+    /// Do not measure again what the file of --out has already.
+    #[arg(long, requires_all = ["out", "lab"])]
+    resume: bool,
+    #[command(flatten)]
+    output: Output,
     /// Without --lab: the application's server, `holdfast bench app-server` on a host that the
     /// peer reaches. The running agent must capture this command (use `holdfast run`).
     #[arg(long, conflicts_with = "lab")]
@@ -79,22 +87,25 @@ pub struct HandoverArgs {
 
 /// Runs the measurement and prints it.
 pub fn run(args: &HandoverArgs, control: &Path) -> anyhow::Result<ExitCode> {
+    args.output.check()?;
+    let mut keeper = Keeper::new(args.out.as_deref(), args.resume)?;
     let rows = match (args.lab, args.target) {
-        (true, _) => in_lab(args)?,
-        (false, Some(target)) => super::live::run(
+        (true, _) => in_lab(args, &mut keeper)?,
+        (false, Some(target)) => keeper.keep(super::live::run(
             args.link.as_deref(),
             target,
             usize::from(args.runs),
             control,
-        )?,
+        )?)?,
         (false, None) => {
             anyhow::bail!("give --lab, or --target and --link to measure the running agent")
         }
     };
-    print_rows(&rows, args.json)?;
+    args.output.show(&rows)?;
     let good = args.against.is_some()
         || rows
             .iter()
+            .map(|kept| &kept.row)
             .all(|r| r.survived && r.bytes_lost == 0 && r.app_errors == 0);
     Ok(if good {
         ExitCode::SUCCESS
@@ -103,20 +114,22 @@ pub fn run(args: &HandoverArgs, control: &Path) -> anyhow::Result<ExitCode> {
     })
 }
 
-fn in_lab(args: &HandoverArgs) -> anyhow::Result<Vec<Row>> {
+fn in_lab(args: &HandoverArgs, keeper: &mut Keeper) -> anyhow::Result<Vec<Kept>> {
     ensure!(
         nix::unistd::geteuid().is_root(),
         "--lab makes network namespaces: it needs root"
     );
+    let scenarios = args.scenarios().into_iter();
+    let plans = scenarios.flat_map(|s| args.modes(s).flat_map(move |m| args.plans(s, m)));
+    let plans: Vec<Plan> = plans.collect();
+    let mut progress = Plans::new(plans.iter().map(|plan| plan.runs));
     let mut rows = Vec::new();
-    for scenario in args.scenarios() {
-        for plan in args.modes(scenario).flat_map(|m| args.plans(scenario, m)) {
-            if args.against == Some(Against::Tcp) {
-                rows.extend(plain(&plan)?);
-            } else {
-                rows.extend(measure(&plan)?);
-            }
-        }
+    for plan in &plans {
+        rows.extend(if args.against == Some(Against::Tcp) {
+            keeper.rows("tcp", plan, &mut progress, plain)?
+        } else {
+            keeper.rows("holdfast", plan, &mut progress, measure)?
+        });
     }
     Ok(rows)
 }

@@ -16,7 +16,7 @@ use super::cuts::{Conditions, Cut, Ends, row};
 use super::programs::Client;
 use super::progress::progress;
 use super::report::Row;
-use crate::control::{Client as Control, Request, Response, SessionReport};
+use crate::control::{Client as Control, Request, Response, SessionReport, TransportReport};
 
 /// Bytes each millisecond.
 const PACED_BYTES: usize = 1000;
@@ -76,12 +76,18 @@ fn wait(
     Ok(())
 }
 
+fn carrier(session: &SessionReport) -> Option<&TransportReport> {
+    session.transports.iter().find(|t| t.active && t.up)
+}
+
 fn carried_by(session: &SessionReport) -> Option<&str> {
-    session
-        .transports
-        .iter()
-        .find(|t| t.active && t.up)
-        .map(|t| t.link.as_str())
+    carrier(session).map(|t| t.link.as_str())
+}
+
+/// Of the link in use, in whole milliseconds: the kernel's figure is never twice the same.
+fn round_trip(session: &SessionReport) -> Duration {
+    let ms = carrier(session).and_then(|t| t.rtt_ms).unwrap_or(0.0);
+    Duration::from_millis(ms.round() as u64)
 }
 
 /// Cuts `link` (the one in use if none is named) `runs` times while a download and an echo run
@@ -131,8 +137,9 @@ pub fn run(
         system: "holdfast".to_owned(),
         scenario: "cut".to_owned(),
         mode: "single".to_owned(),
-        rtt: Duration::ZERO,
+        rtt: round_trip(&first),
         rate: None,
+        v6: target.is_ipv6(),
         pace,
         seconds,
         repeated: 0,

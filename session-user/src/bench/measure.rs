@@ -11,7 +11,7 @@ use super::bed::{Bed, BedConfig, own_program};
 use super::cuts::{Conditions, Cut, Ends, row};
 use super::programs::{Client, Server, collect};
 use super::progress::progress;
-use super::report::Row;
+use super::report::{Key, Links, Row};
 use super::scenario::Scenario;
 
 /// The undisturbed time that each cut is compared with.
@@ -88,14 +88,30 @@ impl Plan {
         }
     }
 
+    /// What its row of a system and direction is of.
+    pub fn key(&self, system: &str, direction: Direction) -> Key {
+        Key {
+            system: system.to_owned(),
+            scenario: self.scenario.name(),
+            direction: direction.name().to_owned(),
+            mode: self.mode.name(),
+            pace: self.pace.name(),
+            links: Links {
+                rtt_us: self.rtt.as_micros() as u64,
+                rate_mbit: self.rate,
+                v6: self.v6,
+            },
+        }
+    }
+
     /// In words, for people.
     pub fn label(&self) -> String {
-        let pace = if self.pace == Pace::Bulk {
-            "bulk"
-        } else {
-            "1 kB/ms"
-        };
-        format!("{} {} {pace}", self.scenario.name(), self.mode.name())
+        format!(
+            "{} {} {}",
+            self.scenario.name(),
+            self.mode.name(),
+            self.pace.name()
+        )
     }
 }
 
@@ -162,6 +178,7 @@ pub fn measure(plan: &Plan) -> anyhow::Result<Vec<Row>> {
         mode: plan.mode.name(),
         rtt: plan.rtt,
         rate: plan.rate,
+        v6: plan.v6,
         pace: plan.pace,
         seconds,
         repeated,

@@ -4,9 +4,14 @@ pub mod app;
 mod arrivals;
 pub mod bed;
 mod cuts;
+mod goals;
 mod handover;
+mod host;
+mod html;
+mod keeper;
 mod live;
 mod measure;
+mod output;
 mod pattern;
 mod ping;
 mod plain;
@@ -14,8 +19,10 @@ mod programs;
 mod progress;
 mod proxy;
 mod report;
+mod rowfile;
 mod scenario;
 mod stats;
+mod text;
 mod throughput;
 
 use std::path::Path;
@@ -26,6 +33,8 @@ use std::process::ExitCode;
 pub enum Bench {
     /// Cut the link under a running application, again and again, and measure its stalls.
     Handover(handover::HandoverArgs),
+    /// Show what `handover --out` has written, without measuring.
+    Report(output::ReportArgs),
     /// Bulk throughput, CPU and latency, next to a direct connection and a plain proxy. Needs root.
     Throughput(throughput::ThroughputArgs),
     /// The server that `handover --target` talks to. Runs until it is ended.
@@ -45,6 +54,7 @@ pub enum Bench {
 pub fn run(bench: &Bench, control: &Path) -> anyhow::Result<ExitCode> {
     match bench {
         Bench::Handover(args) => handover::run(args, control),
+        Bench::Report(args) => output::run(args),
         Bench::AppServer(args) => programs::server(args),
         Bench::AppClient(args) => programs::client(args),
         Bench::AppPing(args) => ping::run(args),

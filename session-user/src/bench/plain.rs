@@ -87,6 +87,7 @@ fn once(
         mode: plan.mode.name(),
         rtt: plan.rtt,
         rate: plan.rate,
+        v6: plan.v6,
         pace: plan.pace,
         seconds: (cuts[0].window.1 - from) as f64 / 1e9,
         repeated: 0,

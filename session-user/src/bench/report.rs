@@ -1,11 +1,11 @@
-//! The rows of a measurement, for programs and for people.
+//! The rows of a measurement, for programs.
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
-use super::stats::{Summary, histogram};
+use super::stats::Summary;
 
 /// One system, scenario, direction and pace.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Row {
     /// `holdfast`, or what it is compared with.
     pub system: String,
@@ -21,6 +21,9 @@ pub struct Row {
     pub rtt_ms: f64,
     /// The links' rate, if limited.
     pub rate_mbit: Option<u32>,
+    /// Over IPv6.
+    #[serde(default)]
+    pub v6: bool,
     /// Cuts.
     pub runs: usize,
     /// Whether the application got to its end without an error.
@@ -30,7 +33,7 @@ pub struct Row {
     /// Errors that the application saw.
     pub app_errors: usize,
     /// Those errors in words.
-    #[serde(skip_serializing_if = "Vec::is_empty")]
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub errors: Vec<String>,
     /// Longest gap in delivered bytes at each cut.
     pub stall_ms: Summary,
@@ -40,12 +43,12 @@ pub struct Row {
     pub detection_ms: Summary,
     /// From the cut to the peer's being heard on the new transport.
     pub resume_ms: Summary,
-    /// Sealed bytes sent again at each cut (no unit of time, in spite of the type's name).
+    /// Sealed bytes sent again at each cut.
     pub replayed_bytes: Summary,
     /// Delivered bytes over the whole time.
     pub goodput_mbit: f64,
     /// Bulk: bytes delivered in the second around each cut, as a part of those of the second before.
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub goodput_around: Option<Summary>,
     /// Cuts repeated because the emulator was late by more than 1 ms.
     pub repeated: usize,
@@ -54,10 +57,89 @@ pub struct Row {
     /// Every stall.
     pub stalls: Vec<f64>,
     /// Delivered bytes around the cut with the median stall, each millisecond from 100 ms before it.
+    /// Long: `--json` has it only with `--series`.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub series: Vec<u64>,
 }
 
+/// What a row is of: two rows with one key say the same thing, the newer one better.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Key {
+    /// As in the row.
+    pub system: String,
+    /// As in the row.
+    pub scenario: String,
+    /// As in the row.
+    pub direction: String,
+    /// As in the row.
+    pub mode: String,
+    /// As in the row.
+    pub pace: String,
+    /// The links'.
+    pub links: Links,
+}
+
+/// The links of a row.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Links {
+    /// Round-trip time in microseconds.
+    pub rtt_us: u64,
+    /// Rate in Mbit/s, if limited.
+    pub rate_mbit: Option<u32>,
+    /// Over IPv6.
+    pub v6: bool,
+}
+
+impl Links {
+    /// For people, like `40 ms, 50 Mbit/s, IPv6`.
+    pub fn label(self) -> String {
+        let mut out = format!("{} ms", self.rtt_us as f64 / 1e3);
+        if let Some(rate) = self.rate_mbit {
+            out.push_str(&format!(", {rate} Mbit/s"));
+        }
+        if self.v6 {
+            out.push_str(", IPv6");
+        }
+        out
+    }
+}
+
+/// A count above this is not a count: the sender did not say what it sent.
+const LOST_UNKNOWN: u64 = u64::MAX / 2;
+
 impl Row {
+    /// What it is of.
+    pub fn key(&self) -> Key {
+        Key {
+            system: self.system.clone(),
+            scenario: self.scenario.clone(),
+            direction: self.direction.clone(),
+            mode: self.mode.clone(),
+            pace: self.pace.clone(),
+            links: self.links(),
+        }
+    }
+
+    /// Over which links.
+    pub fn links(&self) -> Links {
+        Links {
+            rtt_us: (self.rtt_ms * 1e3).round() as u64,
+            rate_mbit: self.rate_mbit,
+            v6: self.v6,
+        }
+    }
+
+    /// Bytes lost, if that is known.
+    pub fn known_lost(&self) -> Option<u64> {
+        (self.bytes_lost <= LOST_UNKNOWN).then_some(self.bytes_lost)
+    }
+
+    /// Bytes lost, for people.
+    pub fn lost(&self) -> String {
+        self.known_lost()
+            .map_or_else(|| "unknown".to_owned(), |lost| lost.to_string())
+    }
+
     /// Takes in a further run of the same row.
     pub fn add(&mut self, other: &Self) {
         self.runs += other.runs;
@@ -71,52 +153,88 @@ impl Row {
     }
 }
 
-/// Prints the rows as one JSON array, or as text with a histogram.
-pub fn print_rows(rows: &[Row], json: bool) -> anyhow::Result<()> {
-    if json {
-        println!("{}", serde_json::to_string_pretty(rows)?);
-        return Ok(());
-    }
-    for row in rows {
-        let fate = if row.survived { "survived" } else { "DIED" };
-        println!(
-            "{} {} {} ({}): {fate} {} cuts, {} bytes lost, {} errors, {:.1} Mbit/s",
-            row.system,
-            row.scenario,
-            row.direction,
-            row.pace,
-            row.runs,
-            row.bytes_lost,
-            row.app_errors,
-            row.goodput_mbit
-        );
-        for (name, s) in [
-            ("stall", &row.stall_ms),
-            ("without a cut", &row.control_ms),
-            ("detection", &row.detection_ms),
-            ("resume", &row.resume_ms),
-        ] {
-            println!(
-                "  {name:14} p50 {:8.2} ms   p95 {:8.2} ms   max {:8.2} ms",
-                s.p50, s.p95, s.max
-            );
-        }
-        if let Some(around) = &row.goodput_around {
-            println!(
-                "  {:14} p50 {:7.1} %   of the second before",
-                "goodput around",
-                around.p50 * 100.0
-            );
-        }
-        let r = &row.replayed_bytes;
-        println!(
-            "  {:14} p50 {:8.0} B    p95 {:8.0} B    max {:8.0} B",
-            "replayed", r.p50, r.p95, r.max
-        );
-        for error in &row.errors {
-            println!("  error: {error}");
-        }
-        print!("{}", histogram(&row.stalls));
-    }
+/// Prints the rows as one JSON array.
+pub fn print_json<'a>(rows: impl Iterator<Item = &'a Row>, series: bool) -> anyhow::Result<()> {
+    let shown: Vec<Row> = rows
+        .cloned()
+        .map(|mut row| {
+            if !series {
+                row.series.clear();
+            }
+            row
+        })
+        .collect();
+    println!("{}", serde_json::to_string_pretty(&shown)?);
     Ok(())
+}
+
+#[cfg(test)]
+pub mod tests {
+    use super::*;
+
+    /// A row with something in every field.
+    pub fn row(system: &str, scenario: &str, direction: &str) -> Row {
+        let stalls = vec![41.5, 42.0, 40.25, 43.0, 60.5];
+        Row {
+            system: system.to_owned(),
+            scenario: scenario.to_owned(),
+            direction: direction.to_owned(),
+            mode: "single".to_owned(),
+            pace: "1 kB/ms".to_owned(),
+            rtt_ms: 40.0,
+            rate_mbit: None,
+            v6: false,
+            runs: stalls.len(),
+            survived: true,
+            bytes_lost: 0,
+            app_errors: 0,
+            errors: Vec::new(),
+            stall_ms: Summary::of(&stalls),
+            control_ms: Summary::of(&[1.5]),
+            detection_ms: Summary::of(&[0.25]),
+            resume_ms: Summary::of(&[41.0]),
+            replayed_bytes: Summary::of(&[40_000.0]),
+            goodput_mbit: 8.0,
+            goodput_around: None,
+            repeated: 1,
+            lateness_ms: 0.5,
+            stalls,
+            series: (0..=100)
+                .chain(std::iter::repeat_n(100, 41))
+                .chain(141..400)
+                .map(|ms| ms * 1000)
+                .collect(),
+        }
+    }
+
+    #[test]
+    fn the_documented_names_are_there() -> anyhow::Result<()> {
+        let json = serde_json::to_value(row("holdfast", "cut", "upload"))?;
+        for name in [
+            "system",
+            "scenario",
+            "direction",
+            "mode",
+            "rtt_ms",
+            "runs",
+            "survived",
+            "bytes_lost",
+            "app_errors",
+            "goodput_mbit",
+        ] {
+            assert!(!json[name].is_null(), "{name}");
+        }
+        for name in ["p50", "p95", "max"] {
+            assert!(json["stall_ms"][name].is_f64(), "{name}");
+        }
+        Ok(())
+    }
+
+    #[test]
+    fn a_count_that_is_not_known_is_not_shown() {
+        let mut row = row("tcp", "cut", "download");
+        assert_eq!(row.lost(), "0");
+        row.bytes_lost = u64::MAX - 1_000_000;
+        assert_eq!(row.lost(), "unknown");
+    }
 }

@@ -31,9 +31,9 @@ pub enum Scenario {
     Soft,
     /// What comes down is dropped, and nobody is told.
     BlackholeDown,
-    /// What goes up is dropped.
+    /// What goes up is dropped, and nobody is told.
     BlackholeUp,
-    /// Both.
+    /// What goes either way is dropped, and nobody is told.
     Blackhole,
     /// 30 % of its packets are lost.
     Loss30,

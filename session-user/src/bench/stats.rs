@@ -1,9 +1,9 @@
 //! Stalls from arrival times, and their distribution.
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
-/// A distribution in milliseconds.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize)]
+/// A distribution; the name of the field that holds it ends with the unit.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Summary {
     /// Median.
     pub p50: f64,
@@ -14,7 +14,7 @@ pub struct Summary {
 }
 
 impl Summary {
-    /// Of `values`, in milliseconds; zero if there are none.
+    /// Of `values`; zero if there are none.
     pub fn of(values: &[f64]) -> Self {
         let mut sorted = values.to_vec();
         sorted.sort_by(f64::total_cmp);
@@ -28,6 +28,22 @@ impl Summary {
             max: sorted.last().copied().unwrap_or(0.0),
         }
     }
+}
+
+/// The empirical distribution: for each value, in order, the part of the values that are not above it.
+pub fn ecdf(values: &[f64]) -> Vec<(f64, f64)> {
+    let mut sorted = values.to_vec();
+    sorted.sort_by(f64::total_cmp);
+    let all = sorted.len() as f64;
+    let mut out: Vec<(f64, f64)> = Vec::new();
+    for (below, value) in sorted.into_iter().enumerate() {
+        let part = (below + 1) as f64 / all;
+        match out.last_mut() {
+            Some(last) if last.0 >= value => last.1 = part,
+            _ => out.push((value, part)),
+        }
+    }
+    out
 }
 
 /// A histogram for people: one line for each bucket, in powers of two of milliseconds.
@@ -69,5 +85,14 @@ mod tests {
             }
         );
         assert_eq!(Summary::of(&[]), Summary::default());
+    }
+
+    #[test]
+    fn the_distribution_steps_at_each_value() {
+        assert_eq!(
+            ecdf(&[3.0, 1.0, 2.0, 2.0]),
+            [(1.0, 0.25), (2.0, 0.75), (3.0, 1.0)]
+        );
+        assert_eq!(ecdf(&[]), []);
     }
 }

@@ -57,12 +57,6 @@ impl ServiceRules {
         let rule = self.rules.iter().find(fits);
         rule.map_or(self.default, |r| r.service)
     }
-
-    /// Whether any stream may ask for two links at once, so that a second one is worth keeping.
-    pub fn any_wide(&self) -> bool {
-        let wide = |s: &Service| s.mode != session_proto::wire::Mode::Single;
-        self.rules.iter().map(|r| &r.service).any(|s| wide(s)) || wide(&self.default)
-    }
 }
 
 /// A question that is asked once.
@@ -144,8 +138,6 @@ mod tests {
             choose("[2001:db8::1]:80", Some("user.slice")),
             Service::default()
         );
-        assert!(rules.any_wide());
-        assert!(!ServiceRules::default().any_wide());
     }
 
     #[test]

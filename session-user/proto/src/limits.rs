@@ -89,9 +89,15 @@ pub const ACK_BYTES: usize = 256 * 1024;
 /// Received records in space R after which an acknowledgement goes at once.
 pub const ACK_RECORDS: u32 = 32;
 
-/// Bytes queued on a transport above which no new data is sealed for it: later data, of any
+/// Bytes queued on a transport above which no new data is sealed for it, at most: later data, of any
 /// stream, must not wait behind more than this in user space.
 pub const TRANSPORT_QUEUE_BYTES: usize = 512 * 1024;
+
+/// The same where the transport is slow: two of the largest records.
+pub const TRANSPORT_QUEUE_BYTES_MIN: usize = 128 * 1024;
+
+/// In between it is what the transport sends in this time.
+pub const QUEUE_TIME: Duration = Duration::from_millis(10);
 
 /// How long a closing session lingers to have its CLOSE acknowledged.
 pub const CLOSE_LINGER: Duration = Duration::from_secs(3);

@@ -24,7 +24,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use ring::rand::{SecureRandom, SystemRandom};
-use session_proto::wire::close_code;
+use session_proto::wire::{Service, close_code};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinSet;
@@ -36,7 +36,7 @@ use crate::dial::{AllowList, AllowRule};
 use crate::driver::{Command, Common};
 use crate::handshake::{Identity, IdentityPaths};
 use crate::link::{LinkMonitor, MonitorConfig};
-use crate::policy::{PolicyConfig, StandbyConfig};
+use crate::policy::{Lanes, PolicyConfig, ServiceRule, ServiceRules, StandbyConfig};
 use crate::transport::{InitialWindow, TransportOptions};
 use acceptor::Acceptor;
 use captures::Captures;
@@ -276,6 +276,31 @@ fn transport_options(config: &Config) -> TransportOptions {
 }
 
 /// Which links are wanted, and what for.
+fn lanes(configured: crate::config::Lanes) -> Lanes {
+    match configured {
+        crate::config::Lanes::Bulk(0) => Lanes::Shared,
+        crate::config::Lanes::Bulk(n) => Lanes::Bulk(n),
+        crate::config::Lanes::PerStream => Lanes::PerStream,
+    }
+}
+
+/// What streams get. With a lane for each, all have one of their own that no rule names.
+fn service_rules(config: &Config) -> ServiceRules {
+    let rule = |s: &crate::config::Stream| ServiceRule {
+        to: s.to.clone(),
+        ports: s.ports.clone(),
+        cgroups: s.cgroups.clone(),
+        service: s.service,
+    };
+    ServiceRules {
+        rules: config.streams.iter().map(rule).collect(),
+        default: Service {
+            own_lane: config.transport.lanes == crate::config::Lanes::PerStream,
+            ..Service::default()
+        },
+    }
+}
+
 pub(crate) fn policy_config(config: &Config) -> PolicyConfig {
     let links = &config.links;
     PolicyConfig {
@@ -354,8 +379,8 @@ fn keep_sessions(
             captures: Arc::clone(&captures),
             links: links.subscribe(),
             policy: policy_config(config),
-            services: Arc::new(config.streams.clone()),
-            lanes: config.transport.lanes,
+            services: Arc::new(service_rules(config)),
+            lanes: lanes(config.transport.lanes),
             registry: registry.clone(),
             common: common.clone(),
             session: session.clone(),

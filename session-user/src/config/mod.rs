@@ -14,9 +14,7 @@ use std::time::Duration;
 
 use sections::{accept, captures, peers, session, streams, transport};
 use source::Source;
-pub use types::{
-    Accept, Agent, Capture, Identity, Lanes, Links, Peer, ServiceRules, Session, Transport,
-};
+pub use types::{Accept, Agent, Capture, Identity, Lanes, Links, Peer, Session, Stream, Transport};
 pub use units::{duration, size};
 
 /// Where the configuration is unless said otherwise.
@@ -53,7 +51,7 @@ pub struct Config {
     /// What to capture.
     pub captures: Vec<Capture>,
     /// How streams use the links.
-    pub streams: ServiceRules,
+    pub streams: Vec<Stream>,
     /// Which link is preferred.
     pub links: Links,
     /// Whether and how this unit accepts sessions.

@@ -11,9 +11,8 @@ use session_proto::limits::LANES_MAX;
 use session_proto::wire::{Mode, Service};
 
 use super::{
-    Accept, Capture, Lanes, Peer, Result, ServiceRules, Session, Transport, duration, raw, size,
+    Accept, Capture, Lanes, Peer, Result, Session, Stream, Transport, duration, raw, size,
 };
-use crate::policy::ServiceRule;
 
 /// The congestion control of transports unless said otherwise. A standby sends a handover's worth of data
 /// at once after long idleness; cubic has shrunk its window to ten segments by then
@@ -129,25 +128,15 @@ fn one_capture(source: &Source<'_>, raw: &raw::Capture, peers: &[Peer]) -> Resul
     })
 }
 
-/// How streams use the links. With a lane for each stream, that is what all of them get that no rule
-/// names.
 pub(super) fn streams(
     source: &Source<'_>,
     raw: &[raw::Stream],
     lanes: Lanes,
-) -> Result<ServiceRules> {
-    let rules: Result<Vec<ServiceRule>> =
-        raw.iter().map(|one| stream(source, one, lanes)).collect();
-    Ok(ServiceRules {
-        rules: rules?,
-        default: Service {
-            own_lane: lanes == Lanes::PerStream,
-            ..Service::default()
-        },
-    })
+) -> Result<Vec<Stream>> {
+    raw.iter().map(|one| stream(source, one, lanes)).collect()
 }
 
-fn stream(source: &Source<'_>, raw: &raw::Stream, lanes: Lanes) -> Result<ServiceRule> {
+fn stream(source: &Source<'_>, raw: &raw::Stream, lanes: Lanes) -> Result<Stream> {
     let mode = source.or(
         "stream.links",
         raw.links.as_ref(),
@@ -168,14 +157,14 @@ fn stream(source: &Source<'_>, raw: &raw::Stream, lanes: Lanes) -> Result<Servic
         unless_said,
         |text| match text {
             "shared" => Ok(false),
-            "own" if lanes == Lanes::Shared => {
+            "own" if lanes == Lanes::Bulk(0) => {
                 Err("a lane of its own needs [transport] lanes".to_owned())
             }
             "own" => Ok(true),
             other => Err(format!("`{other}` is neither \"shared\" nor \"own\"")),
         },
     )?;
-    Ok(ServiceRule {
+    Ok(Stream {
         to: source.all("stream.to", &raw.to, network)?,
         ports: source.all("stream.ports", &raw.ports, ports)?,
         cgroups: raw.cgroups.clone(),
@@ -295,7 +284,7 @@ pub(super) fn transport(source: &Source<'_>, raw: &raw::Transport) -> Result<Tra
         )),
     };
     let lanes = match raw.lanes.as_ref().map(|l| (l.get_ref(), l.span())) {
-        None | Some((raw::Lanes::Count(0), _)) => Lanes::Shared,
+        None => Lanes::Bulk(0),
         Some((raw::Lanes::Count(n), _)) if *n <= LANES_MAX => Lanes::Bulk(*n),
         Some((raw::Lanes::Word(word), _)) if word == "per-stream" => Lanes::PerStream,
         Some((_, span)) => {

@@ -6,8 +6,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use ipnet::IpNet;
-
-pub use crate::policy::{Lanes, ServiceRules};
+use session_proto::wire::Service;
 
 /// Files of this unit's identity.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -61,6 +60,28 @@ pub struct Capture {
     pub ports: Vec<RangeInclusive<u16>>,
     /// Whether connections are refused while the agent is dead; otherwise they go direct.
     pub fail_closed: bool,
+}
+
+/// Further transports on the link in use.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Lanes {
+    /// So many, for bulk streams.
+    Bulk(u64),
+    /// One for each stream, as far as there are enough.
+    PerStream,
+}
+
+/// How some streams use the links.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Stream {
+    /// Destinations; empty means all.
+    pub to: Vec<IpNet>,
+    /// Ports; empty means all.
+    pub ports: Vec<RangeInclusive<u16>>,
+    /// Names or patterns of cgroups; empty means all.
+    pub cgroups: Vec<String>,
+    /// What they get.
+    pub service: Service,
 }
 
 /// Which link is preferred.

@@ -13,7 +13,7 @@ use super::links::link_of;
 use super::ready::Source;
 use super::report::Move;
 use super::{Driver, Name, Side};
-use crate::transport::{TcpInfo, tcp_info};
+use crate::transport::{Paced, Pacing, TcpInfo, pace, tcp_info};
 
 /// Room for one read: several records of full size.
 const READ_BYTES: usize = 256 * 1024;
@@ -61,6 +61,7 @@ pub(super) struct Carrier {
     looked_at: Instant,
     /// It has fallen silent, and is given up then unless it answers.
     pub doomed_at: Option<Instant>,
+    pub pacing: Pacing,
 }
 
 impl Carrier {
@@ -106,6 +107,7 @@ impl Driver {
             let window = info.snd_cwnd as usize * info.snd_mss as usize;
             self.session.assume_window(handle, window);
         }
+        let pacing = self.first_pacing(&socket, &path);
         let source = self.ready.add(Name::Carrier(handle));
         let must_be_up_by =
             (!self.session.is_up(handle)).then(|| Instant::now() + self.common.resume_timeout);
@@ -122,6 +124,7 @@ impl Driver {
             acked_since: Instant::now(),
             looked_at: Instant::now(),
             doomed_at: None,
+            pacing,
         };
         self.carriers.insert(handle, carrier);
     }
@@ -227,6 +230,7 @@ impl Driver {
                 Ok(n) => {
                     carrier.bytes_out += n as u64;
                     self.session.transmitted(now, handle, n);
+                    self.pace(handle);
                 }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
                     if carrier
@@ -288,6 +292,49 @@ impl Driver {
                     }
                 }
             }
+        }
+    }
+
+    /// A new transport starts at the rate that its path had when it was last used, or at what the session
+    /// sends now: more would only overrun a queue that nobody has seen yet.
+    fn first_pacing(&self, socket: &TcpStream, path: &Path) -> Pacing {
+        let known = self
+            .rates
+            .get(&(path.local.ip(), path.remote.ip()))
+            .copied();
+        let active = self.session.active().and_then(|h| self.carriers.get(&h));
+        let known = known.or_else(|| active.and_then(|c| c.pacing.limit()));
+        let pacing = Pacing::new(known, Instant::now());
+        if let Some(limit) = pacing.limit() {
+            self.tell_pace(socket, Paced::at(limit));
+        }
+        pacing
+    }
+
+    fn pace(&mut self, handle: Handle) {
+        let now = Instant::now();
+        let Some(carrier) = self.carriers.get_mut(&handle) else {
+            return;
+        };
+        if !carrier.pacing.is_due(carrier.bytes_out, now) {
+            return;
+        }
+        let Some(info) = carrier.look() else { return };
+        let Some(paced) = carrier.pacing.look(&info, carrier.bytes_out, now) else {
+            return;
+        };
+        let key = (carrier.path.local.ip(), carrier.path.remote.ip());
+        if self.rates.len() < WINDOWS_MAX || self.rates.contains_key(&key) {
+            self.rates.insert(key, info.delivery_rate);
+        }
+        if let Some(carrier) = self.carriers.get(&handle) {
+            self.tell_pace(&carrier.socket, paced);
+        }
+    }
+
+    fn tell_pace(&self, socket: &TcpStream, paced: Paced) {
+        if let Err(error) = pace(socket, paced, &self.common.transport) {
+            tracing::debug!(%error, "a transport's rate could not be limited");
         }
     }
 

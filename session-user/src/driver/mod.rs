@@ -23,6 +23,7 @@ mod streams;
 
 use std::collections::{BTreeMap, VecDeque};
 use std::future::poll_fn;
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -186,6 +187,9 @@ pub struct Driver {
     ready: ReadySet<Name>,
     apps: BTreeMap<StreamId, App>,
     carriers: BTreeMap<Handle, Carrier>,
+    /// What each path delivered when its rate was last limited, in bytes a second, by our address and the
+    /// peer's.
+    rates: BTreeMap<(IpAddr, IpAddr), u64>,
     /// The active transport, as of the last turn.
     carrying: Option<Handle>,
     /// TCP connections attempted.
@@ -233,6 +237,7 @@ impl Driver {
             ready: ReadySet::new(),
             apps: BTreeMap::new(),
             carriers: BTreeMap::new(),
+            rates: BTreeMap::new(),
             carrying: None,
             attempts: 0,
             flushing: Vec::new(),

@@ -154,10 +154,23 @@ impl Driver {
 
     /// What was sent on `handle` is not answered in time.
     pub(super) fn transport_silent(&mut self, handle: Handle) {
-        let Some(carrier) = self.carriers.get(&handle) else {
+        let rtt = self.session.rtt(handle).unwrap_or_default();
+        let Some(carrier) = self.carriers.get_mut(&handle) else {
             return;
         };
-        tracing::info!(link = %carrier.path.link, remote = %carrier.path.remote, "a transport does not answer in time");
+        let kernel = carrier.look().unwrap_or_default();
+        tracing::info!(
+            link = %carrier.path.link,
+            remote = %carrier.path.remote,
+            ?rtt,
+            kernel_rtt = ?kernel.rtt,
+            unacked = kernel.unacked,
+            notsent = kernel.notsent,
+            retransmits = kernel.retransmits,
+            quiet = ?carrier.acked_since.elapsed(),
+            limit = ?carrier.pacing.limit(),
+            "a transport does not answer in time"
+        );
         if self.session.active() != Some(handle) {
             return self.doom(handle);
         }

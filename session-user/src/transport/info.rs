@@ -9,12 +9,14 @@ use socket2::Socket;
 use tokio::net::TcpStream;
 
 /// The part of `struct tcp_info` (include/uapi/linux/tcp.h) that Holdfast reads.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct TcpInfo {
     /// Smoothed round-trip time.
     pub rtt: Duration,
     /// Its mean deviation.
     pub rttvar: Duration,
+    /// The shortest round trip of late (`net.ipv4.tcp_min_rtt_wlen`); zero while none is known.
+    pub min_rtt: Duration,
     /// Segments in flight.
     pub unacked: u32,
     /// Segments sent again and not acknowledged.
@@ -53,6 +55,10 @@ pub fn tcp_info(stream: &TcpStream) -> io::Result<TcpInfo> {
     Ok(TcpInfo {
         rtt: Duration::from_micros(info.tcpi_rtt.into()),
         rttvar: Duration::from_micros(info.tcpi_rttvar.into()),
+        // All ones until there is one.
+        min_rtt: Some(info.tcpi_min_rtt)
+            .filter(|us| *us != u32::MAX)
+            .map_or(Duration::ZERO, |us| Duration::from_micros(us.into())),
         unacked: info.tcpi_unacked,
         retransmits: info.tcpi_retransmits,
         snd_cwnd: info.tcpi_snd_cwnd,
@@ -74,6 +80,26 @@ pub(super) fn bind_address_no_port(socket: &Socket) -> io::Result<()> {
             libc::IP_BIND_ADDRESS_NO_PORT,
             (&raw const one).cast(),
             size_of::<libc::c_int>() as libc::socklen_t,
+        )
+    };
+    if result == 0 {
+        Ok(())
+    } else {
+        Err(io::Error::last_os_error())
+    }
+}
+
+/// `SO_MAX_PACING_RATE` (socket(7)): bytes a second that the kernel lets out at most, whatever its
+/// congestion control would like.
+pub(super) fn max_pacing_rate(stream: &TcpStream, bytes_per_s: u64) -> io::Result<()> {
+    // SAFETY: the value is a u64 that lives through the call, and the length is its size.
+    let result = unsafe {
+        libc::setsockopt(
+            stream.as_fd().as_raw_fd(),
+            libc::SOL_SOCKET,
+            libc::SO_MAX_PACING_RATE,
+            (&raw const bytes_per_s).cast(),
+            size_of::<u64>() as libc::socklen_t,
         )
     };
     if result == 0 {

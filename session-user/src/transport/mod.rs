@@ -5,6 +5,7 @@
 
 mod error;
 mod info;
+mod pacing;
 #[cfg(test)]
 mod tests;
 mod window;
@@ -14,6 +15,7 @@ use std::time::Duration;
 
 pub use error::TransportError;
 pub use info::{TcpInfo, tcp_info};
+pub use pacing::{Paced, Pacing};
 use socket2::{Domain, Protocol, SockRef, Socket, TcpKeepalive, Type};
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
 pub use window::{InitialWindow, WindowError};
@@ -133,6 +135,12 @@ fn tune(socket: SockRef<'_>, options: &TransportOptions) -> std::io::Result<()> 
         .with_interval(options.keepalive_interval)
         .with_retries(options.keepalive_probes);
     socket.set_tcp_keepalive(&keepalive)
+}
+
+/// Limits how fast `stream` sends, and with it what the kernel takes beyond what it has sent.
+pub fn pace(stream: &TcpStream, paced: Paced, options: &TransportOptions) -> std::io::Result<()> {
+    info::max_pacing_rate(stream, paced.limit)?;
+    SockRef::from(stream).set_tcp_notsent_lowat(paced.unsent.min(options.notsent_lowat))
 }
 
 /// Gives an accepted transport the options of a dialled one.

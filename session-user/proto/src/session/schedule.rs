@@ -13,7 +13,7 @@ use crate::Time;
 use crate::limits::{
     BOND_QUEUE_BYTES, BOND_REORDER_BYTES, EASE_QUEUE_BYTES, EASE_TIME, LANES_MAX,
     RECORD_DATA_BYTES_MIN, RECORD_WINDOW_RESERVE, RETAIN_RESERVE_BYTES, RETAINED_OVERHEAD_BYTES,
-    STREAM_DATA_BYTES_MAX, TRANSPORT_QUEUE_BYTES,
+    STREAM_DATA_BYTES_MAX,
 };
 use crate::wire::{Mode, Route, Service};
 
@@ -180,8 +180,8 @@ impl Session {
             return None;
         }
         let active = self.active?;
-        let queued = self.usable(active)?.queued_bytes();
-        (queued < TRANSPORT_QUEUE_BYTES).then_some((Duration::ZERO, active))
+        let full = self.usable(active)?.is_full();
+        (!full).then_some((Duration::ZERO, active))
     }
 
     /// One transport: a lane of the active path, or the active one itself, or, while a move is eased,
@@ -269,9 +269,8 @@ impl Session {
             None => place,
         };
         let transport = |h: Handle| self.transports.get(&h);
-        let queues = counts.handles().filter_map(transport);
-        let shortest = queues.map(Transport::queued_bytes).min().unwrap_or(0);
-        if shortest >= TRANSPORT_QUEUE_BYTES {
+        let mut queues = counts.handles().filter_map(transport).peekable();
+        if queues.peek().is_some() && queues.all(Transport::is_full) {
             return None;
         }
         let sizes = place.handles().filter_map(transport);
@@ -318,8 +317,8 @@ impl Session {
 
     /// The queue of `handle` has become shorter.
     pub(super) fn queue_moved(&mut self, handle: Handle) {
-        let short = |t: &Transport| t.queued_bytes() < TRANSPORT_QUEUE_BYTES;
-        if self.wants_queue && self.transports.get(&handle).is_some_and(short) {
+        let room = |t: &Transport| !t.is_full();
+        if self.wants_queue && self.transports.get(&handle).is_some_and(room) {
             self.queues_changed();
         }
     }

@@ -9,7 +9,9 @@ use super::buf::seal_record;
 use super::pulse::{Pulse, Written};
 use super::retained::Retained;
 use crate::Time;
-use crate::limits::RECORD_HEADER_BYTES;
+use crate::limits::{
+    QUEUE_TIME, RECORD_HEADER_BYTES, TRANSPORT_QUEUE_BYTES, TRANSPORT_QUEUE_BYTES_MIN,
+};
 use crate::seal::{Epoch, RecordKey, SealKeys};
 use crate::wire::{Route, Space};
 
@@ -108,6 +110,23 @@ impl Transport {
             && !self.draining
             && !self.close_sent
             && !self.close_received
+    }
+
+    /// Bytes in the queue above which no new data is sealed for it: what it sends in
+    /// [`QUEUE_TIME`](crate::limits::QUEUE_TIME), within bounds.
+    pub fn queue_limit(&self) -> usize {
+        let Some(rate) = self.pulse.rate() else {
+            return TRANSPORT_QUEUE_BYTES;
+        };
+        let bytes = u128::from(rate) * QUEUE_TIME.as_micros() / 1_000_000;
+        usize::try_from(bytes)
+            .unwrap_or(usize::MAX)
+            .clamp(TRANSPORT_QUEUE_BYTES_MIN, TRANSPORT_QUEUE_BYTES)
+    }
+
+    /// Whether no new data is to be sealed for it.
+    pub fn is_full(&self) -> bool {
+        self.queued_bytes >= self.queue_limit()
     }
 
     /// Bytes that wait to be written.

@@ -1,0 +1,149 @@
+//! Frames of every kind, for the property tests.
+
+use proptest::collection::vec;
+use proptest::prelude::*;
+use session_proto::limits::{
+    ACK_RANGES_MAX, PARAMS_BYTES_MAX, REASON_BYTES_MAX, REAUTH_CHUNK_BYTES_MAX,
+};
+use session_proto::wire::{Ack, Frame, Mode, Route, Service, StreamHeader, Target, VARINT_MAX};
+
+/// Where generated frames borrow their data from.
+pub static DATA: [u8; 70_000] = {
+    let mut data = [0; 70_000];
+    let mut i = 0;
+    while i < data.len() {
+        data[i] = (i % 251) as u8;
+        i += 1;
+    }
+    data
+};
+
+pub fn data(max: usize) -> impl Strategy<Value = &'static [u8]> {
+    (0..=max).prop_map(|len| &DATA[..len])
+}
+
+/// Small, large and boundary values alike.
+pub fn number() -> impl Strategy<Value = u64> {
+    prop_oneof![
+        0..=VARINT_MAX,
+        0..300u64,
+        Just(0x3f),
+        Just(0x40),
+        Just(0x3fff),
+        Just(0x4000),
+        Just(0x3fff_ffff),
+        Just(0x4000_0000),
+        Just(VARINT_MAX),
+    ]
+}
+
+pub fn acks() -> impl Strategy<Value = Ack> {
+    let gaps = vec((1..1u64 << 40, 1..1u64 << 40), 0..=ACK_RANGES_MAX);
+    (0..1u64 << 60, gaps).prop_map(|(cumulative, gaps)| {
+        let mut last = cumulative;
+        let ranges = gaps.into_iter().map(|(gap, len)| {
+            let start = last + gap;
+            last = start + len;
+            start..last
+        });
+        Ack {
+            cumulative,
+            ranges: ranges.collect(),
+        }
+    })
+}
+
+pub fn targets() -> impl Strategy<Value = Target> {
+    prop_oneof![
+        (any::<[u8; 4]>(), any::<u16>()).prop_map(|(ip, port)| Target::Addr((ip, port).into())),
+        (any::<[u8; 16]>(), any::<u16>()).prop_map(|(ip, port)| Target::Addr((ip, port).into())),
+        ("[A-Za-z0-9._-]{1,253}", any::<u16>()).prop_map(|(name, port)| Target::Name(name, port)),
+    ]
+}
+
+pub fn stream_frames() -> impl Strategy<Value = Frame<'static>> {
+    prop_oneof![
+        (number(), number(), any::<bool>(), data(65_536)).prop_map(|(id, offset, fin, data)| {
+            let header = StreamHeader { id, offset, fin };
+            Frame::Stream { header, data }
+        }),
+        number().prop_map(|max| Frame::MaxData { max }),
+        (number(), number()).prop_map(|(id, max)| Frame::MaxStreamData { id, max }),
+        number().prop_map(|max| Frame::MaxStreams { max }),
+        (number(), number(), number()).prop_map(|(id, code, final_size)| Frame::ResetStream {
+            id,
+            code,
+            final_size
+        }),
+        (number(), number()).prop_map(|(id, code)| Frame::StopSending { id, code }),
+        (number(), targets(), services()).prop_map(|(id, target, service)| Frame::Open {
+            id,
+            target,
+            service
+        }),
+        number().prop_map(|id| Frame::OpenOk { id }),
+        (number(), number()).prop_map(|(id, errno)| Frame::OpenFailed { id, errno }),
+    ]
+}
+
+pub const BONDED: Service = Service {
+    mode: Mode::Bonded,
+    own_lane: false,
+};
+
+pub fn services() -> impl Strategy<Value = Service> {
+    let modes = prop_oneof![
+        Just(Mode::Single),
+        Just(Mode::Redundant),
+        Just(Mode::Bonded)
+    ];
+    (modes, any::<bool>()).prop_map(|(mode, own_lane)| Service { mode, own_lane })
+}
+
+pub fn routes() -> impl Strategy<Value = Route> {
+    (number(), number()).prop_map(|(path, lane)| Route { path, lane })
+}
+
+pub fn session_frames() -> impl Strategy<Value = Frame<'static>> {
+    prop_oneof![
+        any::<u64>().prop_map(|token| Frame::Ping { token }),
+        any::<u64>().prop_map(|token| Frame::Pong { token }),
+        (acks(), number()).prop_map(|(ack, delay_us)| Frame::Ack { ack, delay_us }),
+        data(PARAMS_BYTES_MAX).prop_map(|params| Frame::Hello { params }),
+        data(PARAMS_BYTES_MAX).prop_map(|params| Frame::Accept { params }),
+        (number(), any::<bool>(), any::<bool>(), acks(), routes()).prop_map(
+            |(counter, hard, standby, ack, route)| Frame::Resume {
+                counter,
+                hard,
+                standby,
+                ack,
+                route
+            }
+        ),
+        acks().prop_map(|ack| Frame::Resumed { ack }),
+        (number(), number(), any::<bool>(), any::<bool>()).prop_map(
+            |(seq, seen, hard, standby)| Frame::TransportStatus {
+                seq,
+                seen,
+                hard,
+                standby
+            }
+        ),
+        number().prop_map(|id| Frame::TransportLost { id }),
+        number().prop_map(|code| Frame::TransportClose { code }),
+        (number(), data(REASON_BYTES_MAX)).prop_map(|(code, reason)| Frame::Close { code, reason }),
+        (any::<u32>(), number()).prop_map(|(epoch, first)| Frame::Rekey { epoch, first }),
+        (number(), number(), data(REAUTH_CHUNK_BYTES_MAX)).prop_map(
+            |(generation, offset, data)| Frame::Reauth {
+                generation,
+                offset,
+                data
+            }
+        ),
+        number().prop_map(|generation| Frame::ReauthDone { generation }),
+    ]
+}
+
+pub fn frames() -> impl Strategy<Value = Frame<'static>> {
+    prop_oneof![stream_frames(), session_frames()]
+}

@@ -1,0 +1,260 @@
+//! How fast a transport may send, so that the queue before the narrowest link of its path stays short.
+//!
+//! The kernel's congestion controls fill that queue: cubic until it overflows, bbr to a round trip's
+//! worth, and either loses much of it when it starts. What waits there is lost with the link, delays what
+//! matters more, and makes every byte behind a lost packet wait for it. So the agent puts a limit above
+//! the congestion control (`SO_MAX_PACING_RATE`): below what is delivered while a queue stands, a
+//! little above it while none does. The idea is that of BBR's and Vegas' delay-based phases; what competes for
+//! the link and fills the queue all the same is found out after a few rounds, and the limit follows it.
+
+use std::time::{Duration, Instant};
+
+use super::TcpInfo;
+
+/// A delay of so much beyond the least one is a queue, or a quarter of the least one if that is more.
+const QUEUE: Duration = Duration::from_millis(4);
+/// Least time between two looks.
+const LOOK: Duration = Duration::from_millis(5);
+/// Bytes that a transport must have sent since the last look for the look to tell anything.
+const BUSY_BYTES: u64 = 16 * 1024;
+/// So many rounds in a row that drain nothing: the delay is the path's own, or another's queue.
+const STUCK_MAX: u32 = 5;
+/// The least limit, in bytes a second: 2 segments each 40 ms.
+const LIMIT_MIN: u64 = 72_000;
+/// `TCP_NOTSENT_LOWAT` is what goes out in this time, within bounds.
+const UNSENT: Duration = Duration::from_millis(4);
+/// Least `TCP_NOTSENT_LOWAT`, in bytes.
+const UNSENT_MIN: u64 = 16 * 1024;
+
+/// The state of one transport.
+#[derive(Debug)]
+pub struct Pacing {
+    limit: Option<u64>,
+    /// The shortest round trip, until that turns out not to be reached any more.
+    base: Option<Duration>,
+    /// Rounds in a row in which the queue did not shrink.
+    stuck: u32,
+    last_rtt: Duration,
+    /// What was delivered while a queue stood.
+    link_rate: Option<u64>,
+    looked_at: Instant,
+    sent_then: u64,
+}
+
+/// What the socket is to be told.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Paced {
+    /// `SO_MAX_PACING_RATE`, in bytes a second.
+    pub limit: u64,
+    /// `TCP_NOTSENT_LOWAT`, in bytes, at most what is configured.
+    pub unsent: u32,
+}
+
+impl Pacing {
+    /// A transport whose path carried `known` bytes a second when it was last used.
+    pub fn new(known: Option<u64>, now: Instant) -> Self {
+        Self {
+            limit: known.map(|rate| rate.max(LIMIT_MIN)),
+            base: None,
+            stuck: 0,
+            last_rtt: Duration::ZERO,
+            link_rate: None,
+            looked_at: now,
+            sent_then: 0,
+        }
+    }
+
+    /// The limit, in bytes a second; `None` while the kernel alone decides.
+    pub fn limit(&self) -> Option<u64> {
+        self.limit
+    }
+
+    /// Whether it is time to look, `sent` bytes having been given to the socket so far.
+    pub fn is_due(&self, sent: u64, now: Instant) -> bool {
+        let wait = self.base.unwrap_or(LOOK).max(LOOK);
+        sent >= self.sent_then + BUSY_BYTES && now >= self.looked_at + wait
+    }
+
+    /// Takes in what the kernel says; returns what to tell it, if that has changed.
+    pub fn look(&mut self, info: &TcpInfo, sent: u64, now: Instant) -> Option<Paced> {
+        self.looked_at = now;
+        self.sent_then = sent;
+        if info.rtt.is_zero() || info.delivery_rate == 0 {
+            return None;
+        }
+        let known = Some(info.min_rtt).filter(|rtt| !rtt.is_zero());
+        let base = self.base.unwrap_or(known.unwrap_or(info.rtt)).min(info.rtt);
+        self.base = Some(base);
+        let before = self.limit;
+        if info.rtt.saturating_sub(base) > QUEUE.max(base / 4) {
+            self.drain(info, base);
+        } else {
+            self.probe(info.delivery_rate);
+        }
+        self.last_rtt = info.rtt;
+        let limit = self.limit.filter(|_| self.limit != before)?;
+        Some(Paced::at(limit))
+    }
+
+    /// A queue stands: what is delivered is what the link carries, and for a while less is to come.
+    fn drain(&mut self, info: &TcpInfo, base: Duration) {
+        // While less is sent, less is delivered: what was seen first counts, unless not even that comes
+        // through which is sent.
+        let all = |limit: u64| info.delivery_rate >= limit - limit / 10;
+        let held = self.link_rate.filter(|_| self.limit.is_none_or(all));
+        let rate = held.unwrap_or_default().max(info.delivery_rate);
+        self.link_rate = Some(rate);
+        let shrinks = info.rtt + QUEUE / 4 < self.last_rtt;
+        self.stuck = if shrinks { 0 } else { self.stuck + 1 };
+        if self.stuck > STUCK_MAX {
+            self.stuck = 0;
+            self.base = Some(info.rtt);
+            self.limit = Some(rate.max(LIMIT_MIN));
+            return;
+        }
+        let part = (base.as_secs_f64() / info.rtt.as_secs_f64()).clamp(0.5, 0.95);
+        let below = ((rate as f64 * part) as u64).max(LIMIT_MIN);
+        self.limit = Some(self.limit.map_or(below, |limit| limit.min(below)));
+    }
+
+    /// None stands. Behind one, the link's rate is known; otherwise, if it is the limit that holds the
+    /// transport back, there may be more to have.
+    fn probe(&mut self, rate: u64) {
+        self.stuck = 0;
+        let Some(limit) = self.limit else { return };
+        self.limit = Some(match self.link_rate.take() {
+            Some(link) => limit.max(link),
+            None if rate >= limit - limit / 5 => limit + limit / 8,
+            None => limit,
+        });
+    }
+}
+
+impl Paced {
+    /// What goes with a limit.
+    pub fn at(limit: u64) -> Self {
+        let micros = u64::try_from(UNSENT.as_micros()).unwrap_or(u64::MAX);
+        let unsent = (limit.saturating_mul(micros) / 1_000_000).max(UNSENT_MIN);
+        Self {
+            limit,
+            unsent: u32::try_from(unsent).unwrap_or(u32::MAX),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const RATE: f64 = 6_250_000.0;
+
+    /// A link with a queue, and a sender that would send twice what the link carries.
+    struct Model {
+        pacing: Pacing,
+        now: Instant,
+        sent: f64,
+        queue: f64,
+        base: f64,
+        rate: f64,
+    }
+
+    impl Model {
+        fn new() -> Self {
+            let now = Instant::now();
+            Self {
+                pacing: Pacing::new(None, now),
+                now,
+                sent: 0.0,
+                queue: 0.0,
+                base: 0.040,
+                rate: RATE,
+            }
+        }
+
+        /// Lets a millisecond pass; returns the bytes that came through.
+        fn step(&mut self) -> f64 {
+            let dt = 0.001;
+            let wanted = 2.0 * RATE;
+            let rate = self.pacing.limit().map_or(wanted, |l| wanted.min(l as f64));
+            self.sent += rate * dt;
+            let through = (self.queue + rate * dt).min(self.rate * dt);
+            self.queue += rate * dt - through;
+            self.now += Duration::from_millis(1);
+            let sent = self.sent as u64;
+            if self.pacing.is_due(sent, self.now) {
+                let rtt = self.base + self.queue / self.rate;
+                let info = TcpInfo {
+                    rtt: Duration::from_secs_f64(rtt),
+                    min_rtt: Duration::from_millis(40),
+                    delivery_rate: (through / dt) as u64,
+                    ..TcpInfo::default()
+                };
+                self.pacing.look(&info, sent, self.now);
+            }
+            through
+        }
+
+        /// Mean rate and longest queue (in seconds) over `ms` milliseconds.
+        fn run(&mut self, ms: usize) -> (f64, f64) {
+            let mut longest: f64 = 0.0;
+            let mut bytes = 0.0;
+            for _ in 0..ms {
+                bytes += self.step();
+                longest = longest.max(self.queue / self.rate);
+            }
+            (bytes / (ms as f64 / 1000.0), longest)
+        }
+    }
+
+    #[test]
+    fn the_queue_stays_short_and_the_link_is_used() {
+        let mut model = Model::new();
+        model.run(1000);
+        let (rate, queue) = model.run(4000);
+        assert!(queue < 0.025, "a queue of {queue} s");
+        assert!(rate > 0.93 * RATE, "{} of the link", rate / RATE);
+    }
+
+    #[test]
+    fn a_path_that_became_longer_is_no_queue_for_ever() {
+        let mut model = Model::new();
+        model.run(1000);
+        model.base = 0.120;
+        model.run(3000);
+        let (rate, _) = model.run(4000);
+        assert!(rate > 0.85 * RATE, "{} of the link", rate / RATE);
+    }
+
+    #[test]
+    fn a_link_that_became_slower_is_followed() {
+        let mut model = Model::new();
+        model.run(1000);
+        model.rate = RATE / 5.0;
+        model.run(3000);
+        let (rate, queue) = model.run(3000);
+        assert!(queue < 0.060, "a queue of {queue} s");
+        assert!(
+            rate > 0.85 * model.rate,
+            "{} of the link",
+            rate / model.rate
+        );
+    }
+
+    #[test]
+    fn a_path_that_is_known_is_not_overrun() {
+        let mut model = Model::new();
+        model.pacing = Pacing::new(Some(RATE as u64), model.now);
+        let (rate, queue) = model.run(1000);
+        assert!(queue < 0.025, "a queue of {queue} s");
+        assert!(rate > 0.9 * RATE);
+    }
+
+    #[test]
+    fn an_idle_transport_is_left_alone() {
+        let now = Instant::now();
+        let pacing = Pacing::new(None, now);
+        assert!(!pacing.is_due(1000, now + Duration::from_secs(60)));
+        assert_eq!(Paced::at(1_000_000_000).unsent, 4_000_000);
+        assert_eq!(Paced::at(LIMIT_MIN).unsent, 16 * 1024);
+    }
+}

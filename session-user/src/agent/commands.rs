@@ -68,6 +68,11 @@ impl ControlHandler for Shared {
                     .map(session_report)
                     .collect(),
             )),
+            Request::Handovers { peer, count } => {
+                let trace = &self.common.trace;
+                let handovers = trace.handovers(peer.as_deref(), count);
+                Ok(Response::Handovers(handovers))
+            }
             Request::Handover { link } => self.handover(&link).await,
             Request::Attach { cgroup } => {
                 self.capture()?

@@ -1,6 +1,6 @@
 //! What the control socket tells, from what the agent knows.
 
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use super::commands::PeerHandle;
 use super::peer::PeerState;
@@ -10,6 +10,7 @@ use crate::control::{
 use crate::driver::{self, CarrierReport, SessionSnapshot};
 use crate::link::{Link, LinkState};
 use crate::policy;
+use crate::trace::Handover;
 
 pub(super) fn peer_report(peer: &PeerHandle, sessions: &[SessionSnapshot]) -> PeerReport {
     let session = sessions
@@ -136,21 +137,17 @@ fn stream_report(s: &driver::StreamReport) -> StreamReport {
     }
 }
 
-fn handover_report(h: &driver::HandoverReport) -> HandoverReport {
+fn handover_report(h: &Handover) -> HandoverReport {
     HandoverReport {
-        when_s: h
-            .when
-            .duration_since(SystemTime::UNIX_EPOCH)
-            .unwrap_or_default()
-            .as_secs_f64(),
-        from: h.from.clone(),
-        to: h.to.clone(),
-        trigger: h.trigger.clone(),
+        when_s: h.when_s,
+        from: h.from.link.clone(),
+        to: h.to.as_ref().map(|to| to.link.clone()).unwrap_or_default(),
+        trigger: h.why.clone(),
         soft: h.soft,
         noticed_ns: h.noticed_ns,
         resent_ns: h.resent_ns,
         resumed_ns: h.resumed_ns,
-        replayed_records: h.replayed_records,
-        replayed_bytes: h.replayed_bytes,
+        replayed_records: h.resent_records,
+        replayed_bytes: h.resent_bytes,
     }
 }

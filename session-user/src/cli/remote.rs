@@ -9,11 +9,11 @@ use super::exit::{Exit, Failure};
 use super::table::{Table, age, bytes, print};
 use crate::control::{Client, ClientError, Request, Response, SessionReport, StatusReport};
 
-fn ask(control: &Path, request: &Request) -> Result<Response, Failure> {
+pub(super) fn ask(control: &Path, request: &Request) -> Result<Response, Failure> {
     Ok(Client::connect(control)?.call(request)?)
 }
 
-fn unexpected() -> Failure {
+pub(super) fn unexpected() -> Failure {
     let error = ClientError::Broken("it is not an answer to what was asked".to_owned());
     Failure::new(
         Exit::Failed,
@@ -22,7 +22,7 @@ fn unexpected() -> Failure {
     )
 }
 
-fn json(value: &impl Serialize) -> Result<ExitCode, Failure> {
+pub(super) fn json(value: &impl Serialize) -> Result<ExitCode, Failure> {
     let text = serde_json::to_string_pretty(value).map_err(anyhow::Error::from)?;
     print(&format!("{text}\n"));
     Ok(ExitCode::SUCCESS)

@@ -14,7 +14,7 @@ use std::time::Duration;
 
 use sections::{accept, captures, peers, session, transport};
 use source::Source;
-pub use types::{Accept, Agent, Capture, Identity, Links, Peer, Session, Transport};
+pub use types::{Accept, Agent, Capture, Identity, Links, Peer, Session, Trace, Transport};
 pub use units::{duration, size};
 
 /// Where the configuration is unless said otherwise.
@@ -58,6 +58,8 @@ pub struct Config {
     pub session: Session,
     /// Options of transports.
     pub transport: Transport,
+    /// What is written of sessions.
+    pub trace: Trace,
 }
 
 type Result<T> = std::result::Result<T, ConfigError>;
@@ -132,6 +134,9 @@ impl Config {
                 .transpose()?,
             session: session(&source, &raw.session)?,
             transport: transport(&source, &raw.transport)?,
+            trace: Trace {
+                qlog: raw.trace.qlog,
+            },
         })
     }
 }

@@ -24,6 +24,8 @@ pub(super) struct Raw {
     pub session: Session,
     #[serde(default)]
     pub transport: Transport,
+    #[serde(default)]
+    pub trace: Trace,
 }
 
 #[derive(Debug, Deserialize)]
@@ -124,4 +126,10 @@ pub(super) struct Transport {
     pub keepalive: Option<Text>,
     pub congestion: Option<Text>,
     pub dial_timeout: Option<Text>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Trace {
+    pub qlog: Option<PathBuf>,
 }

@@ -9,10 +9,11 @@ use session_proto::session::{Handle, TransportFault};
 use socket2::SockRef;
 use tokio::net::TcpStream;
 
+use super::handover::{Move, path_info};
 use super::links::link_of;
 use super::ready::Source;
-use super::report::Move;
 use super::{Driver, Name, Side};
+use crate::trace::Trigger;
 use crate::transport::{TcpInfo, tcp_info};
 
 /// Room for one read: several records of full size.
@@ -53,6 +54,8 @@ pub(super) struct Carrier {
     pub since: Instant,
     /// A transport that is not authenticated by then is dropped.
     pub must_be_up_by: Option<Instant>,
+    /// The driver's turn in which both ends were authenticated on it.
+    pub up_turn: Option<u64>,
     pub bytes_in: u64,
     pub bytes_out: u64,
     /// Segments that the peer's TCP has acknowledged, since when it is no more, and when that was looked at.
@@ -114,6 +117,7 @@ impl Driver {
             input,
             since: Instant::now(),
             must_be_up_by,
+            up_turn: None,
             bytes_in: 0,
             bytes_out: 0,
             delivered: 0,
@@ -254,6 +258,9 @@ impl Driver {
         let was_up = self.session.is_up(handle);
         let before = self.session.stats();
         carrier.discard();
+        self.report
+            .trace
+            .path_ended(handle.as_u64(), &end.to_string());
         self.session.transport_lost(handle);
         self.after_loss(&path, was_active, was_up, end, &before);
     }
@@ -290,11 +297,12 @@ impl Driver {
     }
 
     /// A link is gone: so is every transport on it.
-    pub(super) fn drop_carrier(&mut self, handle: Handle) {
+    pub(super) fn drop_carrier(&mut self, handle: Handle, why: &str) {
         if self.session.active() == Some(handle) {
             self.remember_windows();
         }
         if let Some(carrier) = self.carriers.remove(&handle) {
+            self.report.trace.path_ended(handle.as_u64(), why);
             carrier.discard();
         }
         self.session.transport_lost(handle);
@@ -303,13 +311,14 @@ impl Driver {
     pub(super) fn transport_done(&mut self, handle: Handle) {
         if let Some(carrier) = self.carriers.remove(&handle) {
             if self.carrying == Some(handle) && !self.session.is_ending() {
-                self.report.begin(Move::hard(
-                    &carrier.path.link,
-                    "the peer gave it up",
-                    Instant::now(),
-                ));
+                let (trigger, now) = (Trigger::PeerMoved, Instant::now());
+                let cause = Move::hard(&carrier.path, trigger, "the peer gave it up", now);
+                self.report.begin(cause);
             }
             tracing::debug!(link = %carrier.path.link, remote = %carrier.path.remote, "a transport was closed in order");
+            self.report
+                .trace
+                .path_ended(handle.as_u64(), "closed in order");
             carrier.finish();
         }
         self.session.transport_lost(handle);
@@ -317,11 +326,18 @@ impl Driver {
 
     /// Something came on `handle`.
     fn heard(&mut self, handle: Handle) {
-        if self.report.awaits(handle)
-            && self.session.is_up(handle)
-            && let Some(carrier) = self.carriers.get(&handle)
-        {
-            self.report.up(&carrier.path.link);
+        if self.report.awaits(handle) && self.session.is_up(handle) {
+            self.report.up();
+        }
+        self.note_firsts();
+    }
+
+    /// Both ends are authenticated on `handle`.
+    pub(super) fn stands(&mut self, handle: Handle) {
+        if let Some(carrier) = self.carriers.get_mut(&handle) {
+            carrier.up_turn = Some(self.turns);
+            let path = path_info(&carrier.path);
+            self.report.trace.path_up(handle.as_u64(), &path);
         }
     }
 

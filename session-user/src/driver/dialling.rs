@@ -7,8 +7,8 @@ use bytes::BytesMut;
 use tokio::net::TcpStream;
 
 use super::carrier::{Carrier, Path};
+use super::handover::Move;
 use super::initiator::Attempt;
-use super::report::Move;
 use super::{Driver, Ended, Internal, Side};
 use crate::policy;
 use crate::transport::{DialSpec, TransportError, dial};
@@ -43,28 +43,30 @@ impl Driver {
         // A standby that is being dialled there serves as well.
         let under_way = initiator.standby_attempt.take_if(|a| a.path == path);
         let attempt = under_way.unwrap_or_else(|| self.start(path));
+        self.report.dialling(false);
         if let Side::Initiator(initiator) = &mut self.side {
             initiator.attempt = Some(attempt);
         }
     }
 
-    /// Dials `to` beside what carries now, unless that is being done already.
-    pub(super) fn attempt_standby(&mut self, to: policy::Path, reason: &str) {
+    /// Dials `to` beside what carries now, unless that is being done already. True if it does.
+    pub(super) fn attempt_standby(&mut self, to: policy::Path, reason: &str) -> bool {
         let there = |c: &Carrier| c.path.link == to.link && c.path.remote == to.remote;
         let Side::Initiator(initiator) = &self.side else {
-            return;
+            return false;
         };
         if initiator.standby_attempt.is_some()
             || initiator.attempt.is_some()
             || self.carriers.values().any(there)
         {
-            return;
+            return false;
         }
         tracing::info!(path = %to, reason, "dialling a standby");
         let attempt = self.start(to);
         if let Side::Initiator(initiator) = &mut self.side {
             initiator.standby_attempt = Some(attempt);
         }
+        true
     }
 
     fn start(&mut self, path: policy::Path) -> Attempt {
@@ -154,10 +156,8 @@ impl Driver {
         if let Some(silent) = active.filter(|h| self.session.is_silent(*h))
             && let Some(carrier) = self.carriers.get(&silent)
         {
-            let (noticed, _) = self.report.suspected();
-            let from = carrier.path.link.clone();
-            self.report
-                .begin(Move::hard(&from, "it did not answer in time", noticed));
+            let suspicion = self.report.suspected();
+            self.report.begin(Move::silent(&carrier.path, &suspicion));
             self.doom(silent);
         }
         match self.session.dial(standby) {

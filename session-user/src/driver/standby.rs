@@ -135,7 +135,7 @@ impl Driver {
         }
         for (handle, path) in dead {
             tracing::info!(link = %path.link, remote = %path.remote, "a silent transport is given up");
-            self.drop_carrier(handle);
+            self.drop_carrier(handle, "it stayed silent");
         }
         self.decide();
     }

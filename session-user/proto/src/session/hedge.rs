@@ -147,6 +147,7 @@ impl Session {
         let Some(to) = self.fallback(silent) else {
             return;
         };
+        self.begin_term(to);
         let room = self.copy_some(silent, to, HEDGE_BYTES_MAX);
         self.hedge = Some(Hedge {
             from: silent,
@@ -215,7 +216,10 @@ impl Session {
             }
             self.active = None;
             self.ask_to_use(hedge.to, true);
+            // It has carried since the other fell silent.
+            let term = self.term(hedge.to);
             self.activate(hedge.to);
+            self.set_term(hedge.to, term);
             self.events.push_back(Event::HandedOver {
                 from: hedge.from,
                 to: hedge.to,

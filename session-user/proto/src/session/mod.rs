@@ -24,6 +24,7 @@ mod rekey;
 mod resume;
 mod retained;
 mod stream;
+mod term;
 mod transmit;
 mod transport;
 
@@ -44,6 +45,7 @@ use hedge::Hedge;
 use rekey::{Epochs, Reauth};
 use retained::Retained;
 use stream::Stream;
+pub use term::Firsts;
 use transmit::AckState;
 use transport::{Phase, Transport};
 

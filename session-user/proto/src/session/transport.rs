@@ -8,6 +8,7 @@ use bytes::{Bytes, BytesMut};
 use super::buf::seal_record;
 use super::pulse::Pulse;
 use super::retained::Retained;
+use super::term::Term;
 use crate::Time;
 use crate::limits::RECORD_HEADER_BYTES;
 use crate::seal::{Epoch, RecordKey, SealKeys};
@@ -57,6 +58,7 @@ pub(super) struct Transport {
     pub open_key: Option<(Epoch, RecordKey)>,
     pub next_expected: u64,
     pub pulse: Pulse,
+    pub term: Term,
     /// When the first byte was written to its socket.
     pub began: Option<Time>,
 }
@@ -89,6 +91,7 @@ impl Transport {
             open_key: None,
             next_expected: 0,
             pulse: Pulse::default(),
+            term: Term::default(),
             began: None,
         }
     }
@@ -207,6 +210,7 @@ impl Transport {
             }
             if let Some(queued) = queued {
                 self.pulse.written(queued.number, queued.fresh, now);
+                self.term.written(queued.number, now);
             }
             written -= left;
             self.front_written = 0;

@@ -64,6 +64,12 @@ pub(super) struct Carrier {
     looked_at: Instant,
     /// It has fallen silent, and is given up then unless it answers.
     pub doomed_at: Option<Instant>,
+    /// Largest segment that it was dialled with, if it was limited.
+    pub segment: Option<u16>,
+    /// When to see whether the path swallows what was sent on it.
+    pub swallow_at: Option<Instant>,
+    /// Segments that had come beyond a missing one when it fell silent.
+    pub out_of_order: u32,
 }
 
 impl Carrier {
@@ -113,7 +119,6 @@ impl Driver {
         let carrier = Carrier {
             socket,
             source,
-            path,
             input,
             since: Instant::now(),
             must_be_up_by,
@@ -124,6 +129,10 @@ impl Driver {
             acked_since: Instant::now(),
             looked_at: Instant::now(),
             doomed_at: None,
+            segment: self.side.segment(&path.link, path.remote),
+            swallow_at: must_be_up_by.and(self.first_look()),
+            out_of_order: 0,
+            path,
         };
         self.carriers.insert(handle, carrier);
     }
@@ -245,7 +254,7 @@ impl Driver {
         Ok(())
     }
 
-    fn carrier_failed(&mut self, handle: Handle, end: &CarrierEnd) {
+    pub(super) fn carrier_failed(&mut self, handle: Handle, end: &CarrierEnd) {
         if matches!(end, CarrierEnd::Eof) && self.session.is_parting(handle) {
             return self.transport_done(handle);
         }
@@ -366,4 +375,6 @@ pub(super) enum CarrierEnd {
     Fault(#[from] TransportFault),
     #[error("it was not authenticated in time")]
     Late,
+    #[error("large packets vanish on its path")]
+    Swallowed,
 }

@@ -70,6 +70,7 @@ impl Driver {
     }
 
     fn start(&mut self, path: policy::Path) -> Attempt {
+        self.judge_silent(&path);
         let internal = self.internal_tx.clone();
         self.attempts += 1;
         let number = self.attempts;
@@ -78,6 +79,7 @@ impl Driver {
             source: Some(path.source),
             remote: path.remote,
             timeout: self.side.dial_timeout(),
+            segment: self.side.segment(&path.link, path.remote),
         };
         let options = self.common.transport.clone();
         if let Some(window) = &self.common.window {

@@ -45,6 +45,7 @@ pub(super) struct Move {
     detection: Option<Duration>,
     /// Dials counted before those that were made for it.
     dials: Option<u64>,
+    remark: Option<String>,
 }
 
 impl Move {
@@ -57,6 +58,7 @@ impl Move {
             noticed,
             detection: None,
             dials: None,
+            remark: None,
         }
     }
 
@@ -80,6 +82,7 @@ impl Move {
         Self {
             detection: suspicion.unanswered,
             dials: Some(suspicion.dials),
+            remark: suspicion.remark.clone(),
             ..Self::hard(from, trigger, why, suspicion.noticed)
         }
     }
@@ -92,7 +95,7 @@ impl Move {
 }
 
 /// The active transport does not answer in time.
-#[derive(Clone, Copy)]
+#[derive(Clone)]
 pub(super) struct Suspicion {
     pub noticed: Instant,
     /// The core's counters before anything was sent again.
@@ -100,6 +103,8 @@ pub(super) struct Suspicion {
     unanswered: Option<Duration>,
     dials: u64,
     slept: bool,
+    /// What was found out about its path since.
+    remark: Option<String>,
 }
 
 /// A gap in what an application's socket got.
@@ -114,19 +119,27 @@ struct Gap {
 struct Open {
     told: Handover,
     noticed: Instant,
+    begun: Instant,
     dials: u64,
     /// The new transport.
     on: Option<Handle>,
     over: Option<Instant>,
     look_at: Option<Instant>,
+    /// What was found out on the way, each behind a semicolon.
+    remarks: String,
     /// Streams that were active before.
     active: BTreeSet<StreamId>,
     stall: Option<Duration>,
 }
 
 impl Open {
+    fn remark(&mut self, words: &str) {
+        self.remarks.push_str("; ");
+        self.remarks.push_str(words);
+    }
+
     fn gap(&mut self, gap: Gap) {
-        if gap.from <= self.noticed && gap.from + ACTIVE >= self.noticed {
+        if gap.from <= self.begun && gap.from + ACTIVE >= self.noticed {
             self.active.insert(gap.stream);
         }
         if self.active.contains(&gap.stream) {
@@ -210,13 +223,18 @@ impl Counters {
         let mut open = Open {
             told: self.described(&new, noticed_ns),
             noticed: new.noticed,
+            begun: Instant::now(),
             dials: dials.unwrap_or(self.dials),
             on: None,
             over: None,
             look_at: None,
+            remarks: String::new(),
             active: BTreeSet::new(),
             stall: None,
         };
+        if let Some(words) = &new.remark {
+            open.remark(words);
+        }
         for gap in &self.gaps {
             if gap.to + JUST_NOW >= new.noticed {
                 open.gap(*gap);
@@ -287,6 +305,18 @@ impl Counters {
         self.decision = Some((decision.reason.clone(), choices));
     }
 
+    /// Adds to the reasons of the open handover, or of the one that a silence is about to begin.
+    pub fn remark(&mut self, words: &str) {
+        match &mut self.open {
+            Some(open) if open.over.is_none() || self.suspicion.is_none() => open.remark(words),
+            _ => {
+                if let Some(suspicion) = &mut self.suspicion {
+                    suspicion.remark = Some(words.to_owned());
+                }
+            }
+        }
+    }
+
     /// What carries is dialled; `soft`: beside what carries now.
     pub fn dialling(&mut self, soft: bool) {
         if soft {
@@ -321,6 +351,7 @@ impl Counters {
             unanswered: None,
             dials: self.dials,
             slept: self.woke.is_some_and(|at| at.elapsed() < AFTER_SLEEP),
+            remark: None,
         }
     }
 
@@ -386,6 +417,11 @@ impl Counters {
             return;
         };
         open.told.stall_ms = open.stall.map(millis);
+        if !open.remarks.is_empty() {
+            let decision = open.told.decision.take().unwrap_or_default();
+            let all = format!("{decision}{}", open.remarks);
+            open.told.decision = Some(all.trim_start_matches("; ").to_owned());
+        }
         self.trace.handover(&open.told);
         if self.past.len() == HANDOVERS_KEPT {
             self.past.pop_front();
@@ -432,7 +468,7 @@ impl Driver {
         };
         let waits = |app: &App| {
             app.written_at
-                .is_some_and(|at| at <= open.noticed && at + ACTIVE >= open.noticed)
+                .is_some_and(|at| at <= open.begun && at + ACTIVE >= open.noticed)
         };
         let unanswered =
             open.told.first_sent_ms.is_some() && open.told.first_acknowledged_ms.is_none();

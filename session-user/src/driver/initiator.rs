@@ -52,6 +52,8 @@ pub struct Initiator {
     pub(super) look_at: Option<Instant>,
     /// Segments that each path had under way when it was last left, by link and peer's address.
     pub(super) windows: BTreeMap<(String, IpAddr), u32>,
+    /// Small packets vanished as well, so size is no explanation before then.
+    pub(super) size_cleared_until: Option<Instant>,
     /// When the path of a silent transport may be dialled again.
     pub(super) same_path_at: Option<Instant>,
     pub(super) backoff: Duration,
@@ -71,8 +73,8 @@ pub(super) struct Attempt {
 }
 
 impl Initiator {
-    /// An initiator that has not dialled yet.
-    pub fn new(config: InitiatorConfig) -> Self {
+    /// An initiator whose session has just been made; `history`: what its paths are known for.
+    pub fn new(config: InitiatorConfig, history: PathHistory) -> Self {
         Self {
             config,
             seen_version: 0,
@@ -80,9 +82,10 @@ impl Initiator {
             standby_attempt: None,
             pending: VecDeque::new(),
             round_refused: true,
-            history: PathHistory::default(),
+            history,
             retry_at: None,
             look_at: None,
+            size_cleared_until: None,
             same_path_at: None,
             windows: BTreeMap::new(),
             backoff: Duration::ZERO,
@@ -96,6 +99,7 @@ impl Initiator {
     pub(super) fn forgive(&mut self) {
         self.backoff = Duration::ZERO;
         self.refused_since = None;
+        self.size_cleared_until = None;
     }
 
     pub(super) fn abandon_attempts(&mut self) {

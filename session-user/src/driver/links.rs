@@ -22,6 +22,10 @@ impl Driver {
                 initiator.forgive();
                 initiator.retry_at = None;
             }
+            initiator.history.forget_other_mtu(|name| {
+                let link = snapshot.link(name);
+                link.map(|link| link.mtu)
+            });
             initiator.abandon_attempts_if(|path| !link_stands(&snapshot, &path.link));
         }
         self.drop_lost(&snapshot, since);

@@ -14,6 +14,7 @@ mod initiator;
 mod links;
 mod manual;
 mod moves;
+mod narrow;
 pub mod ready;
 mod reauth;
 mod rejoin;
@@ -428,7 +429,7 @@ impl Driver {
         let carriers = self
             .carriers
             .values()
-            .flat_map(|c| [c.must_be_up_by, c.doomed_at])
+            .flat_map(|c| [c.must_be_up_by, c.doomed_at, c.swallow_at])
             .flatten()
             .min();
         let hold = self.adrift_since.map(|since| since + self.common.hold);
@@ -450,6 +451,7 @@ impl Driver {
         self.vouch();
         self.session.handle_timeout(self.clock.now());
         self.drop_unauthenticated(now);
+        self.drop_swallowed(now);
         self.drop_doomed(now);
         if self
             .adrift_since

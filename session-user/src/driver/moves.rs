@@ -168,6 +168,7 @@ impl Driver {
             return;
         };
         tracing::info!(link = %carrier.path.link, remote = %carrier.path.remote, "a transport does not answer in time");
+        self.note_silence(handle);
         if self.session.active() != Some(handle) {
             return self.doom(handle);
         }
@@ -254,6 +255,7 @@ impl Driver {
             return;
         };
         carrier.must_be_up_by = None;
+        carrier.swallow_at = None;
         let path = carrier.path.clone();
         self.stands(handle);
         if self.session.active() == Some(handle) {

@@ -68,8 +68,8 @@ pub(super) struct Carrier {
     pub segment: Option<u16>,
     /// When to see whether the path swallows what was sent on it.
     pub swallow_at: Option<Instant>,
-    /// Segments that had come beyond a missing one when it fell silent.
-    pub out_of_order: u32,
+    /// When it fell silent: segments that had come beyond a missing one, and [`Self::bytes_in`].
+    pub at_silence: (u32, u64),
 }
 
 impl Carrier {
@@ -131,7 +131,7 @@ impl Driver {
             doomed_at: None,
             segment: self.side.segment(&path.link, path.remote),
             swallow_at: must_be_up_by.and(self.first_look()),
-            out_of_order: 0,
+            at_silence: (0, 0),
             path,
         };
         self.carriers.insert(handle, carrier);

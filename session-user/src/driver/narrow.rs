@@ -48,7 +48,7 @@ impl Driver {
         if let Some(carrier) = self.carriers.get_mut(&handle)
             && let Some(info) = carrier.look()
         {
-            carrier.out_of_order = info.out_of_order;
+            carrier.at_silence = (info.out_of_order, carrier.bytes_in);
         }
     }
 
@@ -70,7 +70,8 @@ impl Driver {
         };
         let Some(info) = carrier.look() else { return };
         let up = info.sacked > 0 && info.retransmits >= retried;
-        let down = info.out_of_order > carrier.out_of_order;
+        let (out_of_order, bytes_in) = carrier.at_silence;
+        let down = info.out_of_order > out_of_order && carrier.bytes_in == bytes_in;
         if up || down {
             self.narrow(handle);
         }

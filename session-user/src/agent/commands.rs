@@ -213,7 +213,7 @@ impl Shared {
             .links
             .iter()
             .map(|link| {
-                let standby = wanted.standby(link);
+                let standby = wanted.standby_and_reason(link);
                 let carrier = carriers.get(&link.name);
                 link_report(
                     link,

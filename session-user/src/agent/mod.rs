@@ -272,12 +272,15 @@ fn initial_window(config: &Config) -> Option<Arc<InitialWindow>> {
 }
 
 fn transport_options(config: &Config) -> TransportOptions {
+    let usual = TransportOptions::default();
     TransportOptions {
+        // The kernel waits for so long after each probe, answered or not.
+        keepalive_interval: usual.keepalive_interval.min(config.transport.keepalive),
         notsent_lowat: config.transport.notsent_lowat,
         user_timeout: config.transport.user_timeout,
         keepalive_idle: config.transport.keepalive,
         congestion: config.transport.congestion.clone(),
-        ..TransportOptions::default()
+        ..usual
     }
 }
 

@@ -37,7 +37,7 @@ pub(super) fn peer_report(peer: &PeerHandle, sessions: &[SessionSnapshot]) -> Pe
 pub(super) fn link_report(
     link: &Link,
     decision: &policy::Decision,
-    standby: policy::Standby,
+    (standby, standby_reason): (policy::Standby, &str),
     carrier: Option<&CarrierReport>,
     keepalive: Duration,
 ) -> LinkReport {
@@ -69,9 +69,23 @@ pub(super) fn link_report(
         in_use: carrier.is_some_and(|c| c.active),
         standby: standby.to_string(),
         ready: carrier.is_some_and(|c| c.up),
+        standby_reason: standby_reason.to_owned(),
         keepalive_s: carrier.map(|_| keepalive.as_secs()),
+        idle_packets_per_hour: carrier.map(|_| idle_packets(keepalive)),
+        idle_bytes_per_hour: carrier.map(|c| idle_packets(keepalive) * packet_bytes(c)),
         rtt_ms: carrier.and_then(|c| c.rtt).map(millis),
     }
+}
+
+/// A probe and its answer for each interval, from either end: the kernel's clock is not set back by the
+/// other end's probes. The peer's interval is taken to be the same.
+fn idle_packets(keepalive: Duration) -> u64 {
+    4 * 3600 / keepalive.as_secs().max(1)
+}
+
+/// A TCP segment without data: 32 bytes with timestamps, and the header of IP.
+fn packet_bytes(carrier: &CarrierReport) -> u64 {
+    32 + if carrier.remote.is_ipv4() { 20 } else { 40 }
 }
 
 fn millis(d: Duration) -> f64 {

@@ -186,11 +186,18 @@ pub struct LinkReport {
     pub in_use: bool,
     /// What it is for while another carries: `warm`, `cold` or `never`.
     pub standby: String,
+    /// Why, in words.
+    pub standby_reason: String,
     /// Whether a transport stands on it.
     pub ready: bool,
     /// Seconds after which the kernel probes an idle transport on it: all the traffic that a standby
     /// costs.
     pub keepalive_s: Option<u64>,
+    /// What that comes to: packets in an hour, both ways, while nothing else is sent, and if the peer has
+    /// the same interval.
+    pub idle_packets_per_hour: Option<u64>,
+    /// Their bytes, from the IP header on.
+    pub idle_bytes_per_hour: Option<u64>,
     /// The kernel's round-trip time over it, in milliseconds.
     pub rtt_ms: Option<f64>,
 }

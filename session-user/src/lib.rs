@@ -16,4 +16,5 @@ pub mod handshake;
 pub mod link;
 pub mod pki;
 pub mod policy;
+pub mod trace;
 pub mod transport;

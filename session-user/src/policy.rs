@@ -106,6 +106,8 @@ pub struct Decision {
 struct Rank {
     demoted: bool,
     not_manual: bool,
+    /// It loses large packets: it works with small ones, at a price.
+    narrow: bool,
     /// Index of the first pattern of `prefer` that matches, or their number.
     preference: usize,
     /// Within the same preference the link in use stays.
@@ -118,8 +120,8 @@ struct Rank {
 impl Rank {
     /// What makes one path *more preferred* than another, and so worth a move from a path that
     /// works. A lower metric is not: routes come and go, and each move costs something.
-    fn class(&self) -> (bool, bool, usize) {
-        (self.demoted, self.not_manual, self.preference)
+    fn class(&self) -> (bool, bool, bool, usize) {
+        (self.demoted, self.not_manual, self.narrow, self.preference)
     }
 }
 
@@ -161,7 +163,12 @@ pub fn choose(
         }
     }
     ranked.sort_by(|a, b| a.0.cmp(&b.0));
-    let (action, reason) = act(snapshot, config, current, &ranked);
+    let narrow = |path: &Path| history.segment(&path.link, path.remote, now).is_some();
+    let own = current.map(|path| Own {
+        path,
+        narrow: narrow(path),
+    });
+    let (action, reason) = act(snapshot, config, own, &ranked);
     Decision {
         ordered: ranked.into_iter().map(|(_, choice)| choice).collect(),
         rejected,
@@ -222,6 +229,7 @@ fn rank(
     Rank {
         demoted: history.demoted_until(&link.name, remote, now).is_some(),
         not_manual: config.manual.as_ref() != Some(&link.name),
+        narrow: history.segment(&link.name, remote, now).is_some(),
         preference: preference(&link.name, config),
         not_current: current.is_none_or(|path| path.link != link.name),
         metric: link.route_to(remote.ip()).map_or(0, |route| route.metric),
@@ -244,18 +252,34 @@ fn explain(rank: &Rank, config: &PolicyConfig) -> String {
     } else {
         ""
     };
-    format!("{place}{used}{demoted}")
+    let narrow = if rank.narrow {
+        ", put behind others because it loses large packets"
+    } else {
+        ""
+    };
+    format!("{place}{used}{demoted}{narrow}")
+}
+
+/// The path in use.
+#[derive(Clone, Copy)]
+struct Own<'a> {
+    path: &'a Path,
+    narrow: bool,
 }
 
 /// What to do, given the paths in order.
 fn act(
     snapshot: &LinkSnapshot,
     config: &PolicyConfig,
-    current: Option<&Path>,
+    own: Option<Own<'_>>,
     ranked: &[(Rank, Choice)],
 ) -> (Action, String) {
     let best = ranked.first();
-    let Some(current) = current else {
+    let Some(Own {
+        path: current,
+        narrow,
+    }) = own
+    else {
         return match best {
             Some((_, choice)) => hard(choice, "no path is in use"),
             None => (Action::Hold, "no link can reach the peer".to_owned()),
@@ -283,7 +307,7 @@ fn act(
     }
     // A path in use proves itself by its traffic, so a failed dial over it does not demote it.
     let not_manual = config.manual.as_ref() != Some(&current.link);
-    let own = (false, not_manual, preference(&current.link, config));
+    let own = (false, not_manual, narrow, preference(&current.link, config));
     match best {
         Some((rank, choice)) if choice.path.link != current.link && rank.class() < own => {
             soft(choice, &format!("more preferred than {}", current.link))

@@ -98,6 +98,21 @@ fn commands_show_and_steer() -> anyhow::Result<()> {
         names.contains(&"wifi0") && names.contains(&"lte0"),
         "{links}"
     );
+    bed.bed.await_standby(LinkName::Lte, LIMIT)?;
+    let links = json(&["links", "--json"])?;
+    let all = links.as_array().context("no array")?;
+    let lte = all
+        .iter()
+        .find(|l| l["name"] == "lte0")
+        .context("no lte0")?;
+    // Each minute, from either end, a probe of 52 bytes and its answer.
+    ensure!(
+        lte["standby"] == "warm"
+            && lte["standby_reason"] == "it costs nothing by volume"
+            && lte["idle_packets_per_hour"] == 240
+            && lte["idle_bytes_per_hour"] == 240 * 52,
+        "{lte:#}"
+    );
     let text = out(&holdfast(&control, &["links"])?);
     ensure!(
         text.lines()

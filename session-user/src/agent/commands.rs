@@ -68,6 +68,11 @@ impl ControlHandler for Shared {
                     .map(session_report)
                     .collect(),
             )),
+            Request::Handovers { peer, count } => {
+                let trace = &self.common.trace;
+                let handovers = trace.handovers(peer.as_deref(), count);
+                Ok(Response::Handovers(handovers))
+            }
             Request::Handover { link } => self.handover(&link).await,
             Request::Attach { cgroup } => {
                 self.capture()?
@@ -208,7 +213,7 @@ impl Shared {
             .links
             .iter()
             .map(|link| {
-                let standby = wanted.standby(link);
+                let standby = wanted.standby_and_reason(link);
                 let carrier = carriers.get(&link.name);
                 link_report(
                     link,

@@ -37,6 +37,7 @@ use crate::driver::{Command, Common};
 use crate::handshake::{Identity, IdentityPaths};
 use crate::link::{LinkMonitor, MonitorConfig};
 use crate::policy::{Lanes, PolicyConfig, ServiceRule, ServiceRules, StandbyConfig};
+use crate::trace::Trace;
 use crate::transport::{InitialWindow, TransportOptions};
 use acceptor::Acceptor;
 use captures::Captures;
@@ -52,6 +53,8 @@ const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
 const REREAD_EVERY: Duration = Duration::from_secs(3600);
 /// How long a draining agent waits for CLOSE to be acknowledged.
 const PART_TIMEOUT: Duration = Duration::from_secs(3);
+/// How long an agent that ends waits for its traces to be written.
+const FLUSH_TIMEOUT: Duration = Duration::from_secs(1);
 /// How often a draining agent looks whether the last stream is over.
 const DRAIN_LOOK: Duration = Duration::from_millis(100);
 
@@ -88,8 +91,10 @@ impl Agent {
         let links = LinkMonitor::start(&monitor).context("the links cannot be watched")?;
 
         let registry = Registry::default();
+        let trace = Trace::new(config.trace.qlog.clone()).context("[trace] qlog")?;
         let common = Common {
             identity,
+            trace: Arc::new(trace),
             tokens: Arc::new(registry.clone()),
             transport: transport_options(&config),
             window: initial_window(&config),
@@ -207,6 +212,7 @@ impl Agent {
         }
         self.shared.runs.remove_all().await;
         self.tasks.abort_all();
+        self.shared.common.trace.flush(FLUSH_TIMEOUT);
         // Best effort: the next agent replaces a socket that nobody listens on.
         let _ = std::fs::remove_file(&self.shared.config.agent.control);
         tracing::info!("the agent has ended");
@@ -266,12 +272,15 @@ fn initial_window(config: &Config) -> Option<Arc<InitialWindow>> {
 }
 
 fn transport_options(config: &Config) -> TransportOptions {
+    let usual = TransportOptions::default();
     TransportOptions {
+        // The kernel waits for so long after each probe, answered or not.
+        keepalive_interval: usual.keepalive_interval.min(config.transport.keepalive),
         notsent_lowat: config.transport.notsent_lowat,
         user_timeout: config.transport.user_timeout,
         keepalive_idle: config.transport.keepalive,
         congestion: config.transport.congestion.clone(),
-        ..TransportOptions::default()
+        ..usual
     }
 }
 

@@ -7,6 +7,7 @@ use tokio::sync::{mpsc, watch};
 
 use super::registry::{Entry, Registry};
 use crate::capture_queue::CaptureQueue;
+use crate::driver::establish::EstablishError;
 use crate::driver::{
     Common, Driver, Ended, Established, Initiator, InitiatorConfig, Side, establish,
 };
@@ -63,17 +64,18 @@ impl Peer {
     /// Runs until `stop` says so; a session that stands then is left to be closed by command.
     pub async fn run(mut self, mut stop: watch::Receiver<bool>) {
         let mut next = None;
+        let mut history = PathHistory::default();
         let mut pause = Duration::ZERO;
         while !*stop.borrow() {
             let established = match next.take() {
                 Some(established) => established,
                 None => tokio::select! {
-                    established = self.establish() => established,
+                    established = self.establish(&mut history) => established,
                     _ = stop.wait_for(|s| *s) => return,
                 },
             };
             let began = Instant::now();
-            let ended = self.drive(established).await;
+            let ended = self.drive(established, history.clone()).await;
             pause = if began.elapsed() > BACKOFF_MAX {
                 Duration::ZERO
             } else {
@@ -102,7 +104,7 @@ impl Peer {
         }
     }
 
-    async fn drive(&self, established: Established) -> Ended {
+    async fn drive(&self, established: Established, history: PathHistory) -> Ended {
         let id = established.session.id();
         let (commands, mut inbox) = mpsc::channel(64);
         let instance = established.session.peer().instance;
@@ -115,7 +117,7 @@ impl Peer {
         };
         self.registry.insert(id, entry);
         self.state.send_replace(PeerState::Up);
-        let initiator = Initiator::new(InitiatorConfig {
+        let config = InitiatorConfig {
             captures: Arc::clone(&self.captures),
             links: self.links.clone(),
             policy: self.policy.clone(),
@@ -127,7 +129,8 @@ impl Peer {
             peer_gone_after: self.peer_gone_after,
             session: self.session.clone(),
             handshake_timeout: self.handshake_timeout,
-        });
+        };
+        let initiator = Initiator::new(config, history);
         let driver = Driver::new(
             established,
             self.common.clone(),
@@ -140,16 +143,17 @@ impl Peer {
     }
 
     /// Tries path after path until a session stands.
-    async fn establish(&mut self) -> Established {
+    async fn establish(&mut self, history: &mut PathHistory) -> Established {
         let mut backoff = BACKOFF_FIRST;
-        let mut history = PathHistory::default();
+        *history = PathHistory::default();
         loop {
-            for path in self.paths(&history) {
-                match establish::initiate(self.request(&path)).await {
+            for path in self.paths(history) {
+                let segment = history.segment(&path.link, path.remote, Instant::now());
+                match establish::initiate(self.request(&path, segment)).await {
                     Ok(established) => return established,
                     Err(error) => {
                         tracing::warn!(peer = %self.name, %path, %error, "no session");
-                        history.record_failure(&path.link, path.remote, Instant::now());
+                        self.learn(history, &path, &error);
                         self.state
                             .send_replace(PeerState::Connecting(Some(error.to_string())));
                     }
@@ -189,12 +193,23 @@ impl Peer {
             .collect()
     }
 
-    fn request(&self, path: &Path) -> establish::Request {
+    /// A handshake whose answers never came may have been too large for the path.
+    fn learn(&self, history: &mut PathHistory, path: &Path, error: &EstablishError) {
+        let now = Instant::now();
+        history.record_failure(&path.link, path.remote, now);
+        if matches!(error, EstablishError::Timeout { .. }) {
+            let mtu = self.links.borrow().link(&path.link).map_or(0, |l| l.mtu);
+            history.record_swallowed(&path.link, path.remote, mtu, now);
+        }
+    }
+
+    fn request(&self, path: &Path, segment: Option<u16>) -> establish::Request {
         establish::Request {
             identity: Arc::clone(&self.common.identity),
             peer_name: self.name.clone(),
             path: path.clone(),
             dial_timeout: self.dial_timeout,
+            segment,
             handshake_timeout: self.handshake_timeout,
             transport: self.common.transport.clone(),
             window: self.common.window.clone(),

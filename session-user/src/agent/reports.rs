@@ -1,6 +1,6 @@
 //! What the control socket tells, from what the agent knows.
 
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use super::commands::PeerHandle;
 use super::peer::PeerState;
@@ -10,6 +10,7 @@ use crate::control::{
 use crate::driver::{self, CarrierReport, SessionSnapshot};
 use crate::link::{Link, LinkState};
 use crate::policy;
+use crate::trace::Handover;
 
 pub(super) fn peer_report(peer: &PeerHandle, sessions: &[SessionSnapshot]) -> PeerReport {
     let session = sessions
@@ -36,7 +37,7 @@ pub(super) fn peer_report(peer: &PeerHandle, sessions: &[SessionSnapshot]) -> Pe
 pub(super) fn link_report(
     link: &Link,
     decision: &policy::Decision,
-    standby: policy::Standby,
+    (standby, standby_reason): (policy::Standby, &str),
     carrier: Option<&CarrierReport>,
     keepalive: Duration,
 ) -> LinkReport {
@@ -68,9 +69,23 @@ pub(super) fn link_report(
         in_use: carrier.is_some_and(|c| c.active),
         standby: standby.to_string(),
         ready: carrier.is_some_and(|c| c.up),
+        standby_reason: standby_reason.to_owned(),
         keepalive_s: carrier.map(|_| keepalive.as_secs()),
+        idle_packets_per_hour: carrier.map(|_| idle_packets(keepalive)),
+        idle_bytes_per_hour: carrier.map(|c| idle_packets(keepalive) * packet_bytes(c)),
         rtt_ms: carrier.and_then(|c| c.rtt).map(millis),
     }
+}
+
+/// A probe and its answer for each interval, from either end: the kernel's clock is not set back by the
+/// other end's probes. The peer's interval is taken to be the same.
+fn idle_packets(keepalive: Duration) -> u64 {
+    4 * 3600 / keepalive.as_secs().max(1)
+}
+
+/// A TCP segment without data: 32 bytes with timestamps, and the header of IP.
+fn packet_bytes(carrier: &CarrierReport) -> u64 {
+    32 + if carrier.remote.is_ipv4() { 20 } else { 40 }
 }
 
 fn millis(d: Duration) -> f64 {
@@ -136,21 +151,17 @@ fn stream_report(s: &driver::StreamReport) -> StreamReport {
     }
 }
 
-fn handover_report(h: &driver::HandoverReport) -> HandoverReport {
+fn handover_report(h: &Handover) -> HandoverReport {
     HandoverReport {
-        when_s: h
-            .when
-            .duration_since(SystemTime::UNIX_EPOCH)
-            .unwrap_or_default()
-            .as_secs_f64(),
-        from: h.from.clone(),
-        to: h.to.clone(),
-        trigger: h.trigger.clone(),
+        when_s: h.when_s,
+        from: h.from.link.clone(),
+        to: h.to.as_ref().map(|to| to.link.clone()).unwrap_or_default(),
+        trigger: h.why.clone(),
         soft: h.soft,
         noticed_ns: h.noticed_ns,
         resent_ns: h.resent_ns,
         resumed_ns: h.resumed_ns,
-        replayed_records: h.replayed_records,
-        replayed_bytes: h.replayed_bytes,
+        replayed_records: h.resent_records,
+        replayed_bytes: h.resent_bytes,
     }
 }

@@ -7,6 +7,7 @@
 
 mod doctor;
 mod exit;
+mod handovers;
 mod local;
 mod remote;
 mod run;
@@ -66,6 +67,17 @@ enum Command {
     Links(Shown),
     /// Show the sessions, their transports, streams and handovers.
     Sessions(Shown),
+    /// Show the latest handovers: what led to each, how long it took, and what the streams saw of it.
+    Handovers {
+        /// Those with this peer alone.
+        #[arg(long)]
+        peer: Option<String>,
+        /// How many.
+        #[arg(short = 'n', default_value_t = 20)]
+        count: usize,
+        #[command(flatten)]
+        shown: Shown,
+    },
     /// Move the sessions to a link, or with `auto` give the choice back to the policy.
     Handover {
         /// The link, or `auto`.
@@ -121,6 +133,9 @@ fn execute(cli: Cli) -> Result<ExitCode, Failure> {
         Command::Status(shown) => remote::status(control, shown.json),
         Command::Links(shown) => remote::links(control, shown.json),
         Command::Sessions(shown) => remote::sessions(control, shown.json),
+        Command::Handovers { peer, count, shown } => {
+            handovers::handovers(control, peer, count, shown.json)
+        }
         Command::Handover { link } => remote::handover(control, &link),
         Command::Woke => remote::woke(control),
         Command::Reload => remote::reload(control),

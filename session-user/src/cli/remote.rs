@@ -7,13 +7,15 @@ use serde::Serialize;
 
 use super::exit::{Exit, Failure};
 use super::table::{Table, age, bytes, print};
-use crate::control::{Client, ClientError, Request, Response, SessionReport, StatusReport};
+use crate::control::{
+    Client, ClientError, LinkReport, Request, Response, SessionReport, StatusReport,
+};
 
-fn ask(control: &Path, request: &Request) -> Result<Response, Failure> {
+pub(super) fn ask(control: &Path, request: &Request) -> Result<Response, Failure> {
     Ok(Client::connect(control)?.call(request)?)
 }
 
-fn unexpected() -> Failure {
+pub(super) fn unexpected() -> Failure {
     let error = ClientError::Broken("it is not an answer to what was asked".to_owned());
     Failure::new(
         Exit::Failed,
@@ -22,7 +24,7 @@ fn unexpected() -> Failure {
     )
 }
 
-fn json(value: &impl Serialize) -> Result<ExitCode, Failure> {
+pub(super) fn json(value: &impl Serialize) -> Result<ExitCode, Failure> {
     let text = serde_json::to_string_pretty(value).map_err(anyhow::Error::from)?;
     print(&format!("{text}\n"));
     Ok(ExitCode::SUCCESS)
@@ -132,7 +134,17 @@ pub fn links(control: &Path, as_json: bool) -> Result<ExitCode, Failure> {
     if as_json {
         return json(&links);
     }
-    let mut table = Table::new(&["LINK", "KIND", "STATE", "USE", "RTT", "ADDRESSES", "WHY"]);
+    let mut table = Table::new(&[
+        "LINK",
+        "KIND",
+        "STATE",
+        "USE",
+        "RTT",
+        "STANDBY",
+        "IDLE COST",
+        "ADDRESSES",
+        "WHY",
+    ]);
     for link in links {
         let used = match (link.in_use, link.ready) {
             (true, _) => "in use",
@@ -144,18 +156,30 @@ pub fn links(control: &Path, as_json: bool) -> Result<ExitCode, Failure> {
             .map(|ms| format!("{ms:.1} ms"))
             .unwrap_or_default();
         let addresses = link.addresses.join(" ");
+        let standby = format!("{}: {}", link.standby, link.standby_reason);
+        let idle = idle_cost(&link);
         table.row(vec![
             link.name,
             link.kind,
             link.state,
             used.to_owned(),
             rtt,
+            standby,
+            idle,
             addresses,
             link.reason,
         ]);
     }
     print(&table.render());
     Ok(ExitCode::SUCCESS)
+}
+
+/// What a transport on it costs while nothing is sent; nothing where there is none.
+fn idle_cost(link: &LinkReport) -> String {
+    match (link.keepalive_s, link.idle_bytes_per_hour) {
+        (Some(every), Some(hourly)) => format!("{}/h, each {}", bytes(hourly), age(every)),
+        _ => String::new(),
+    }
 }
 
 pub fn sessions(control: &Path, as_json: bool) -> Result<ExitCode, Failure> {

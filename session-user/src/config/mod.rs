@@ -14,7 +14,9 @@ use std::time::Duration;
 
 use sections::{accept, captures, peers, session, streams, transport};
 use source::Source;
-pub use types::{Accept, Agent, Capture, Identity, Lanes, Links, Peer, Session, Stream, Transport};
+pub use types::{
+    Accept, Agent, Capture, Identity, Lanes, Links, Peer, Session, Stream, Trace, Transport,
+};
 pub use units::{duration, size};
 
 /// Where the configuration is unless said otherwise.
@@ -60,6 +62,8 @@ pub struct Config {
     pub session: Session,
     /// Options of transports.
     pub transport: Transport,
+    /// What is written of sessions.
+    pub trace: Trace,
 }
 
 type Result<T> = std::result::Result<T, ConfigError>;
@@ -136,6 +140,9 @@ impl Config {
             session: session(&source, &raw.session)?,
             streams: streams(&source, &raw.stream, transport.lanes)?,
             transport,
+            trace: Trace {
+                qlog: raw.trace.qlog,
+            },
         })
     }
 }

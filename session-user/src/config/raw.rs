@@ -26,6 +26,8 @@ pub(super) struct Raw {
     pub session: Session,
     #[serde(default)]
     pub transport: Transport,
+    #[serde(default)]
+    pub trace: Trace,
 }
 
 #[derive(Debug, Deserialize)]
@@ -148,4 +150,10 @@ pub(super) struct Transport {
 pub(super) enum Lanes {
     Count(u64),
     Word(String),
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Trace {
+    pub qlog: Option<PathBuf>,
 }

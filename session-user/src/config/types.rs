@@ -156,3 +156,10 @@ pub struct Transport {
     /// Time for a TCP connection to a peer.
     pub dial_timeout: Duration,
 }
+
+/// What is written of sessions.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Trace {
+    /// Folder of a qlog file for each session; none are written without it.
+    pub qlog: Option<PathBuf>,
+}

@@ -24,12 +24,20 @@ fn nobody() -> Credentials {
     }
 }
 
-fn every_request() -> [Request; 9] {
+fn every_handover() -> Request {
+    Request::Handovers {
+        peer: None,
+        count: 9,
+    }
+}
+
+fn every_request() -> [Request; 10] {
     let cgroup = PathBuf::from("a");
     [
         Request::Status,
         Request::Links,
         Request::Sessions,
+        every_handover(),
         Request::Handover {
             link: "auto".to_owned(),
         },
@@ -85,6 +93,7 @@ fn run_users_run_and_look_and_do_no_more() {
         Request::Status,
         Request::Links,
         Request::Sessions,
+        every_handover(),
         Request::Run,
     ];
     assert_eq!(allowed(&permissions, &nobody()), expected);

@@ -5,6 +5,8 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
+use crate::trace::Handover;
+
 /// What a command asks of the agent.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -15,6 +17,13 @@ pub enum Request {
     Links,
     /// What the sessions are doing.
     Sessions,
+    /// What the latest handovers were like, of sessions that have ended as well.
+    Handovers {
+        /// With this peer alone.
+        peer: Option<String>,
+        /// How many, at most.
+        count: usize,
+    },
     /// Move sessions to a link, or with `auto` give the choice back to the policy.
     Handover {
         /// The link, or `auto`.
@@ -41,7 +50,10 @@ pub enum Request {
 impl Request {
     /// Whether it only looks.
     pub fn only_looks(&self) -> bool {
-        matches!(self, Self::Status | Self::Links | Self::Sessions)
+        matches!(
+            self,
+            Self::Status | Self::Links | Self::Sessions | Self::Handovers { .. }
+        )
     }
 }
 
@@ -55,6 +67,8 @@ pub enum Response {
     Links(Vec<LinkReport>),
     /// To [`Request::Sessions`].
     Sessions(Vec<SessionReport>),
+    /// To [`Request::Handovers`], oldest first.
+    Handovers(Vec<Handover>),
     /// It is done; in words, what.
     Done(String),
     /// It is not done.
@@ -172,11 +186,18 @@ pub struct LinkReport {
     pub in_use: bool,
     /// What it is for while another carries: `warm`, `cold` or `never`.
     pub standby: String,
+    /// Why, in words.
+    pub standby_reason: String,
     /// Whether a transport stands on it.
     pub ready: bool,
     /// Seconds after which the kernel probes an idle transport on it: all the traffic that a standby
     /// costs.
     pub keepalive_s: Option<u64>,
+    /// What that comes to: packets in an hour, both ways, while nothing else is sent, and if the peer has
+    /// the same interval.
+    pub idle_packets_per_hour: Option<u64>,
+    /// Their bytes, from the IP header on.
+    pub idle_bytes_per_hour: Option<u64>,
     /// The kernel's round-trip time over it, in milliseconds.
     pub rtt_ms: Option<f64>,
 }

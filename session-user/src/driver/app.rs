@@ -3,6 +3,7 @@
 
 use std::io::{self, IoSlice};
 use std::net::{Shutdown, SocketAddr};
+use std::time::Instant;
 
 use session_proto::session::{SendBuf, StreamId};
 use socket2::SockRef;
@@ -37,6 +38,8 @@ pub(super) struct App {
     blocked: bool,
     pub bytes_read: u64,
     pub bytes_written: u64,
+    /// When its socket last took bytes.
+    pub written_at: Option<Instant>,
 }
 
 impl App {
@@ -54,6 +57,7 @@ impl App {
             blocked: false,
             bytes_read: 0,
             bytes_written: 0,
+            written_at: None,
         }
     }
 
@@ -190,6 +194,8 @@ impl Driver {
             match app.socket.try_write_vectored(&slices[..filled]) {
                 Ok(n) => {
                     app.bytes_written += n as u64;
+                    let now = Instant::now();
+                    self.report.wrote(id, app.written_at.replace(now), now);
                     self.session.consume(id, n);
                 }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {

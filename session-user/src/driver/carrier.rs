@@ -9,10 +9,11 @@ use session_proto::session::{Handle, TransportFault};
 use socket2::SockRef;
 use tokio::net::TcpStream;
 
+use super::handover::{Move, path_info};
 use super::links::link_of;
 use super::ready::Source;
-use super::report::Move;
 use super::{Driver, Name, Side};
+use crate::trace::Trigger;
 use crate::transport::{Paced, Pacing, TcpInfo, pace, tcp_info};
 
 /// Room for one read: several records of full size.
@@ -53,6 +54,8 @@ pub(super) struct Carrier {
     pub since: Instant,
     /// A transport that is not authenticated by then is dropped.
     pub must_be_up_by: Option<Instant>,
+    /// The driver's turn in which both ends were authenticated on it.
+    pub up_turn: Option<u64>,
     pub bytes_in: u64,
     pub bytes_out: u64,
     /// Segments that the peer's TCP has acknowledged, since when it is no more, and when that was looked at.
@@ -62,6 +65,12 @@ pub(super) struct Carrier {
     /// It has fallen silent, and is given up then unless it answers.
     pub doomed_at: Option<Instant>,
     pub pacing: Pacing,
+    /// Largest segment that it was dialled with, if it was limited.
+    pub segment: Option<u16>,
+    /// When to see whether the path swallows what was sent on it.
+    pub swallow_at: Option<Instant>,
+    /// When it fell silent: segments that had come beyond a missing one, and [`Self::bytes_in`].
+    pub at_silence: (u32, u64),
 }
 
 impl Carrier {
@@ -114,10 +123,10 @@ impl Driver {
         let carrier = Carrier {
             socket,
             source,
-            path,
             input,
             since: Instant::now(),
             must_be_up_by,
+            up_turn: None,
             bytes_in: 0,
             bytes_out: 0,
             delivered: 0,
@@ -125,6 +134,10 @@ impl Driver {
             looked_at: Instant::now(),
             doomed_at: None,
             pacing,
+            segment: self.side.segment(&path.link, path.remote),
+            swallow_at: must_be_up_by.and(self.first_look()),
+            at_silence: (0, 0),
+            path,
         };
         self.carriers.insert(handle, carrier);
     }
@@ -247,7 +260,7 @@ impl Driver {
         Ok(())
     }
 
-    fn carrier_failed(&mut self, handle: Handle, end: &CarrierEnd) {
+    pub(super) fn carrier_failed(&mut self, handle: Handle, end: &CarrierEnd) {
         if matches!(end, CarrierEnd::Eof) && self.session.is_parting(handle) {
             return self.transport_done(handle);
         }
@@ -260,6 +273,9 @@ impl Driver {
         let was_up = self.session.is_up(handle);
         let before = self.session.stats();
         carrier.discard();
+        self.report
+            .trace
+            .path_ended(handle.as_u64(), &end.to_string());
         self.session.transport_lost(handle);
         self.after_loss(&path, was_active, was_up, end, &before);
     }
@@ -339,11 +355,12 @@ impl Driver {
     }
 
     /// A link is gone: so is every transport on it.
-    pub(super) fn drop_carrier(&mut self, handle: Handle) {
+    pub(super) fn drop_carrier(&mut self, handle: Handle, why: &str) {
         if self.session.active() == Some(handle) {
             self.remember_windows();
         }
         if let Some(carrier) = self.carriers.remove(&handle) {
+            self.report.trace.path_ended(handle.as_u64(), why);
             carrier.discard();
         }
         self.session.transport_lost(handle);
@@ -352,13 +369,14 @@ impl Driver {
     pub(super) fn transport_done(&mut self, handle: Handle) {
         if let Some(carrier) = self.carriers.remove(&handle) {
             if self.carrying == Some(handle) && !self.session.is_ending() {
-                self.report.begin(Move::hard(
-                    &carrier.path.link,
-                    "the peer gave it up",
-                    Instant::now(),
-                ));
+                let (trigger, now) = (Trigger::PeerMoved, Instant::now());
+                let cause = Move::hard(&carrier.path, trigger, "the peer gave it up", now);
+                self.report.begin(cause);
             }
             tracing::debug!(link = %carrier.path.link, remote = %carrier.path.remote, "a transport was closed in order");
+            self.report
+                .trace
+                .path_ended(handle.as_u64(), "closed in order");
             carrier.finish();
         }
         self.session.transport_lost(handle);
@@ -366,11 +384,18 @@ impl Driver {
 
     /// Something came on `handle`.
     fn heard(&mut self, handle: Handle) {
-        if self.report.awaits(handle)
-            && self.session.is_up(handle)
-            && let Some(carrier) = self.carriers.get(&handle)
-        {
-            self.report.up(&carrier.path.link);
+        if self.report.awaits(handle) && self.session.is_up(handle) {
+            self.report.up();
+        }
+        self.note_firsts();
+    }
+
+    /// Both ends are authenticated on `handle`.
+    pub(super) fn stands(&mut self, handle: Handle) {
+        if let Some(carrier) = self.carriers.get_mut(&handle) {
+            carrier.up_turn = Some(self.turns);
+            let path = path_info(&carrier.path);
+            self.report.trace.path_up(handle.as_u64(), &path);
         }
     }
 
@@ -399,4 +424,6 @@ pub(super) enum CarrierEnd {
     Fault(#[from] TransportFault),
     #[error("it was not authenticated in time")]
     Late,
+    #[error("large packets vanish on its path")]
+    Swallowed,
 }

@@ -8,8 +8,8 @@ use session_proto::session::Handle;
 use tokio::net::TcpStream;
 
 use super::carrier::{Carrier, Path};
+use super::handover::Move;
 use super::initiator::Attempt;
-use super::report::Move;
 use super::{Driver, Ended, Internal, Side};
 use crate::policy;
 use crate::transport::{DialSpec, TransportError, dial};
@@ -44,34 +44,38 @@ impl Driver {
         // A standby that is being dialled there serves as well.
         let under_way = (initiator.standby_attempt).take_if(|a| a.path == path && a.lane == 0);
         let attempt = under_way.unwrap_or_else(|| self.start(path, 0));
+        self.report.dialling(false);
         if let Side::Initiator(initiator) = &mut self.side {
             initiator.attempt = Some(attempt);
         }
     }
 
     /// Dials `to` beside what carries now, unless that is being done already. `lane` is 0 for a standby.
-    pub(super) fn attempt_beside(&mut self, to: policy::Path, lane: u64, reason: &str) {
+    /// True if it does.
+    pub(super) fn attempt_beside(&mut self, to: policy::Path, lane: u64, reason: &str) -> bool {
         let there = |(h, c): (&Handle, &Carrier)| {
             let same = self.session.route(*h).is_some_and(|r| r.lane == lane);
             same && c.path.link == to.link && c.path.remote == to.remote
         };
         let Side::Initiator(initiator) = &self.side else {
-            return;
+            return false;
         };
         if initiator.standby_attempt.is_some()
             || initiator.attempt.is_some()
             || self.carriers.iter().any(there)
         {
-            return;
+            return false;
         }
         tracing::info!(path = %to, lane, reason, "dialling a transport beside the one in use");
         let attempt = self.start(to, lane);
         if let Side::Initiator(initiator) = &mut self.side {
             initiator.standby_attempt = Some(attempt);
         }
+        true
     }
 
     fn start(&mut self, path: policy::Path, lane: u64) -> Attempt {
+        self.judge_silent(&path);
         let internal = self.internal_tx.clone();
         self.attempts += 1;
         let number = self.attempts;
@@ -80,6 +84,7 @@ impl Driver {
             source: Some(path.source),
             remote: path.remote,
             timeout: self.side.dial_timeout(),
+            segment: self.side.segment(&path.link, path.remote),
         };
         let options = self.common.transport.clone();
         if let Some(window) = &self.common.window {
@@ -159,10 +164,8 @@ impl Driver {
         if let Some(silent) = active.filter(|h| self.session.is_silent(*h))
             && let Some(carrier) = self.carriers.get(&silent)
         {
-            let (noticed, _) = self.report.suspected();
-            let from = carrier.path.link.clone();
-            self.report
-                .begin(Move::hard(&from, "it did not answer in time", noticed));
+            let suspicion = self.report.suspected();
+            self.report.begin(Move::silent(&carrier.path, &suspicion));
             self.doom(silent);
         }
         let Side::Initiator(initiator) = &mut self.side else {

@@ -32,6 +32,8 @@ pub struct Request {
     pub path: policy::Path,
     /// Time for the TCP connection.
     pub dial_timeout: Duration,
+    /// Largest segment, in bytes, where the path is known to lose larger packets.
+    pub segment: Option<u16>,
     /// Time for everything after it.
     pub handshake_timeout: Duration,
     /// Options of the socket.
@@ -166,6 +168,7 @@ pub async fn initiate(request: Request) -> Result<Established, EstablishError> {
         source: Some(request.path.source),
         remote: request.path.remote,
         timeout: request.dial_timeout,
+        segment: request.segment,
     };
     if let Some(window) = &request.window {
         window.before_dial(request.path.source, request.path.remote, None);

@@ -61,6 +61,8 @@ pub struct Initiator {
     pub(super) numbered: Vec<String>,
     /// The peer's address that the session began with.
     pub(super) first_remote: Option<SocketAddr>,
+    /// Small packets vanished as well, so size is no explanation before then.
+    pub(super) size_cleared_until: Option<Instant>,
     /// When the path of a silent transport may be dialled again.
     pub(super) same_path_at: Option<Instant>,
     pub(super) backoff: Duration,
@@ -82,8 +84,8 @@ pub(super) struct Attempt {
 }
 
 impl Initiator {
-    /// An initiator that has not dialled yet.
-    pub fn new(config: InitiatorConfig) -> Self {
+    /// An initiator whose session has just been made; `history`: what its paths are known for.
+    pub fn new(config: InitiatorConfig, history: PathHistory) -> Self {
         Self {
             config,
             seen_version: 0,
@@ -91,9 +93,10 @@ impl Initiator {
             standby_attempt: None,
             pending: VecDeque::new(),
             round_refused: true,
-            history: PathHistory::default(),
+            history,
             retry_at: None,
             look_at: None,
+            size_cleared_until: None,
             same_path_at: None,
             windows: BTreeMap::new(),
             numbered: Vec::new(),
@@ -127,6 +130,7 @@ impl Initiator {
     pub(super) fn forgive(&mut self) {
         self.backoff = Duration::ZERO;
         self.refused_since = None;
+        self.size_cleared_until = None;
     }
 
     pub(super) fn abandon_attempts(&mut self) {

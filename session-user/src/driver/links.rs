@@ -3,9 +3,10 @@
 use session_proto::session::Handle;
 
 use super::carrier::Path;
-use super::report::Move;
+use super::handover::Move;
 use super::{Driver, Side};
 use crate::link::{ChangeKind, Link, LinkSnapshot, LinkState};
+use crate::trace::Trigger;
 
 impl Driver {
     /// Drops transports whose link or address is gone, then asks the policy. The loss of the link
@@ -21,6 +22,10 @@ impl Driver {
                 initiator.forgive();
                 initiator.retry_at = None;
             }
+            initiator.history.forget_other_mtu(|name| {
+                let link = snapshot.link(name);
+                link.map(|link| link.mtu)
+            });
             initiator.abandon_attempts_if(|path| !link_stands(&snapshot, &path.link));
         }
         self.drop_lost(&snapshot, since);
@@ -41,7 +46,7 @@ impl Driver {
         for (handle, path) in gone {
             tracing::info!(link = %path.link, "the link is lost");
             let before = self.session.stats();
-            self.drop_carrier(handle);
+            self.drop_carrier(handle, "the link is lost");
             if active == Some(handle) {
                 if let Side::Initiator(initiator) = &mut self.side {
                     initiator.retry_at = None;
@@ -50,8 +55,9 @@ impl Driver {
                     .changes_since(since)
                     .find(|c| c.link == path.link && c.kind == ChangeKind::Lost);
                 let noticed = lost.map_or(snapshot.read_at, |c| c.at);
-                self.report
-                    .begin(Move::hard(&path.link, "the link was lost", noticed));
+                let (trigger, why) = loss(snapshot, &path);
+                let cause = Move::hard(&path, trigger, why, noticed);
+                self.report.begin(cause.decided_now());
                 self.moved(&before);
             }
         }
@@ -61,6 +67,7 @@ impl Driver {
     /// a word.
     pub(super) fn woke(&mut self) {
         tracing::info!("the host has slept: asking on every transport");
+        self.report.woke();
         if let Side::Initiator(initiator) = &mut self.side {
             initiator.forgive();
             initiator.history = crate::policy::PathHistory::default();
@@ -93,6 +100,18 @@ fn stands(snapshot: &LinkSnapshot, path: &Path, dialled: bool) -> bool {
         carries && (!dialled || link.state != LinkState::Unusable) && link.holds(path.local.ip())
     };
     path.link.is_empty() || snapshot.link(&path.link).is_some_and(has_all)
+}
+
+/// What is missing of a path that does not stand.
+fn loss(snapshot: &LinkSnapshot, path: &Path) -> (Trigger, &'static str) {
+    let carries = |link: &Link| link.admin_up && link.carrier;
+    match snapshot.link(&path.link).filter(|link| carries(link)) {
+        Some(link) if !link.holds(path.local.ip()) => {
+            (Trigger::AddressLost, "the link lost its address")
+        }
+        Some(_) => (Trigger::LinkLost, "the link lost its route"),
+        None => (Trigger::LinkLost, "the link was lost"),
+    }
 }
 
 /// The link that holds a local address; empty where none does, as with an address of the host's

@@ -9,10 +9,12 @@ mod app;
 mod carrier;
 mod dialling;
 pub mod establish;
+mod handover;
 mod initiator;
 mod links;
 mod manual;
 mod moves;
+mod narrow;
 pub mod ready;
 mod reauth;
 mod rejoin;
@@ -40,11 +42,12 @@ pub use establish::Established;
 pub use initiator::{Initiator, InitiatorConfig};
 use ready::ReadySet;
 use reauth::Reauthentication;
-pub use report::{CarrierReport, HandoverReport, SessionSnapshot, StreamReport};
+pub use report::{CarrierReport, SessionSnapshot, StreamReport};
 use session_proto::session::SendBuf;
 pub use streams::Responder;
 
 use crate::handshake::{Identity, PeerIdentity};
+use crate::trace::{SessionTrace, Trace};
 use crate::transport::{InitialWindow, TransportOptions};
 
 /// Turns the session's monotonic time into the driver's and back.
@@ -114,6 +117,8 @@ pub trait TokenBook: Send + Sync {
 pub struct Common {
     /// This unit's keys and certificates.
     pub identity: Arc<Identity>,
+    /// Where handovers are told.
+    pub trace: Arc<Trace>,
     /// Where resumes are announced.
     pub tokens: Arc<dyn TokenBook>,
     /// How long a session lives without a transport.
@@ -208,7 +213,9 @@ pub struct Driver {
     /// Since when no transport stands.
     adrift_since: Option<Instant>,
     started_wall: std::time::SystemTime,
-    report: report::Counters,
+    /// Rounds of [`Self::settle`].
+    turns: u64,
+    report: handover::Counters,
     ended: Option<Ended>,
 }
 
@@ -228,6 +235,13 @@ impl Driver {
             path,
         } = established;
         let (internal_tx, internal_rx) = mpsc::unbounded_channel();
+        let trace = SessionTrace::begin(
+            Arc::clone(&common.trace),
+            session.id(),
+            &peer.name.to_string(),
+            matches!(side, Side::Initiator(_)),
+            (path.local, path.remote),
+        );
         let mut driver = Self {
             session,
             clock,
@@ -250,7 +264,8 @@ impl Driver {
             internal_rx,
             adrift_since: None,
             started_wall: std::time::SystemTime::now(),
-            report: report::Counters::default(),
+            turns: 0,
+            report: handover::Counters::new(trace),
             ended: None,
         };
         if let Side::Initiator(initiator) = &mut driver.side {
@@ -258,6 +273,7 @@ impl Driver {
             initiator.route(&path.link, path.remote, 0);
         }
         driver.add_carrier(handle, stream, input, path);
+        driver.stands(handle);
         driver.carrying = driver.session.active();
         driver.plan_renewal();
         driver.check_identity();
@@ -270,7 +286,7 @@ impl Driver {
         self.decide();
         loop {
             if let Some(ended) = self.finished() {
-                self.part().await;
+                self.part(&ended).await;
                 return ended;
             }
             let deadline = self.next_deadline();
@@ -360,6 +376,7 @@ impl Driver {
         }
         self.follow_peer();
         self.note_adrift();
+        self.turns += 1;
     }
 
     fn handle_event(&mut self, event: Event) {
@@ -421,7 +438,7 @@ impl Driver {
         let carriers = self
             .carriers
             .values()
-            .flat_map(|c| [c.must_be_up_by, c.doomed_at])
+            .flat_map(|c| [c.must_be_up_by, c.doomed_at, c.swallow_at])
             .flatten()
             .min();
         let hold = self.adrift_since.map(|since| since + self.common.hold);
@@ -431,6 +448,7 @@ impl Driver {
             hold,
             self.side.deadline(),
             self.reauth_deadline(),
+            self.report.look_at(),
         ]
         .into_iter()
         .flatten()
@@ -442,6 +460,7 @@ impl Driver {
         self.vouch();
         self.session.handle_timeout(self.clock.now());
         self.drop_unauthenticated(now);
+        self.drop_swallowed(now);
         self.drop_doomed(now);
         if self
             .adrift_since
@@ -455,6 +474,7 @@ impl Driver {
         }
         self.side_deadline(now);
         self.reauth_tick(now);
+        self.settle_handover(now);
     }
 
     fn note_adrift(&mut self) {
@@ -467,7 +487,8 @@ impl Driver {
     }
 
     /// Leaves nothing behind: names, sockets, tasks.
-    async fn part(&mut self) {
+    async fn part(&mut self, ended: &Ended) {
+        self.tell_end(ended);
         self.common.tokens.set(self.session.id(), Vec::new());
         self.reset_all_apps();
         self.side.abort_tasks();

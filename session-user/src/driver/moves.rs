@@ -6,14 +6,17 @@ use session_proto::session::{Handle, Stats, TransportFault};
 use session_proto::wire::Status;
 
 use super::carrier::{CarrierEnd, Path};
-use super::report::Move;
+use super::handover::Move;
 use super::{Driver, Side};
 use crate::policy::{self, Action, Choice, choose};
+use crate::trace::Trigger;
 
 /// A silent transport without another beside it may only be slow: its own path is dialled again
 /// after this time, or two round trips if that is more. The kernel's first retransmission comes
 /// at about 200 ms.
 const SAME_PATH_AFTER: Duration = Duration::from_millis(250);
+
+const PEER: Trigger = Trigger::PeerMoved;
 
 impl Driver {
     /// Asks the policy, and dials or moves as it says.
@@ -45,6 +48,7 @@ impl Driver {
             now,
         );
         initiator.look_at = initiator.history.next_end(now);
+        self.report.decided(&decision);
         match decision.action {
             Action::HardHandover { .. } => {
                 let mut paths: Vec<policy::Path> =
@@ -95,17 +99,25 @@ impl Driver {
         });
         match ready.map(|(&h, _)| h) {
             Some(handle) => self.carry_on(handle, reason),
-            None => self.attempt_beside(to, 0, reason),
+            None => {
+                if self.attempt_beside(to, 0, reason) {
+                    self.report.dialling(true);
+                }
+            }
         }
     }
 
     /// New records go to `handle` from now on; the transport that carried until now still works.
     fn carry_on(&mut self, handle: Handle, reason: &str) {
         let before = self.session.stats();
-        let from = self.current_path().map(|p| p.link).unwrap_or_default();
+        let active = self.session.active().and_then(|h| self.carriers.get(&h));
+        let from = active.map(|c| c.path.clone());
         self.session.set_active(handle);
-        if self.session.active() == Some(handle) {
-            self.report.begin(Move::soft(&from, reason));
+        if let (Some(from), Some(to)) = (from, self.active_link())
+            && self.session.active() == Some(handle)
+        {
+            let trigger = self.soft_trigger(&to);
+            self.report.begin(Move::soft(&from, trigger, reason));
             self.moved(&before);
         }
     }
@@ -117,8 +129,9 @@ impl Driver {
         let Some(handle) = self.carrying else { return };
         if let Some(carrier) = self.carriers.get(&handle) {
             let after = self.session.stats();
+            let warm = carrier.up_turn.is_some_and(|turn| turn < self.turns);
             self.report
-                .moved(handle, &carrier.path.link, before, &after);
+                .moved(handle, &carrier.path, warm, before, &after);
         }
     }
 
@@ -138,8 +151,8 @@ impl Driver {
         };
         // On the side that dials, the policy would have asked for it: the peer found out first.
         self.report.begin(match self.side {
-            Side::Initiator(_) => Move::hard(&path.link, "the peer moved", Instant::now()),
-            Side::Responder(_) => Move::soft(&path.link, "the peer moved"),
+            Side::Initiator(_) => Move::hard(&path, PEER, "the peer moved", Instant::now()),
+            Side::Responder(_) => Move::soft(&path, PEER, "the peer moved"),
         });
         self.moved(&before);
         // The peer may have fallen silent on it as seen from here as well, or only one direction has.
@@ -171,10 +184,13 @@ impl Driver {
             limit = ?carrier.pacing.limit(),
             "a transport does not answer in time"
         );
+        self.note_silence(handle);
         if self.session.active() != Some(handle) {
             return self.doom(handle);
         }
-        self.report.suspect();
+        let now = self.clock.now();
+        let oldest = self.session.unanswered_since(handle);
+        self.report.suspect(oldest.map(|at| now.since(at)));
         let Side::Initiator(initiator) = &mut self.side else {
             return;
         };
@@ -188,13 +204,10 @@ impl Driver {
         let Some(path) = self.carriers.get(&from).map(|c| c.path.clone()) else {
             return;
         };
-        let (noticed, before) = self.report.suspected();
-        self.report
-            .begin(Move::hard(&path.link, "it did not answer in time", noticed));
-        self.moved(&before);
-        if let Some(link) = self.active_link() {
-            self.report.up(&link);
-        }
+        let suspicion = self.report.suspected();
+        self.report.begin(Move::silent(&path, &suspicion));
+        self.moved(&suspicion.before);
+        self.report.up();
         self.doom(from);
         if let Side::Initiator(initiator) = &mut self.side {
             initiator
@@ -229,8 +242,9 @@ impl Driver {
         before: &Stats,
     ) {
         if was_active {
+            let failed = Trigger::TransportFailed;
             self.report
-                .begin(Move::hard(&path.link, &end.to_string(), Instant::now()));
+                .begin(Move::hard(path, failed, &end.to_string(), Instant::now()));
             self.moved(before);
         }
         if !matches!(self.side, Side::Initiator(_)) {
@@ -257,9 +271,11 @@ impl Driver {
             return;
         };
         carrier.must_be_up_by = None;
+        carrier.swallow_at = None;
         let path = carrier.path.clone();
+        self.stands(handle);
         if self.session.active() == Some(handle) {
-            self.report.up(&path.link);
+            self.report.up();
         }
         let Side::Initiator(initiator) = &mut self.side else {
             return;

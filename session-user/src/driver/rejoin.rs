@@ -1,6 +1,7 @@
 //! A full handshake with a peer that says that it does not know the session.
 
 use std::sync::Arc;
+use std::time::Instant;
 
 use super::carrier::Path;
 use super::establish::{self, EstablishError, Established};
@@ -28,6 +29,9 @@ impl Driver {
                 remote: path.remote,
             },
             dial_timeout: config.dial_timeout,
+            segment: initiator
+                .history
+                .segment(&path.link, path.remote, Instant::now()),
             handshake_timeout: config.handshake_timeout,
             transport: self.common.transport.clone(),
             window: self.common.window.clone(),

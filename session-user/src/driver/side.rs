@@ -1,6 +1,6 @@
 //! What the two sides wait for.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -67,6 +67,14 @@ impl Side {
             Self::Initiator(initiator) => {
                 initiator.windows.get(&(link.to_owned(), remote)).copied()
             }
+            Self::Responder(_) => None,
+        }
+    }
+
+    /// Largest segment on a path that is known to lose larger packets.
+    pub(super) fn segment(&self, link: &str, remote: SocketAddr) -> Option<u16> {
+        match self {
+            Self::Initiator(initiator) => initiator.history.segment(link, remote, Instant::now()),
             Self::Responder(_) => None,
         }
     }

@@ -6,6 +6,7 @@ use session_proto::limits::SILENCE_MARGIN;
 use session_proto::session::{Handle, StreamId, own_lane};
 
 use super::moves::wants_standby;
+use super::narrow::RETRIED_LONG;
 use super::{Driver, Side};
 use crate::policy::{Choice, Lanes, Standby};
 
@@ -201,8 +202,9 @@ impl Driver {
             return;
         }
         for (handle, path) in dead {
+            self.judge(handle, RETRIED_LONG);
             tracing::info!(link = %path.link, remote = %path.remote, "a silent transport is given up");
-            self.drop_carrier(handle);
+            self.drop_carrier(handle, "it stayed silent");
         }
         self.decide();
     }

@@ -18,11 +18,22 @@ struct Silences {
     last: Instant,
 }
 
+/// A path that loses large packets.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Narrow {
+    /// Largest segment on it, in bytes.
+    segment: u16,
+    /// The link's MTU when that was found out.
+    mtu: u32,
+    since: Instant,
+}
+
 /// What became of the dials over each path. Data only: times come from the caller.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct PathHistory {
     failures: BTreeMap<(String, SocketAddr), Failures>,
     silences: BTreeMap<(String, SocketAddr), Silences>,
+    narrow: BTreeMap<(String, SocketAddr), Narrow>,
 }
 
 impl PathHistory {
@@ -37,6 +48,11 @@ impl PathHistory {
     pub const SILENCE_FIRST: Duration = Duration::from_secs(3);
     /// One that has not fallen silent for so long after its demotion has a clean record.
     pub const SILENCE_FORGIVEN: Duration = Duration::from_secs(120);
+    /// Segments that are tried on a path that loses large packets, in bytes: 1200 fit into the least MTU
+    /// of IPv6 (1280), 1000 into what tunnels inside of tunnels leave.
+    pub const SEGMENTS: [u16; 2] = [1200, 1000];
+    /// After so long a path is tried with full segments again (RFC 4821 section 7.3).
+    pub const NARROW_FOR: Duration = Duration::from_secs(600);
     /// More paths than this are not remembered; the one that failed longest ago is forgotten.
     pub const PATHS_MAX: usize = 256;
 
@@ -82,6 +98,52 @@ impl PathHistory {
         (Self::SILENCE_FIRST * factor).min(Self::BACKOFF_MAX)
     }
 
+    /// Packets vanished for their size, on a link with this MTU. Returns the largest segment that the next
+    /// transport may have; `None` if the smallest vanished too, so that size was not the reason.
+    pub fn record_swallowed(
+        &mut self,
+        link: &str,
+        remote: SocketAddr,
+        mtu: u32,
+        now: Instant,
+    ) -> Option<u16> {
+        let key = (link.to_owned(), remote);
+        let had = self.segment(link, remote, now);
+        let next = Self::SEGMENTS
+            .into_iter()
+            .find(|s| had.is_none_or(|had| *s < had));
+        self.narrow.remove(&key);
+        if self.narrow.len() >= Self::PATHS_MAX {
+            let oldest = self.narrow.iter().min_by_key(|(_, n)| n.since);
+            if let Some(oldest) = oldest.map(|(key, _)| key.clone()) {
+                self.narrow.remove(&oldest);
+            }
+        }
+        let segment = next?;
+        let since = now;
+        self.narrow.insert(
+            key,
+            Narrow {
+                segment,
+                mtu,
+                since,
+            },
+        );
+        next
+    }
+
+    /// The largest segment on a path that loses large packets, in bytes.
+    pub fn segment(&self, link: &str, remote: SocketAddr, now: Instant) -> Option<u16> {
+        let narrow = self.narrow.get(&(link.to_owned(), remote))?;
+        (now < narrow.since + Self::NARROW_FOR).then_some(narrow.segment)
+    }
+
+    /// A link whose MTU is not what it was (`mtu` tells by name) may have another path behind it.
+    pub fn forget_other_mtu(&mut self, mtu: impl Fn(&str) -> Option<u32>) {
+        self.narrow
+            .retain(|(link, _), narrow| mtu(link).is_none_or(|now| now == narrow.mtu));
+    }
+
     /// A dial over `link` to `remote` succeeded.
     pub fn record_success(&mut self, link: &str, remote: SocketAddr) {
         self.failures.remove(&(link.to_owned(), remote));
@@ -91,6 +153,7 @@ impl PathHistory {
     pub fn forget_link(&mut self, link: &str) {
         self.failures.retain(|(name, _), _| name != link);
         self.silences.retain(|(name, _), _| name != link);
+        self.narrow.retain(|(name, _), _| name != link);
     }
 
     /// Until when the path is demoted, if it is at `now`. Ask again then.
@@ -106,20 +169,23 @@ impl PathHistory {
         failed.max(silent).filter(|until| *until > now)
     }
 
-    /// How many paths are held against: dials over them failed, or they fell silent.
+    /// How many paths are held against: dials over them failed, they fell silent, or they lose large
+    /// packets.
     pub fn len(&self) -> usize {
-        self.failures.len() + self.silences.len()
+        self.failures.len() + self.silences.len() + self.narrow.len()
     }
 
     /// Whether no path has.
     pub fn is_empty(&self) -> bool {
-        self.failures.is_empty() && self.silences.is_empty()
+        self.len() == 0
     }
 
     /// When the first of the present demotions ends: the time to ask the policy again.
     pub fn next_end(&self, now: Instant) -> Option<Instant> {
+        let narrow = self.narrow.values().map(|n| n.since + Self::NARROW_FOR);
         (self.failures.keys().chain(self.silences.keys()))
             .filter_map(|(link, remote)| self.demoted_until(link, *remote, now))
+            .chain(narrow.filter(|until| *until > now))
             .min()
     }
 }
@@ -155,5 +221,39 @@ mod tests {
         assert_eq!(history.demoted_until("wlan0", remote, later), Some(anew));
         history.forget_link("wlan0");
         assert!(history.is_empty());
+    }
+
+    #[test]
+    fn a_path_that_loses_large_packets_gets_smaller_ones_step_by_step() {
+        let remote: SocketAddr = "192.0.2.1:7843".parse().unwrap();
+        let start = Instant::now();
+        let mut history = PathHistory::default();
+        let swallowed = |h: &mut PathHistory| h.record_swallowed("wlan0", remote, 1500, start);
+        assert_eq!(history.segment("wlan0", remote, start), None);
+        assert_eq!(swallowed(&mut history), Some(1200));
+        assert_eq!(swallowed(&mut history), Some(1000));
+        assert_eq!(history.segment("wlan0", remote, start), Some(1000));
+        assert_eq!(history.demoted_until("wlan0", remote, start), None);
+        // The smallest vanished as well: it was something else.
+        assert_eq!(swallowed(&mut history), None);
+        assert_eq!(history.segment("wlan0", remote, start), None);
+
+        swallowed(&mut history);
+        let end = start + PathHistory::NARROW_FOR;
+        assert_eq!(history.next_end(start), Some(end));
+        assert_eq!(history.segment("wlan0", remote, end), None);
+        history.forget_other_mtu(|_| None);
+        history.forget_other_mtu(|_| Some(1500));
+        assert_eq!(history.segment("wlan0", remote, start), Some(1200));
+        history.forget_other_mtu(|_| Some(1400));
+        assert!(history.is_empty());
+        swallowed(&mut history);
+        history.forget_link("wlan0");
+        assert!(history.is_empty());
+        for port in 0..1000 {
+            let remote = SocketAddr::new(remote.ip(), port);
+            history.record_swallowed("wlan0", remote, 1500, start);
+        }
+        assert_eq!(history.len(), PathHistory::PATHS_MAX);
     }
 }

@@ -42,18 +42,25 @@ impl PolicyConfig {
     /// What `link` is for while it is not in use. Where several lists name it, the one that costs
     /// less counts.
     pub fn standby(&self, link: &Link) -> Standby {
+        self.standby_and_reason(link).0
+    }
+
+    /// The same, with the reason in words.
+    pub fn standby_and_reason(&self, link: &Link) -> (Standby, &'static str) {
         let named = |patterns: &[String]| patterns.iter().any(|p| glob::matches(p, &link.name));
         let config = &self.standby;
         if named(&config.never) {
-            Standby::Never
+            (Standby::Never, "`never` names it")
         } else if named(&config.cold) {
-            Standby::Cold
+            (Standby::Cold, "`cold` names it")
         } else if named(&config.warm) {
-            Standby::Warm
-        } else if link.kind == LinkKind::Wwan || named(&config.metered) {
-            Standby::Cold
+            (Standby::Warm, "`warm` names it")
+        } else if named(&config.metered) {
+            (Standby::Cold, "`metered` names it")
+        } else if link.kind == LinkKind::Wwan {
+            (Standby::Cold, "cellular links cost by volume")
         } else {
-            Standby::Warm
+            (Standby::Warm, "it costs nothing by volume")
         }
     }
 }

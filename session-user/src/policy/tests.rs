@@ -379,6 +379,31 @@ fn a_failing_address_gives_way_to_another_over_the_same_link() {
 }
 
 #[test]
+fn a_path_that_loses_large_packets_comes_after_those_that_do_not() {
+    let links = [link(1, "wifi0", 100), link(2, "lte0", 200)];
+    let remotes = [V4.parse().unwrap()];
+    let mut config = config(&["wifi0", "lte0"]);
+    let now = Instant::now();
+    let mut history = PathHistory::default();
+    history.record_swallowed("wifi0", remotes[0], 1500, now);
+    let ask = |links: &[Link], config: &PolicyConfig, current: &Link| {
+        let snapshot = snapshot(links.to_vec());
+        let current = on(current);
+        choose(&snapshot, config, Some(&current), &remotes, &history, now)
+    };
+    let left = ask(&links, &config, &links[0]);
+    assert_eq!(action(&left), "return:lte0");
+    assert_eq!(order(&left), ["lte0", "wifi0"]);
+    // It works, though: a standby is kept on it.
+    assert!(!left.ordered[1].demoted);
+    assert!(left.ordered[1].reason.contains("large packets"));
+    assert_eq!(action(&ask(&links, &config, &links[1])), "stay");
+    assert_eq!(action(&ask(&links[..1], &config, &links[0])), "stay");
+    config.manual = Some("wifi0".to_owned());
+    assert_eq!(action(&ask(&links, &config, &links[1])), "return:wifi0");
+}
+
+#[test]
 fn the_history_is_bounded() {
     let now = Instant::now();
     let mut history = PathHistory::default();

@@ -19,7 +19,11 @@ pub struct TcpInfo {
     pub min_rtt: Duration,
     /// Segments in flight.
     pub unacked: u32,
-    /// Segments sent again and not acknowledged.
+    /// Segments that the peer holds beyond one that is missing.
+    pub sacked: u32,
+    /// Segments that came beyond one that is missing, since the connection was made.
+    pub out_of_order: u32,
+    /// How often in a row the oldest segment was sent again because its time had run out.
     pub retransmits: u8,
     /// Congestion window, in segments.
     pub snd_cwnd: u32,
@@ -60,6 +64,8 @@ pub fn tcp_info(stream: &TcpStream) -> io::Result<TcpInfo> {
             .filter(|us| *us != u32::MAX)
             .map_or(Duration::ZERO, |us| Duration::from_micros(us.into())),
         unacked: info.tcpi_unacked,
+        sacked: info.tcpi_sacked,
+        out_of_order: info.tcpi_rcv_ooopack,
         retransmits: info.tcpi_retransmits,
         snd_cwnd: info.tcpi_snd_cwnd,
         snd_mss: info.tcpi_snd_mss,

@@ -74,6 +74,9 @@ pub struct DialSpec {
     pub remote: SocketAddr,
     /// Time for the connection to be made.
     pub timeout: Duration,
+    /// Largest segment in either direction, in bytes, where the path loses larger packets; `None`: what
+    /// the link's MTU allows.
+    pub segment: Option<u16>,
 }
 
 /// Dials one transport.
@@ -100,6 +103,10 @@ fn prepare(spec: &DialSpec, options: &TransportOptions) -> std::io::Result<TcpSo
     socket.bind_device(spec.device.as_deref().map(str::as_bytes))?;
     open_window(&socket);
     tune(SockRef::from(&socket), options)?;
+    if let Some(segment) = spec.segment {
+        // Before connect(): the SYN tells the peer.
+        socket.set_tcp_mss(segment.into())?;
+    }
     if let Some(source) = spec.source {
         // The port is chosen at connect(): a bind() without this takes one for all destinations.
         info::bind_address_no_port(&socket)?;

@@ -46,6 +46,7 @@ fn over(link: LinkName, remote: SocketAddr) -> DialSpec {
         source: Some(IpAddr::V4(link.client_v4())),
         remote,
         timeout: PATIENCE,
+        segment: None,
     }
 }
 
@@ -146,6 +147,7 @@ fn a_refusal_is_told_from_silence() {
     lab.blackhole(LinkName::Wifi, Direction::Down).unwrap();
     let spec = DialSpec {
         timeout: Duration::from_millis(200),
+        segment: None,
         ..over(LinkName::Wifi, nobody)
     };
     let error = error_of(&lab, spec);

@@ -85,7 +85,14 @@ impl Session {
             Frame::ReauthDone { generation } => self.handle_reauth_done(now, generation)?,
             // The peer may not have heard yet that the session is over.
             _ if self.is_ending() => {}
-            stream_frame => self.handle_stream_frame(plain, stream_frame)?,
+            stream_frame => {
+                if let (Frame::Stream { .. }, Some(transport)) =
+                    (&stream_frame, self.transports.get_mut(&handle))
+                {
+                    transport.term.received(now);
+                }
+                self.handle_stream_frame(plain, stream_frame)?;
+            }
         }
         Ok(())
     }
@@ -171,6 +178,7 @@ impl Session {
                 transport
                     .pulse
                     .acknowledged(&self.retained, here, delay, now);
+                transport.term.acknowledged(&self.retained, now);
             }
             self.answered(now, handle);
             let lowest = self.retained.lowest();

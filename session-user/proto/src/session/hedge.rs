@@ -143,6 +143,7 @@ impl Session {
         let Some(to) = self.fallback(silent) else {
             return;
         };
+        self.begin_term(to);
         let mut room = self.copy_some(silent, to, HEDGE_BYTES_MAX);
         for lane in self.lanes_beside(silent, to) {
             room = self.copy_some(lane, to, room);
@@ -239,7 +240,10 @@ impl Session {
             self.abandon(hedge.from, hedge.to);
             self.active = None;
             self.ask_to_use(hedge.to, true);
+            // It has carried since the other fell silent.
+            let term = self.term(hedge.to);
             self.activate(hedge.to);
+            self.set_term(hedge.to, term);
             self.events.push_back(Event::HandedOver {
                 from: hedge.from,
                 to: hedge.to,

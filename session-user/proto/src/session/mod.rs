@@ -26,6 +26,7 @@ mod resume;
 mod retained;
 mod schedule;
 mod stream;
+mod term;
 mod transmit;
 mod transport;
 
@@ -48,6 +49,7 @@ use rekey::{Epochs, Reauth};
 use retained::Retained;
 use schedule::Easing;
 use stream::Stream;
+pub use term::Firsts;
 use transmit::AckState;
 use transport::{Phase, Transport};
 

@@ -234,10 +234,7 @@ impl Pulse {
         if self.silent {
             return None;
         }
-        let oldest = self.marks.front().map(|m| m.at);
-        let asked = self.ping.map(|(_, at)| at);
-        let under_way = [oldest, asked].into_iter().flatten().min();
-        match under_way {
+        match self.oldest() {
             Some(at) => {
                 let at = at.max(self.floor);
                 // However alive the path is: for so long nothing at all has come through.
@@ -246,6 +243,13 @@ impl Pulse {
             }
             None => self.ask_at,
         }
+    }
+
+    /// When the oldest was written that is not answered.
+    pub fn oldest(&self) -> Option<Time> {
+        let oldest = self.marks.front().map(|m| m.at);
+        let asked = self.ping.map(|(_, at)| at);
+        [oldest, asked].into_iter().flatten().min()
     }
 
     /// Whether something is under way whose answer will tell.

@@ -224,7 +224,9 @@ impl Session {
         if !usable {
             return;
         }
-        self.active = Some(handle);
+        if self.active.replace(handle) != Some(handle) {
+            self.begin_term(handle);
+        }
         self.settle_hedge();
         self.schedule_waiting(handle);
         self.unblock();

@@ -8,6 +8,7 @@ use bytes::{Bytes, BytesMut};
 use super::buf::seal_record;
 use super::pulse::{Pulse, Written};
 use super::retained::Retained;
+use super::term::Term;
 use crate::Time;
 use crate::limits::{
     QUEUE_TIME, RECORD_HEADER_BYTES, TRANSPORT_QUEUE_BYTES, TRANSPORT_QUEUE_BYTES_MIN,
@@ -59,6 +60,7 @@ pub(super) struct Transport {
     pub open_key: Option<(Epoch, RecordKey)>,
     pub next_expected: u64,
     pub pulse: Pulse,
+    pub term: Term,
     /// When the first byte was written to its socket.
     pub began: Option<Time>,
     /// Where it runs, as its dialler says.
@@ -97,6 +99,7 @@ impl Transport {
             open_key: None,
             next_expected: 0,
             pulse: Pulse::default(),
+            term: Term::default(),
             began: None,
             route: Route::default(),
             window: None,
@@ -234,6 +237,7 @@ impl Transport {
             }
             written -= left;
             if let Some(Queued { number, fresh, len }) = *queued {
+                self.term.written(number, now);
                 // What follows at once keeps the path busy; otherwise the application sets the pace.
                 let busy = self.staged.len() > 1 || !self.queue.is_empty();
                 self.pulse.written(

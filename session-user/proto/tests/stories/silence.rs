@@ -177,3 +177,40 @@ fn of_two_soft_moves_that_cross_the_initiators_stands() {
     assert_eq!(pair.a.active(), Some(second.0));
     assert_eq!(pair.b.active(), Some(second.1));
 }
+
+#[test]
+fn what_came_first_on_a_standby_counts_from_the_silence() {
+    let (mut pair, first, standby) = warm();
+    let id = pair.a.streams().next().unwrap();
+    write(pair.now, &mut pair.a, id, b"swallowed");
+    let written = pair.now;
+    drain(pair.now, &mut pair.a, first.0);
+    next_deadline(&mut pair);
+    assert_eq!(pair.a.unanswered_since(first.0), Some(written));
+    let noticed = pair.now;
+    assert_eq!(pair.a.firsts(standby.0), Default::default());
+    let again = drain(pair.now, &mut pair.a, standby.0);
+    assert_eq!(pair.a.firsts(standby.0).sent, Some(noticed));
+    pair.wait(RTT / 2);
+    feed(pair.now, &mut pair.b, standby.1, &again).unwrap();
+    pair.wait(Duration::from_millis(5));
+    let back = drain(pair.now, &mut pair.b, standby.1);
+    pair.wait(RTT / 2);
+    feed(pair.now, &mut pair.a, standby.0, &back).unwrap();
+    assert_eq!(pair.a.active(), Some(standby.0));
+    let firsts = pair.a.firsts(standby.0);
+    assert_eq!(firsts.sent, Some(noticed), "the move keeps what was first");
+    assert_eq!(firsts.acknowledged, Some(pair.now));
+    assert_eq!(firsts.received, None);
+    let status = drain(pair.now, &mut pair.a, standby.0);
+    feed(pair.now, &mut pair.b, standby.1, &status).unwrap();
+    write(pair.now, &mut pair.b, id, b"back");
+    let data = drain(pair.now, &mut pair.b, standby.1);
+    pair.wait(RTT / 2);
+    feed(pair.now, &mut pair.a, standby.0, &data).unwrap();
+    assert_eq!(pair.a.firsts(standby.0).received, Some(pair.now));
+    // A soft move begins another term.
+    pair.a.set_active(first.0);
+    pair.a.set_active(standby.0);
+    assert_eq!(pair.a.firsts(standby.0), Default::default());
+}

@@ -10,23 +10,35 @@
 //! from a session is here: the death of connections with bytes in flight, each end hearing of it at
 //! its own time or late; several connections that overtake each other; silence.
 
+mod agree;
 mod app;
+mod attack;
 mod check;
+mod driver;
 mod faults;
 mod host;
 mod life;
+mod links;
+mod live;
+mod moves;
 mod net;
+mod plan;
 mod rejoin;
 mod renew;
 pub mod rng;
 mod script;
 mod settle;
+mod sleep;
+mod standby;
+mod tally;
 mod tap;
+mod trouble;
+mod wires;
 mod world;
 
 use std::fmt;
 
-pub use check::Tally;
+pub use tally::{Fault, Tally};
 
 use crate::Time;
 
@@ -84,7 +96,17 @@ pub enum Mutation {
     StrayClose,
     /// A transport is ended as if its bytes were bad.
     StrayFault,
+    /// What the safe link carries does not arrive.
+    DeafStandby,
+    /// One end's last move is hidden from the checker.
+    TwoMinds,
+    /// A doubt may cost next to nothing.
+    LavishDoubt,
 }
+
+/// A seed with this bit has only the faults that the simulator began with: the seeds of that time name
+/// the runs that they named then.
+pub const FEW_FAULTS: u64 = 1 << 63;
 
 /// How to run a seed.
 #[derive(Default)]

@@ -48,6 +48,10 @@ const REGRESSIONS: &[(u64, &str)] = &[
         few(64649),
         "an acknowledgement was lost with its transport and never repeated",
     ),
+    (
+        43457,
+        "an idle session asked on and on: a record was acknowledged while it was being written",
+    ),
 ];
 
 /// Runs `seeds` on all processors; every failure in the message, with the command that replays it.

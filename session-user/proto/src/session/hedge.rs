@@ -135,11 +135,9 @@ impl Session {
     /// `silent` does not answer: another transport carries what it carries.
     fn hedge_against(&mut self, now: Time, silent: Handle) {
         if self.active != Some(silent) {
+            let Some(active) = self.active else { return };
             // What is left on it came before a move; it goes where everything goes now.
-            if let Some(active) = self.active {
-                self.copy_records(silent, active);
-            }
-            return;
+            return self.copy_records(silent, active);
         }
         if self.hedge.is_some() {
             return;

@@ -99,7 +99,7 @@ impl Session {
     /// `handle`'s socket took `written` bytes of what [`Self::slices`] showed.
     pub fn transmitted(&mut self, now: Time, handle: Handle, written: usize) {
         if let Some(transport) = self.transports.get_mut(&handle) {
-            transport.advance(now, written);
+            transport.advance(&self.retained, now, written);
             self.unblock();
         }
     }

@@ -195,8 +195,9 @@ impl Transport {
         filled
     }
 
-    /// The socket took `written` bytes.
-    pub fn advance(&mut self, now: Time, mut written: usize) {
+    /// The socket took `written` bytes. A record that was acknowledged over another transport meanwhile is
+    /// not waited for.
+    pub fn advance(&mut self, retained: &Retained, now: Time, mut written: usize) {
         self.began.get_or_insert(now);
         self.queued_bytes = self.queued_bytes.saturating_sub(written);
         while let Some((front, queued)) = self.staged.front() {
@@ -205,7 +206,9 @@ impl Transport {
                 self.front_written += written;
                 return;
             }
-            if let Some(queued) = queued {
+            if let Some(queued) = queued
+                && retained.get(queued.number).is_some()
+            {
                 self.pulse.written(queued.number, queued.fresh, now);
             }
             written -= left;

@@ -52,6 +52,11 @@ const REGRESSIONS: &[(u64, &str)] = &[
         43457,
         "an idle session asked on and on: a record was acknowledged while it was being written",
     ),
+    (
+        2391,
+        "records were swallowed by a dialled transport before RESUMED, and nobody noticed",
+    ),
+    (3119, "the same, while the first transport still stood"),
 ];
 
 /// Runs `seeds` on all processors; every failure in the message, with the command that replays it.

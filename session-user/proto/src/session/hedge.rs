@@ -30,8 +30,8 @@ impl Session {
         if !self.is_open() {
             return None;
         }
-        let up = self.transports.values().filter(|t| t.phase == Phase::Up);
-        up.filter_map(|t| t.pulse.deadline()).min()
+        let ours = self.transports.values().filter(|t| t.can_fall_silent());
+        ours.filter_map(|t| t.pulse.deadline()).min()
     }
 
     pub(super) fn check_pulses(&mut self, now: Time) {
@@ -43,7 +43,7 @@ impl Session {
             let Some(transport) = self.transports.get_mut(&handle) else {
                 continue;
             };
-            if transport.phase != Phase::Up {
+            if !transport.can_fall_silent() {
                 continue;
             }
             if transport.pulse.must_ask(now) {
@@ -83,7 +83,7 @@ impl Session {
     /// [`Self::vouch`] first.
     pub fn suspects(&self, now: Time) -> impl Iterator<Item = Handle> + '_ {
         let due = move |t: &Transport| {
-            t.phase == Phase::Up
+            t.can_fall_silent()
                 && t.pulse.is_waiting()
                 && t.pulse.deadline().is_some_and(|at| now >= at)
         };

@@ -290,6 +290,7 @@ impl Session {
         }
         self.stats.resumes += 1;
         self.handle_ack(now, handle, ack, Duration::ZERO)?;
+        self.answered(now, handle);
         self.events.push_back(Event::TransportUp(handle));
         if self.active.is_none() {
             self.activate(handle);

@@ -102,6 +102,12 @@ impl Transport {
             && !self.close_received
     }
 
+    /// Whether an answer can be expected on it. Records follow a dialler's RESUME at once, so they may
+    /// be swallowed before RESUMED has come.
+    pub fn can_fall_silent(&self) -> bool {
+        self.phase != Phase::AwaitResume
+    }
+
     /// Bytes that wait to be written.
     pub fn queued_bytes(&self) -> usize {
         self.queued_bytes

@@ -57,6 +57,14 @@ const REGRESSIONS: &[(u64, &str)] = &[
         "records were swallowed by a dialled transport before RESUMED, and nobody noticed",
     ),
     (3119, "the same, while the first transport still stood"),
+    (
+        2311,
+        "records stayed on a silent transport though the session had moved",
+    ),
+    (
+        9245,
+        "the same, after the transport with their copies was lost too",
+    ),
 ];
 
 /// Runs `seeds` on all processors; every failure in the message, with the command that replays it.

@@ -137,7 +137,7 @@ impl Session {
         if self.active != Some(silent) {
             let Some(active) = self.active else { return };
             // What is left on it came before a move; it goes where everything goes now.
-            return self.copy_records(silent, active);
+            return self.rescue(active);
         }
         if self.hedge.is_some() {
             return;
@@ -160,6 +160,21 @@ impl Session {
     /// What is on `from` alone goes on `to` too.
     pub(super) fn copy_records(&mut self, from: Handle, to: Handle) {
         self.copy_some(from, to, usize::MAX);
+    }
+
+    /// What silent transports may have swallowed goes on `to` too. They are told of once, so nothing else
+    /// would ever bring it along.
+    pub(super) fn rescue(&mut self, to: Handle) {
+        let silent = |(h, t): &(&Handle, &Transport)| **h != to && t.pulse.is_silent();
+        let silent: Vec<Handle> = (self.transports.iter().filter(silent))
+            .map(|(&h, _)| h)
+            .collect();
+        for &from in &silent {
+            self.retained.uncopy(from);
+        }
+        for from in silent {
+            self.copy_records(from, to);
+        }
     }
 
     /// The same for the oldest of it, up to `room` bytes; returns what is left of these. None is left

@@ -45,13 +45,7 @@ impl Session {
             },
         );
         if !standby {
-            // What a silent transport may have swallowed goes along.
-            let silent = self.transports.iter().filter(|(_, t)| t.pulse.is_silent());
-            let silent: Vec<Handle> = silent.map(|(&h, _)| h).collect();
             self.activate(handle);
-            for from in silent {
-                self.copy_records(from, handle);
-            }
         }
         Ok(handle)
     }
@@ -157,7 +151,9 @@ impl Session {
             self.active = None;
         }
         if let Some(active) = self.active {
-            return self.schedule_waiting(active);
+            self.schedule_waiting(active);
+            // What had its other copy on a silent one has none now.
+            return self.rescue(active);
         }
         let copied = hedge.map(|h| h.to).filter(|to| *to != gone);
         if let Some(other) = copied.or_else(|| self.fallback(gone)) {
@@ -210,6 +206,7 @@ impl Session {
         self.active = Some(handle);
         self.settle_hedge();
         self.schedule_waiting(handle);
+        self.rescue(handle);
         self.unblock();
     }
 

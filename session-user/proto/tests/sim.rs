@@ -65,6 +65,14 @@ const REGRESSIONS: &[(u64, &str)] = &[
         9245,
         "the same, after the transport with their copies was lost too",
     ),
+    (
+        4610,
+        "the session moved to a transport that it knew to be silent, and tried no other",
+    ),
+    (
+        9504,
+        "a doubt was stuck between two silent transports beside a third that worked",
+    ),
 ];
 
 /// Runs `seeds` on all processors; every failure in the message, with the command that replays it.

@@ -136,15 +136,24 @@ impl Session {
     fn hedge_against(&mut self, now: Time, silent: Handle) {
         if self.active != Some(silent) {
             let Some(active) = self.active else { return };
+            if self.hedge.is_some_and(|h| h.to == silent) {
+                self.copy_records(silent, active);
+                return self.look_again(Some(active));
+            }
             // What is left on it came before a move; it goes where everything goes now.
             return self.rescue(active);
-        }
-        if self.hedge.is_some() {
-            return;
         }
         let Some(to) = self.fallback(silent) else {
             return;
         };
+        if let Some(hedge) = self.hedge {
+            // The other one is silent as well: a third may answer.
+            let is_silent = |h| (self.transports.get(&h)).is_some_and(|t| t.pulse.is_silent());
+            if !is_silent(hedge.to) || is_silent(to) {
+                return;
+            }
+            self.retained.uncopy(hedge.to);
+        }
         let room = self.copy_some(silent, to, HEDGE_BYTES_MAX);
         self.hedge = Some(Hedge {
             from: silent,

@@ -207,6 +207,7 @@ impl Session {
         self.settle_hedge();
         self.schedule_waiting(handle);
         self.rescue(handle);
+        self.look_again(Some(handle));
         self.unblock();
     }
 

@@ -73,6 +73,10 @@ const REGRESSIONS: &[(u64, &str)] = &[
         9504,
         "a doubt was stuck between two silent transports beside a third that worked",
     ),
+    (
+        45221,
+        "a request that was lost with its transport crossed every later one of the peer",
+    ),
 ];
 
 /// Runs `seeds` on all processors; every failure in the message, with the command that replays it.

@@ -277,6 +277,7 @@ impl Session {
     /// Asks the peer to send on `handle`; `hard`: and to send again there what it has sent elsewhere.
     pub(super) fn ask_to_use(&mut self, handle: Handle, hard: bool) {
         self.status_sent += 1;
+        self.status_last = Some((handle, hard));
         let status = Frame::TransportStatus {
             seq: self.status_sent,
             seen: self.status_seen,
@@ -284,6 +285,19 @@ impl Session {
             standby: false,
         };
         self.send_unretained(handle, &status);
+    }
+
+    /// Whether our latest request crossed the peer's, which had `seen` so many of ours, and wins: a hard
+    /// one against a soft one, and the initiator's of two alike. One whose transport this end has left
+    /// since crosses nothing: it may have been lost with it.
+    fn stands_against(&self, seen: u64, hard: bool) -> bool {
+        let last = self.status_last.filter(|_| seen < self.status_sent);
+        let ours = last.filter(|(h, _)| self.active == Some(*h));
+        ours.is_some_and(|(_, ours_hard)| match (ours_hard, hard) {
+            (true, false) => true,
+            (false, true) => false,
+            _ => self.role == Role::Initiator,
+        })
     }
 
     pub(super) fn handle_status(
@@ -313,9 +327,7 @@ impl Session {
                 self.copy_records(other, handle);
             }
         }
-        // Two moves that crossed: the initiator's stands.
-        let crossed = seen < self.status_sent && self.role == Role::Initiator;
-        if crossed && !hard {
+        if self.stands_against(seen, hard) {
             return;
         }
         if standby {

@@ -77,6 +77,11 @@ const REGRESSIONS: &[(u64, &str)] = &[
         45221,
         "a request that was lost with its transport crossed every later one of the peer",
     ),
+    (1547, "both ends dialled and each followed the other's dial"),
+    (
+        5839,
+        "a dial crossed a move, and each end followed the other",
+    ),
 ];
 
 /// Runs `seeds` on all processors; every failure in the message, with the command that replays it.

@@ -33,6 +33,7 @@ impl Session {
         let mut preamble = Vec::with_capacity(64);
         Preamble::new(Kind::Resume(token)).encode(&mut preamble);
         transport.push_clear(Bytes::from(preamble));
+        transport.to_carry = !standby;
         let handle = self.add_transport(transport);
         let ack = Ack::of(&self.received);
         self.send_unretained(
@@ -188,6 +189,7 @@ impl Session {
         if self.active == Some(handle) {
             self.active = None;
             if let Some(other) = self.fallback(handle) {
+                self.ask_to_use(other, false);
                 self.activate(other);
             }
         }
@@ -261,8 +263,13 @@ impl Session {
         }
         // The dialler learns its round-trip time from the answer, this end from its own question.
         self.ask(now, handle);
-        if !standby || self.active.is_none() {
+        let alone = self.active.is_none();
+        if !standby || alone {
             self.activate(handle);
+        }
+        if standby && alone {
+            // The peer did not ask for it: both may do the same with different ones.
+            self.ask_to_use(handle, false);
         }
         self.events.push_back(Event::TransportUp(handle));
         self.look_again(self.active);
@@ -283,6 +290,7 @@ impl Session {
             return Err(Violation::protocol("RESUMED where none may be").into());
         }
         transport.phase = Phase::Up;
+        let to_carry = transport.to_carry;
         if let Some(began) = transport.began {
             transport.pulse.measured(now.since(began));
         }
@@ -290,8 +298,14 @@ impl Session {
         self.handle_ack(now, handle, ack, Duration::ZERO)?;
         self.answered(now, handle);
         self.events.push_back(Event::TransportUp(handle));
-        if self.active.is_none() {
+        let alone = self.active.is_none();
+        if alone {
             self.activate(handle);
+        }
+        // RESUME asked the peer to send here, and has no place in the order of requests: one of the
+        // peer's, or an older one of ours, may have passed it. This one settles it.
+        if let Some(active) = self.active.filter(|_| to_carry || alone) {
+            self.ask_to_use(active, false);
         }
         self.look_again(self.active);
         Ok(())

@@ -38,6 +38,8 @@ pub(super) struct Transport {
     pub wire_id: u64,
     /// Whether this unit dialled it.
     pub dialled: bool,
+    /// This unit dialled it to send on it, not as a standby.
+    pub to_carry: bool,
     /// We sent TRANSPORT_CLOSE, or will when the queue is empty.
     pub draining: bool,
     pub close_sent: bool,
@@ -75,6 +77,7 @@ impl Transport {
             phase,
             wire_id,
             dialled,
+            to_carry: false,
             draining: false,
             close_sent: false,
             close_received: false,

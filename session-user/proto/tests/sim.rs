@@ -82,6 +82,10 @@ const REGRESSIONS: &[(u64, &str)] = &[
         5839,
         "a dial crossed a move, and each end followed the other",
     ),
+    (
+        60523,
+        "a sleep was taken for a round-trip time, and silence went unnoticed for seconds",
+    ),
 ];
 
 /// Runs `seeds` on all processors; every failure in the message, with the command that replays it.

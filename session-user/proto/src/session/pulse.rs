@@ -130,13 +130,17 @@ impl Pulse {
         }
     }
 
-    /// A first or further round-trip time (RFC 9002 section 5.3).
+    /// A first or further round-trip time (RFC 9002 section 5.3). What takes far longer than an answer
+    /// may was held up by something else, such as a host that slept: it must not make this end deaf to
+    /// silence for long.
     pub fn measured(&mut self, rtt: Duration) {
         let Some(srtt) = self.srtt else {
+            let rtt = rtt.min(SILENCE_UNKNOWN_RTT);
             self.srtt = Some(rtt);
             self.rttvar = rtt / 2;
             return;
         };
+        let rtt = rtt.min(self.patience() * 3);
         self.rttvar = (self.rttvar * 3 + srtt.abs_diff(rtt)) / 4;
         self.srtt = Some((srtt * 7 + rtt) / 8);
     }
@@ -281,6 +285,16 @@ mod tests {
         assert!(pulse.falls_silent(at(500)));
         pulse.lives(at(600));
         assert!(pulse.deadline().unwrap() > at(640));
+    }
+
+    #[test]
+    fn an_answer_that_a_sleep_held_up_does_not_deafen() {
+        let mut pulse = known();
+        pulse.measured(Duration::from_secs(3600));
+        assert!(pulse.patience() < Duration::from_secs(1));
+        let mut fresh = Pulse::default();
+        fresh.measured(Duration::from_secs(3600));
+        assert!(fresh.patience() < Duration::from_secs(2));
     }
 
     #[test]

@@ -31,6 +31,8 @@ pub(super) struct Pulse {
     sample: Option<(u64, Time)>,
     /// What was written and may be unacknowledged, oldest first.
     marks: VecDeque<Mark>,
+    /// Since when the socket has taken nothing of what is to be written.
+    blocked: Option<Time>,
     /// A PING of ours that has not been answered.
     ping: Option<(u64, Time)>,
     /// When to ask, should nothing more be heard.
@@ -75,6 +77,17 @@ impl Pulse {
         }
     }
 
+    /// Something is to be written. Where nothing of space R is under way, a socket that takes nothing
+    /// is all that shows that nothing goes on.
+    pub fn waits(&mut self, now: Time) {
+        self.blocked.get_or_insert(now);
+    }
+
+    /// The socket took something; `all`: nothing more is to be written.
+    pub fn taken(&mut self, all: bool, now: Time) {
+        self.blocked = (!all).then_some(now);
+    }
+
     /// A PING of ours goes out.
     pub fn asked(&mut self, token: u64, now: Time) {
         self.ping = Some((token, now));
@@ -105,10 +118,7 @@ impl Pulse {
 
     /// Whether it is time to ask. Where something is under way, its answer will tell.
     pub fn must_ask(&self, now: Time) -> bool {
-        !self.silent
-            && self.marks.is_empty()
-            && self.ping.is_none()
-            && self.ask_at.is_some_and(|at| now >= at)
+        !self.silent && !self.is_waiting() && self.ask_at.is_some_and(|at| now >= at)
     }
 
     /// An acknowledgement was taken in; `here`: it came on this transport, `delay` after what it
@@ -158,7 +168,7 @@ impl Pulse {
         if self.silent {
             return None;
         }
-        let oldest = self.marks.front().map(|m| m.at);
+        let oldest = self.marks.front().map(|m| m.at).or(self.blocked);
         let asked = self.ping.map(|(_, at)| at);
         let under_way = [oldest, asked].into_iter().flatten().min();
         match under_way {
@@ -174,7 +184,7 @@ impl Pulse {
 
     /// Whether something is under way whose answer will tell.
     pub fn is_waiting(&self) -> bool {
-        !self.marks.is_empty() || self.ping.is_some()
+        !self.marks.is_empty() || self.blocked.is_some() || self.ping.is_some()
     }
 
     /// Whether the time has come to call it silent; then it is.
@@ -191,6 +201,7 @@ impl Pulse {
     /// Nothing is under way any more.
     pub fn forget(&mut self) {
         self.marks.clear();
+        self.blocked = None;
         self.sample = None;
         self.ping = None;
         self.ask_at = None;
@@ -295,6 +306,19 @@ mod tests {
         let mut fresh = Pulse::default();
         fresh.measured(Duration::from_secs(3600));
         assert!(fresh.patience() < Duration::from_secs(2));
+    }
+
+    #[test]
+    fn a_socket_that_takes_nothing_is_silent() {
+        let mut pulse = known();
+        pulse.waits(at(10));
+        pulse.taken(false, at(20));
+        let due = pulse.deadline().unwrap();
+        assert!(due > at(60), "it took something at 20 ms");
+        pulse.taken(true, at(30));
+        assert_eq!(pulse.deadline(), None);
+        pulse.waits(at(40));
+        assert!(pulse.falls_silent(at(200)));
     }
 
     #[test]

@@ -88,7 +88,11 @@ impl Session {
             return false;
         };
         transport.stage(&self.retained);
-        transport.has_staged()
+        let has_staged = transport.has_staged();
+        if has_staged {
+            transport.pulse.waits(now);
+        }
+        has_staged
     }
 
     /// Fills `slices` with the bytes to write to `handle`'s socket; returns how many were filled.

@@ -213,6 +213,9 @@ impl Transport {
             let left = front.len() - self.front_written;
             if written < left {
                 self.front_written += written;
+                if written > 0 {
+                    self.pulse.taken(false, now);
+                }
                 return;
             }
             if let Some(queued) = queued
@@ -225,5 +228,6 @@ impl Transport {
             self.staged.pop_front();
         }
         debug_assert_eq!(written, 0, "the socket took more than it was given");
+        self.pulse.taken(self.staged.is_empty(), now);
     }
 }

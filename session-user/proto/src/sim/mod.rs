@@ -1,14 +1,16 @@
 //! The simulator: two sessions, an emulated network, applications, faults and checkers, all from
 //! one seed.
 //!
-//! [`run`] decides with the seed what happens (`script`), lets it happen in virtual time (`world`,
-//! over the wires of `net`), drives both sessions as the agent's driver does (`host`, `app`,
-//! `renew`, `rejoin`), has an attacker copy, replay and damage what travels (`tap`, `faults`), and
-//! asks the checkers after every step (`check`). The same seed gives the same run on every machine.
+//! [`run`] decides with the seed what happens (`script`, `plan`, `trouble`), lets it happen in virtual
+//! time (`world`, over the wires of `net` and `wires`), drives both sessions as the agent's driver does
+//! (`host`, `settle`, `app`, `renew`, `rejoin`, and in a share of the runs `driver` and `standby`), lets
+//! links, hosts and drivers fail (`faults`, `links`, `sleep`, `moves`), has an attacker copy, replay and
+//! damage what travels (`tap`, `attack`), and asks the checkers after every step (`check`, `live`,
+//! `agree`). The same seed gives the same run on every machine.
 //!
 //! A wire never loses or reorders bytes while it lives: transports are TCP. What TCP does not keep
 //! from a session is here: the death of connections with bytes in flight, each end hearing of it at
-//! its own time or late; several connections that overtake each other; silence.
+//! its own time, late or never; several connections that overtake each other; stalls; silence.
 
 mod agree;
 mod app;

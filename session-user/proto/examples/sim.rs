@@ -10,7 +10,7 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use session_proto::sim::{self, Failure, Options, Tally};
+use session_proto::sim::{self, Failure, Fault, Options, Tally};
 
 const USAGE: &str = "usage: sim [--seeds N] [--from S] [--jobs J] | --seed X [--trace]
 
@@ -178,6 +178,17 @@ fn main() -> ExitCode {
         t.rejoins,
         t.copies,
         t.replays
+    );
+    let faults =
+        (Fault::ALL.iter()).map(|(fault, name)| format!("{} {name}", t.faults[*fault as usize]));
+    eprintln!(
+        "{}; {} faults soon after something else",
+        faults.collect::<Vec<_>>().join(", "),
+        t.triggered
+    );
+    eprintln!(
+        "{} silences, {} moves away from it, {} doubts, {} marks watched on a link that works, {} agreements",
+        t.silences, t.guesses, t.hedges, t.watched, t.agreements
     );
     println!("seeds {} failures {}", args.seeds, outcome.failed);
     if outcome.failed == 0 {

@@ -4,38 +4,87 @@
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use session_proto::sim::{self, Mutation, Options, Tally};
+use session_proto::sim::{self, FEW_FAULTS, Fault, Mutation, Options, Tally};
 
 /// Seeds of the test suite; `cargo xtask sim` runs any number.
 const SEEDS: u64 = 10_000;
 
+/// A seed from the time of few faults.
+const fn few(seed: u64) -> u64 {
+    seed | FEW_FAULTS
+}
+
 /// Seeds that failed once, with what was wrong. They stay for ever.
 const REGRESSIONS: &[(u64, &str)] = &[
-    (97, "a writer was not told that the peer stopped reading"),
     (
-        118,
+        few(97),
+        "a writer was not told that the peer stopped reading",
+    ),
+    (
+        few(118),
         "a closed session kept a deadline that nothing could serve",
     ),
     (
-        330,
+        few(330),
         "a RESUMED whose keys were gone was dropped without a word",
     ),
-    (840, "the peer asked for a transport that was just retired"),
     (
-        2738,
+        few(840),
+        "the peer asked for a transport that was just retired",
+    ),
+    (
+        few(2738),
         "a TRANSPORT_CLOSE whose keys were gone was dropped without a word",
     ),
     (
-        3251,
+        few(3251),
         "a renewal began before the last one was over at the peer",
     ),
     (
-        25643,
+        few(25643),
         "a CLOSE before the session was open was taken for a violation",
     ),
     (
-        64649,
+        few(64649),
         "an acknowledgement was lost with its transport and never repeated",
+    ),
+    (
+        43457,
+        "an idle session asked on and on: a record was acknowledged while it was being written",
+    ),
+    (
+        2391,
+        "records were swallowed by a dialled transport before RESUMED, and nobody noticed",
+    ),
+    (3119, "the same, while the first transport still stood"),
+    (
+        2311,
+        "records stayed on a silent transport though the session had moved",
+    ),
+    (
+        9245,
+        "the same, after the transport with their copies was lost too",
+    ),
+    (
+        4610,
+        "the session moved to a transport that it knew to be silent, and tried no other",
+    ),
+    (
+        9504,
+        "a doubt was stuck between two silent transports beside a third that worked",
+    ),
+    (
+        45221,
+        "a request that was lost with its transport crossed every later one of the peer",
+    ),
+    (1547, "both ends dialled and each followed the other's dial"),
+    (
+        5839,
+        "a dial crossed a move, and each end followed the other",
+    ),
+    (
+        60523,
+        "a sleep was taken for a round-trip time, and silence went unnoticed for seconds",
     ),
 ];
 
@@ -77,8 +126,16 @@ fn every_seed_holds() {
         ("rejoins", tally.rejoins),
         ("copies", tally.copies),
         ("replays", tally.replays),
+        ("watched records", tally.watched),
+        ("agreements", tally.agreements),
+        ("doubts", tally.hedges),
+        ("faults soon after something else", tally.triggered),
     ] {
         assert!(count > SEEDS / 10, "only {count} {what} in {SEEDS} seeds");
+    }
+    for (fault, name) in Fault::ALL {
+        let count = tally.faults[fault as usize];
+        assert!(count > SEEDS / 20, "only {count} {name} in {SEEDS} seeds");
     }
     // These need a standby and a hole in the right place.
     let guesses = tally.guesses;
@@ -118,8 +175,12 @@ fn a_seed_gives_the_same_run_again() {
 /// A world with `mutation` must fail within a few seeds, for one of the reasons in `expected` and
 /// for no other. The same seeds hold without it: `every_seed_holds` runs them.
 fn is_caught(mutation: Mutation, expected: &[&str]) {
-    let mut caught = 0;
-    for seed in 0..40 {
+    is_caught_within(40, mutation, expected);
+}
+
+fn is_caught_within(seeds: u64, mutation: Mutation, expected: &[&str]) -> Vec<String> {
+    let mut failures = Vec::new();
+    for seed in 0..seeds {
         let options = Options {
             trace: None,
             mutation: Some(mutation),
@@ -130,10 +191,11 @@ fn is_caught(mutation: Mutation, expected: &[&str]) {
                 as_expected,
                 "{mutation:?} was taken for something else: {failure}"
             );
-            caught += 1;
+            failures.push(failure.what);
         }
     }
-    assert!(caught > 0, "nobody noticed {mutation:?}");
+    assert!(!failures.is_empty(), "nobody noticed {mutation:?}");
+    failures
 }
 
 #[test]
@@ -203,4 +265,35 @@ fn a_stray_close_is_caught() {
 #[test]
 fn a_stray_fault_is_caught() {
     is_caught(Mutation::StrayFault, &["honest bytes"]);
+}
+
+#[test]
+fn a_deaf_standby_is_caught() {
+    // Without any fault of other links it only keeps a run from its end.
+    let failures = is_caught_within(
+        400,
+        Mutation::DeafStandby,
+        &[
+            "though one link works",
+            "not drained",
+            "nothing more will ever happen",
+            "the ends do not agree",
+        ],
+    );
+    let noticed = |what: &String| what.contains("though one link works");
+    assert!(failures.iter().any(noticed), "{failures:?}");
+}
+
+#[test]
+fn ends_of_two_minds_are_caught() {
+    is_caught(Mutation::TwoMinds, &["the ends do not agree"]);
+}
+
+#[test]
+fn a_lavish_doubt_is_caught() {
+    is_caught_within(
+        400,
+        Mutation::LavishDoubt,
+        &["bytes on two transports in doubt"],
+    );
 }

@@ -7,6 +7,7 @@
 use std::time::Duration;
 
 use super::event::{Event, Handle};
+use super::retained::Copies;
 use super::transport::{Phase, Transport};
 use super::{Role, Session};
 use crate::Time;
@@ -30,8 +31,8 @@ impl Session {
         if !self.is_open() {
             return None;
         }
-        let up = self.transports.values().filter(|t| t.phase == Phase::Up);
-        up.filter_map(|t| t.pulse.deadline()).min()
+        let ours = self.transports.values().filter(|t| t.can_fall_silent());
+        ours.filter_map(|t| t.pulse.deadline()).min()
     }
 
     pub(super) fn check_pulses(&mut self, now: Time) {
@@ -43,7 +44,7 @@ impl Session {
             let Some(transport) = self.transports.get_mut(&handle) else {
                 continue;
             };
-            if transport.phase != Phase::Up {
+            if !transport.can_fall_silent() {
                 continue;
             }
             if transport.pulse.must_ask(now) {
@@ -83,7 +84,7 @@ impl Session {
     /// [`Self::vouch`] first.
     pub fn suspects(&self, now: Time) -> impl Iterator<Item = Handle> + '_ {
         let due = move |t: &Transport| {
-            t.phase == Phase::Up
+            t.can_fall_silent()
                 && t.pulse.is_waiting()
                 && t.pulse.deadline().is_some_and(|at| now >= at)
         };
@@ -135,14 +136,24 @@ impl Session {
     /// `silent` does not answer: another transport carries what it carries.
     fn hedge_against(&mut self, now: Time, silent: Handle) {
         if self.active != Some(silent) {
-            return self.hedge_beside(now, silent);
-        }
-        if self.hedge.is_some() {
-            return;
+            let Some(active) = self.active else { return };
+            if self.hedge.is_some_and(|h| h.to == silent) {
+                self.copy_records(silent, active);
+                return self.look_again(Some(active));
+            }
+            return self.hedge_beside(now, silent, active);
         }
         let Some(to) = self.fallback(silent) else {
             return;
         };
+        if let Some(hedge) = self.hedge {
+            // The other one is silent as well: a third may answer.
+            let is_silent = |h| (self.transports.get(&h)).is_some_and(|t| t.pulse.is_silent());
+            if !is_silent(hedge.to) || is_silent(to) {
+                return;
+            }
+            self.retained.uncopy(hedge.to, Copies::All);
+        }
         self.begin_term(to);
         let mut room = self.copy_some(silent, to, HEDGE_BYTES_MAX);
         for lane in self.lanes_beside(silent, to) {
@@ -161,18 +172,16 @@ impl Session {
 
     /// The same for one that is not active. What is left on it came before a move, or belongs to a lane
     /// or a bond: it goes where everything goes now. A lane's path is in doubt as a whole.
-    fn hedge_beside(&mut self, now: Time, silent: Handle) {
-        let Some(active) = self.active else { return };
+    fn hedge_beside(&mut self, now: Time, silent: Handle, active: Handle) {
         let path = |h: Handle| self.transports.get(&h).map(|t| t.route.path);
         let lane = path(silent) == path(active);
         let elsewhere = self.hedge.map(|h| h.to).or_else(|| self.partner(active));
-        match elsewhere.filter(|h| lane && *h != silent) {
-            Some(other) => {
-                self.copy_records(silent, other);
-                self.ask(now, active);
-            }
-            None => self.copy_records(silent, active),
-        }
+        let Some(other) = elsewhere.filter(|h| lane && *h != silent) else {
+            return self.rescue(active);
+        };
+        self.retained.uncopy(silent, Copies::All);
+        self.copy_records(silent, other);
+        self.ask(now, active);
     }
 
     /// The other transports on the path of `silent`.
@@ -190,6 +199,21 @@ impl Session {
     /// What is on `from` alone goes on `to` too.
     pub(super) fn copy_records(&mut self, from: Handle, to: Handle) {
         self.copy_some(from, to, usize::MAX);
+    }
+
+    /// What silent transports may have swallowed goes on `to` too. They are told of once, so nothing else
+    /// would ever bring it along.
+    pub(super) fn rescue(&mut self, to: Handle) {
+        let silent = |(h, t): &(&Handle, &Transport)| **h != to && t.pulse.is_silent();
+        let silent: Vec<Handle> = (self.transports.iter().filter(silent))
+            .map(|(&h, _)| h)
+            .collect();
+        for &from in &silent {
+            self.retained.uncopy(from, Copies::All);
+        }
+        for from in silent {
+            self.copy_records(from, to);
+        }
     }
 
     /// The same for the oldest of it, up to `room` bytes; returns what is left of these. None is left
@@ -229,7 +253,7 @@ impl Session {
         let Some(hedge) = self.hedge else { return };
         if handle == hedge.from {
             self.hedge = None;
-            self.retained.uncopy(hedge.to);
+            self.retained.uncopy(hedge.to, Copies::Guesses);
             if let Some(other) = self.transports.get_mut(&hedge.to) {
                 let retained = &self.retained;
                 other.purge(retained, |number| retained.is_on(number, hedge.to));
@@ -300,6 +324,7 @@ impl Session {
     /// Asks the peer to send on `handle`; `hard`: and to send again there what it has sent elsewhere.
     pub(super) fn ask_to_use(&mut self, handle: Handle, hard: bool) {
         self.status_sent += 1;
+        self.status_last = Some((handle, hard));
         let status = Frame::TransportStatus {
             seq: self.status_sent,
             seen: self.status_seen,
@@ -307,6 +332,19 @@ impl Session {
             standby: false,
         };
         self.send_unretained(handle, &status);
+    }
+
+    /// Whether our latest request crossed the peer's, which had `seen` so many of ours, and wins: a hard
+    /// one against a soft one, and the initiator's of two alike. One whose transport this end has left
+    /// since crosses nothing: it may have been lost with it.
+    fn stands_against(&self, seen: u64, hard: bool) -> bool {
+        let last = self.status_last.filter(|_| seen < self.status_sent);
+        let ours = last.filter(|(h, _)| self.active == Some(*h));
+        ours.is_some_and(|(_, ours_hard)| match (ours_hard, hard) {
+            (true, false) => true,
+            (false, true) => false,
+            _ => self.role == Role::Initiator,
+        })
     }
 
     pub(super) fn handle_status(
@@ -336,9 +374,7 @@ impl Session {
                 self.copy_records(other, handle);
             }
         }
-        // Two moves that crossed: the initiator's stands.
-        let crossed = seen < self.status_sent && self.role == Role::Initiator;
-        if crossed && !hard {
+        if self.stands_against(seen, hard) {
             return;
         }
         if standby {

@@ -1,6 +1,7 @@
 //! What the simulator's checkers look at: no driver needs it, and nothing here changes anything.
 
 use super::Session;
+use super::event::Handle;
 
 impl Session {
     /// The number that the next record of space R gets.
@@ -26,5 +27,10 @@ impl Session {
     /// Every record number of the peer below this one has been received.
     pub fn received_below(&self) -> u64 {
         self.received.cumulative()
+    }
+
+    /// The silent transport and the one beside it, while records go out on both.
+    pub fn hedged(&self) -> Option<(Handle, Handle)> {
+        self.hedge.map(|h| (h.from, h.to))
     }
 }

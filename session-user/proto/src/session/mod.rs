@@ -102,6 +102,8 @@ pub struct Session {
     now: Time,
     pings: u64,
     status_sent: u64,
+    /// Our latest request: on which transport, to use it, and whether it was a hard one.
+    status_last: Option<(Handle, bool)>,
     status_seen: u64,
     dial_next: u64,
     accepted_highest: u64,
@@ -184,6 +186,7 @@ impl Session {
             now,
             pings: 0,
             status_sent: 0,
+            status_last: None,
             status_seen: 0,
             dial_next: 1,
             accepted_highest: 0,

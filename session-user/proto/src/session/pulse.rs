@@ -51,6 +51,8 @@ pub(super) struct Pulse {
     sample: Option<(u64, Time)>,
     /// What was written and may be unacknowledged, oldest first.
     marks: VecDeque<Mark>,
+    /// Since when the socket has taken nothing of what is to be written.
+    blocked: Option<Time>,
     /// A PING of ours that has not been answered.
     ping: Option<(u64, Time)>,
     /// When to ask, should nothing more be heard.
@@ -145,6 +147,17 @@ impl Pulse {
         self.ping.is_none() && !self.silent && now.since(self.heard_at) >= REDUNDANT_ASK_EVERY
     }
 
+    /// Something is to be written. Where nothing of space R is under way, a socket that takes nothing
+    /// is all that shows that nothing goes on.
+    pub fn waits(&mut self, now: Time) {
+        self.blocked.get_or_insert(now);
+    }
+
+    /// The socket took something; `all`: nothing more is to be written.
+    pub fn taken(&mut self, all: bool, now: Time) {
+        self.blocked = (!all).then_some(now);
+    }
+
     /// A PING of ours goes out.
     pub fn asked(&mut self, token: u64, now: Time) {
         self.ping = Some((token, now));
@@ -176,10 +189,7 @@ impl Pulse {
 
     /// Whether it is time to ask. Where something is under way, its answer will tell.
     pub fn must_ask(&self, now: Time) -> bool {
-        !self.silent
-            && self.marks.is_empty()
-            && self.ping.is_none()
-            && self.ask_at.is_some_and(|at| now >= at)
+        !self.silent && !self.is_waiting() && self.ask_at.is_some_and(|at| now >= at)
     }
 
     /// An acknowledgement was taken in; `here`: it came on this transport, `delay` after what it
@@ -210,13 +220,17 @@ impl Pulse {
         }
     }
 
-    /// A first or further round-trip time (RFC 9002 section 5.3).
+    /// A first or further round-trip time (RFC 9002 section 5.3). What takes far longer than an answer
+    /// may was held up by something else, such as a host that slept: it must not make this end deaf to
+    /// silence for long.
     pub fn measured(&mut self, rtt: Duration) {
         let Some(srtt) = self.srtt else {
+            let rtt = rtt.min(SILENCE_UNKNOWN_RTT);
             self.srtt = Some(rtt);
             self.rttvar = rtt / 2;
             return;
         };
+        let rtt = rtt.min(self.patience() * 3);
         self.rttvar = (self.rttvar * 3 + srtt.abs_diff(rtt)) / 4;
         self.srtt = Some((srtt * 7 + rtt) / 8);
     }
@@ -247,14 +261,14 @@ impl Pulse {
 
     /// When the oldest was written that is not answered.
     pub fn oldest(&self) -> Option<Time> {
-        let oldest = self.marks.front().map(|m| m.at);
+        let oldest = self.marks.front().map(|m| m.at).or(self.blocked);
         let asked = self.ping.map(|(_, at)| at);
         [oldest, asked].into_iter().flatten().min()
     }
 
     /// Whether something is under way whose answer will tell.
     pub fn is_waiting(&self) -> bool {
-        !self.marks.is_empty() || self.ping.is_some()
+        !self.marks.is_empty() || self.blocked.is_some() || self.ping.is_some()
     }
 
     /// Whether the time has come to call it silent; then it is.
@@ -271,6 +285,7 @@ impl Pulse {
     /// Nothing is under way any more.
     pub fn forget(&mut self) {
         self.marks.clear();
+        self.blocked = None;
         self.sample = None;
         self.ping = None;
         self.ask_at = None;
@@ -376,6 +391,29 @@ mod tests {
         assert!(pulse.falls_silent(at(500)));
         pulse.lives(at(600));
         assert!(pulse.deadline().unwrap() > at(640));
+    }
+
+    #[test]
+    fn an_answer_that_a_sleep_held_up_does_not_deafen() {
+        let mut pulse = known();
+        pulse.measured(Duration::from_secs(3600));
+        assert!(pulse.patience() < Duration::from_secs(1));
+        let mut fresh = Pulse::default();
+        fresh.measured(Duration::from_secs(3600));
+        assert!(fresh.patience() < Duration::from_secs(2));
+    }
+
+    #[test]
+    fn a_socket_that_takes_nothing_is_silent() {
+        let mut pulse = known();
+        pulse.waits(at(10));
+        pulse.taken(false, at(20));
+        let due = pulse.deadline().unwrap();
+        assert!(due > at(60), "it took something at 20 ms");
+        pulse.taken(true, at(30));
+        assert_eq!(pulse.deadline(), None);
+        pulse.waits(at(40));
+        assert!(pulse.falls_silent(at(200)));
     }
 
     #[test]

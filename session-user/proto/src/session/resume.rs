@@ -39,6 +39,7 @@ impl Session {
         let mut preamble = Vec::with_capacity(64);
         Preamble::new(Kind::Resume(token)).encode(&mut preamble);
         transport.push_clear(Bytes::from(preamble));
+        transport.to_carry = !standby;
         let handle = self.add_transport(transport);
         let ack = Ack::of(&self.received);
         self.send_unretained(
@@ -52,13 +53,7 @@ impl Session {
             },
         );
         if !standby {
-            // What a silent transport may have swallowed goes along.
-            let silent = self.transports.iter().filter(|(_, t)| t.pulse.is_silent());
-            let silent: Vec<Handle> = silent.map(|(&h, _)| h).collect();
             self.activate(handle);
-            for from in silent {
-                self.copy_records(from, handle);
-            }
         }
         Ok(handle)
     }
@@ -165,7 +160,9 @@ impl Session {
             self.active = None;
         }
         if let Some(active) = self.active {
-            return self.schedule_waiting(active);
+            self.schedule_waiting(active);
+            // What had its other copy on a silent one has none now.
+            return self.rescue(active);
         }
         let copied = hedge.map(|h| h.to).filter(|to| *to != gone);
         if let Some(other) = copied.or_else(|| self.fallback(gone)) {
@@ -209,6 +206,7 @@ impl Session {
         if self.active == Some(handle) {
             self.active = None;
             if let Some(other) = self.fallback(handle) {
+                self.ask_to_use(other, false);
                 self.activate(other);
             }
         }
@@ -229,6 +227,8 @@ impl Session {
         }
         self.settle_hedge();
         self.schedule_waiting(handle);
+        self.rescue(handle);
+        self.look_again(Some(handle));
         self.unblock();
         self.queues_changed();
     }
@@ -283,10 +283,15 @@ impl Session {
         }
         // The dialler learns its round-trip time from the answer, this end from its own question.
         self.ask(now, handle);
+        let alone = self.active.is_none();
         if !standby && !hard {
             self.move_softly(handle);
-        } else if !standby || self.active.is_none() {
+        } else if !standby || alone {
             self.activate(handle);
+        }
+        if standby && alone {
+            // The peer did not ask for it: both may do the same with different ones.
+            self.ask_to_use(handle, false);
         }
         self.events.push_back(Event::TransportUp(handle));
         self.look_again(self.active);
@@ -307,14 +312,22 @@ impl Session {
             return Err(Violation::protocol("RESUMED where none may be").into());
         }
         transport.phase = Phase::Up;
+        let to_carry = transport.to_carry;
         if let Some(began) = transport.began {
             transport.pulse.measured(now.since(began));
         }
         self.stats.resumes += 1;
         self.handle_ack(now, handle, ack, Duration::ZERO)?;
+        self.answered(now, handle);
         self.events.push_back(Event::TransportUp(handle));
-        if self.active.is_none() {
+        let alone = self.active.is_none();
+        if alone {
             self.activate(handle);
+        }
+        // RESUME asked the peer to send here, and has no place in the order of requests: one of the
+        // peer's, or an older one of ours, may have passed it. This one settles it.
+        if let Some(active) = self.active.filter(|_| to_carry || alone) {
+            self.ask_to_use(active, false);
         }
         self.look_again(self.active);
         Ok(())

@@ -22,6 +22,15 @@ struct Record {
     tried: bool,
 }
 
+/// Which copies are taken back.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Copies {
+    /// All: their transport is of no use.
+    All,
+    /// Those that were made in doubt, and none that a stream asked for.
+    Guesses,
+}
+
 /// A byte leaves here only on the peer's acknowledgement.
 #[derive(Debug, Default)]
 pub(super) struct Retained {
@@ -143,10 +152,10 @@ impl Retained {
         room
     }
 
-    /// Takes back what was copied to `to`, unless its stream asked for two.
-    pub fn uncopy(&mut self, to: Handle) {
+    /// Takes back what was copied to `to`.
+    pub fn uncopy(&mut self, to: Handle, which: Copies) {
         for record in self.records.iter_mut().flatten() {
-            if record.copy == Some(to) && !record.doubled {
+            if record.copy == Some(to) && (which == Copies::All || !record.doubled) {
                 record.copy = None;
             }
         }

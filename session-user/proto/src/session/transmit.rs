@@ -100,7 +100,11 @@ impl Session {
             return false;
         };
         transport.stage(&self.retained);
-        transport.has_staged()
+        let has_staged = transport.has_staged();
+        if has_staged {
+            transport.pulse.waits(now);
+        }
+        has_staged
     }
 
     /// Fills `slices` with the bytes to write to `handle`'s socket; returns how many were filled.
@@ -111,7 +115,7 @@ impl Session {
     /// `handle`'s socket took `written` bytes of what [`Self::slices`] showed.
     pub fn transmitted(&mut self, now: Time, handle: Handle, written: usize) {
         if let Some(transport) = self.transports.get_mut(&handle) {
-            transport.advance(now, written);
+            transport.advance(&self.retained, now, written);
             self.queue_moved(handle);
         }
     }

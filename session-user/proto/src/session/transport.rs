@@ -41,6 +41,8 @@ pub(super) struct Transport {
     pub wire_id: u64,
     /// Whether this unit dialled it.
     pub dialled: bool,
+    /// This unit dialled it to send on it, not as a standby.
+    pub to_carry: bool,
     /// We sent TRANSPORT_CLOSE, or will when the queue is empty.
     pub draining: bool,
     pub close_sent: bool,
@@ -85,6 +87,7 @@ impl Transport {
             phase,
             wire_id,
             dialled,
+            to_carry: false,
             draining: false,
             close_sent: false,
             close_received: false,
@@ -130,6 +133,12 @@ impl Transport {
     /// Whether no new data is to be sealed for it.
     pub fn is_full(&self) -> bool {
         self.queued_bytes >= self.queue_limit()
+    }
+
+    /// Whether an answer can be expected on it. Records follow a dialler's RESUME at once, so they may
+    /// be swallowed before RESUMED has come.
+    pub fn can_fall_silent(&self) -> bool {
+        self.phase != Phase::AwaitResume
     }
 
     /// Bytes that wait to be written.
@@ -225,14 +234,18 @@ impl Transport {
         filled
     }
 
-    /// The socket took `written` bytes.
-    pub fn advance(&mut self, now: Time, mut written: usize) {
+    /// The socket took `written` bytes. A record that was acknowledged over another transport meanwhile is
+    /// not waited for.
+    pub fn advance(&mut self, retained: &Retained, now: Time, mut written: usize) {
         self.began.get_or_insert(now);
         self.queued_bytes = self.queued_bytes.saturating_sub(written);
         while let Some((front, queued)) = self.staged.front() {
             let left = front.len() - self.front_written;
             if written < left {
                 self.front_written += written;
+                if written > 0 {
+                    self.pulse.taken(false, now);
+                }
                 return;
             }
             written -= left;
@@ -240,19 +253,21 @@ impl Transport {
                 self.term.written(number, now);
                 // What follows at once keeps the path busy; otherwise the application sets the pace.
                 let busy = self.staged.len() > 1 || !self.queue.is_empty();
-                self.pulse.written(
-                    Written {
-                        number,
-                        len,
-                        fresh,
-                        busy,
-                    },
-                    now,
-                );
+                let written = Written {
+                    number,
+                    len,
+                    fresh,
+                    busy,
+                };
+                // What was acknowledged over another transport meanwhile is never answered here.
+                if retained.get(number).is_some() {
+                    self.pulse.written(written, now);
+                }
             }
             self.front_written = 0;
             self.staged.pop_front();
         }
         debug_assert_eq!(written, 0, "the socket took more than it was given");
+        self.pulse.taken(self.staged.is_empty(), now);
     }
 }

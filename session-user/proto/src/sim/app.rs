@@ -1,6 +1,6 @@
 //! Applications: writers and readers of streams that know what they must get to see.
 
-use super::script::{StreamPlan, differs, fill};
+use super::plan::{StreamPlan, differs, fill};
 use super::world::{Happening, World};
 use super::{Mutation, Side};
 use crate::session::{SendBuf, StreamError, StreamId};

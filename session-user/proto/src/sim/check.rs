@@ -1,61 +1,11 @@
 //! The checkers: what must hold after every step, and at the end.
 
 use super::app::{App, Over};
+use super::tally::Tally;
+use super::trouble::Moment;
 use super::world::World;
 use super::{Mutation, Side};
 use crate::session::{Session, StreamId};
-
-/// What a run consisted of.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Tally {
-    /// Steps of virtual time.
-    pub steps: u64,
-    /// Events of both sessions.
-    pub events: u64,
-    /// Application bytes delivered.
-    pub bytes: u64,
-    /// Bytes given to wires.
-    pub wire_bytes: u64,
-    /// Streams opened.
-    pub streams: u64,
-    /// Transports authenticated after the first.
-    pub resumes: u64,
-    /// Generations of keys begun.
-    pub renewals: u64,
-    /// Transports that fell silent.
-    pub silences: u64,
-    /// Moves to a transport that answered while the active one was silent.
-    pub guesses: u64,
-    /// Full handshakes that asked for the session.
-    pub rejoins: u64,
-    /// Copies of records inserted.
-    pub copies: u64,
-    /// Connections made by the attacker.
-    pub replays: u64,
-    /// Records scheduled again on another transport.
-    pub resent: u64,
-    /// Key epochs begun.
-    pub rekeys: u64,
-}
-
-impl std::ops::AddAssign for Tally {
-    fn add_assign(&mut self, other: Self) {
-        self.steps += other.steps;
-        self.events += other.events;
-        self.bytes += other.bytes;
-        self.wire_bytes += other.wire_bytes;
-        self.streams += other.streams;
-        self.resumes += other.resumes;
-        self.renewals += other.renewals;
-        self.silences += other.silences;
-        self.guesses += other.guesses;
-        self.rejoins += other.rejoins;
-        self.copies += other.copies;
-        self.replays += other.replays;
-        self.resent += other.resent;
-        self.rekeys += other.rekeys;
-    }
-}
 
 /// What the checkers remember from step to step, by the side that sends.
 #[derive(Debug, Default)]
@@ -63,6 +13,8 @@ pub(super) struct Check {
     pub tally: Tally,
     /// Lowest unacknowledged record and bytes retained when acknowledgements were last checked.
     seen: [(u64, usize); 2],
+    /// Key epochs begun.
+    rekeys: [u64; 2],
     /// The step of the last progress, and what stood then.
     progress: (u64, [u64; 4]),
 }
@@ -71,6 +23,7 @@ impl Check {
     /// A new session begins.
     pub fn begin_anew(&mut self) {
         self.seen = Default::default();
+        self.rekeys = Default::default();
     }
 
     /// Steps since anything was delivered, acknowledged, opened or connected.
@@ -95,12 +48,24 @@ impl World<'_> {
         for side in Side::BOTH {
             self.check_memory(side);
             self.check_acknowledged(side);
+            self.check_doubt(side);
+            self.note_rekeys(side);
         }
+        self.check_live();
         if self.mutation == Some(Mutation::StrayClose) && self.check.tally.steps == 100 {
             let now = self.now;
             if let Some(session) = self.session(Side::Responder) {
                 session.close(now, 0, "out of the blue");
             }
+        }
+    }
+
+    fn note_rekeys(&mut self, side: Side) {
+        let session = self.hosts[side as usize].session.as_ref();
+        let rekeys = session.map_or(0, |s| s.stats().rekeys);
+        let before = std::mem::replace(&mut self.check.rekeys[side as usize], rekeys);
+        if rekeys > before {
+            self.moment(Moment::Rekey);
         }
     }
 

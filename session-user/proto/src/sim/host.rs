@@ -6,9 +6,11 @@ use std::time::Duration;
 use bytes::{Buf, Bytes};
 
 use super::app::App;
+use super::driver::Driver;
 use super::net::{Item, Purpose};
 use super::renew::Renewal;
 use super::rng::mix;
+use super::trouble::Moment;
 use super::world::{Happening, World};
 use super::{Mutation, Side};
 use crate::Time;
@@ -100,6 +102,8 @@ impl World<'_> {
     pub fn begin(&mut self) {
         self.attempt += 1;
         self.kept = Default::default();
+        self.driver = Driver::default();
+        self.live_anew();
         let attempt = u64::from(self.attempt);
         let link = self.rng.below(self.links.len() as u64) as usize;
         self.first_link = link;
@@ -131,6 +135,7 @@ impl World<'_> {
                 found.ends[side as usize].handle = Some(handle);
             }
         }
+        self.moment(Moment::Begin);
     }
 
     /// The initiator's session never opened and has lost its only transport: begin again.
@@ -167,7 +172,8 @@ impl World<'_> {
         };
         let (dialler, purpose) = (found.dialler, found.purpose);
         let link = &self.links[found.link];
-        let reached = link.up && link.hole == [false; 2] && !found.dead;
+        let lost = link.loss > 0 && self.rng.chance(link.loss);
+        let reached = link.up && link.hole == [false; 2] && !found.dead && !lost;
         match purpose {
             Purpose::First => {
                 // The handshake ran on it already: it is there or dies here.
@@ -185,8 +191,14 @@ impl World<'_> {
             Purpose::Attack => self.attack_begins(wire),
             Purpose::Rejoin => self.rejoin_connected(wire, reached),
             Purpose::Resume { standby, .. } => {
+                if !reached && self.syn_again(wire) {
+                    return;
+                }
                 let host = self.host(dialler);
                 host.connecting = host.connecting.saturating_sub(1);
+                if self.driver_connected(wire, reached) {
+                    return;
+                }
                 if !reached {
                     self.wires.remove(&wire);
                     return;
@@ -196,7 +208,7 @@ impl World<'_> {
         }
     }
 
-    fn dial_on(&mut self, wire: usize, dialler: Side, standby: bool) {
+    pub fn dial_on(&mut self, wire: usize, dialler: Side, standby: bool) {
         let route = self.route(wire, dialler);
         let dialled = self.session(dialler).map(|s| s.dial_over(route, standby));
         let Some(Ok(handle)) = dialled else {
@@ -220,6 +232,7 @@ impl World<'_> {
         for side in Side::BOTH {
             self.after(UP_BY, Happening::Late { wire, side });
         }
+        self.moment(Moment::Dial);
     }
 
     /// As a driver numbers them: the path of the full handshake is 0, and a transport beside another on
@@ -377,6 +390,7 @@ impl World<'_> {
         self.close_end(wire, side, reset);
         if let Some(handle) = handle {
             self.drop_transport(side, handle);
+            self.moment(Moment::Lost);
         }
     }
 
@@ -386,6 +400,10 @@ impl World<'_> {
         host.retired.remove(&handle);
         if let Some(session) = &mut host.session {
             session.transport_lost(handle);
+        }
+        if side == Side::Initiator {
+            self.driver_moved(side);
+            self.must_decide();
         }
     }
 }

@@ -10,6 +10,13 @@ use super::world::{Happening, World};
 impl World<'_> {
     /// The initiator dials when nothing carries its records.
     pub fn keep_dialled(&mut self) {
+        if self.is_asleep(Side::Initiator) {
+            return;
+        }
+        let driven = self.script.preference.is_some();
+        if driven {
+            self.drive();
+        }
         let host = &self.hosts[Side::Initiator as usize];
         let Some(session) = &host.session else { return };
         if session.is_ending() || session.active().is_some() || host.connecting > 0 {
@@ -21,7 +28,7 @@ impl World<'_> {
             }
             return;
         }
-        if self.rejoin.is_some() || host.redial_at.is_some_and(|at| at >= self.now) {
+        if driven || self.rejoin.is_some() || host.redial_at.is_some_and(|at| at >= self.now) {
             return;
         }
         let backoff = host.backoff;
@@ -90,6 +97,9 @@ impl World<'_> {
             .any(|h| h.is_over() || h.ended.is_some() || h.may_end);
         if !ending && !self.parting {
             if !self.is_drained() {
+                return false;
+            }
+            if !self.last_move() {
                 return false;
             }
             self.check_end();

@@ -1,32 +1,46 @@
 //! The simulator: two sessions, an emulated network, applications, faults and checkers, all from
 //! one seed.
 //!
-//! [`run`] decides with the seed what happens (`script`), lets it happen in virtual time (`world`,
-//! over the wires of `net`), drives both sessions as the agent's driver does (`host`, `app`,
-//! `renew`, `rejoin`), has an attacker copy, replay and damage what travels (`tap`, `faults`), and
-//! asks the checkers after every step (`check`). The same seed gives the same run on every machine.
+//! [`run`] decides with the seed what happens (`script`, `plan`, `trouble`), lets it happen in virtual
+//! time (`world`, over the wires of `net` and `wires`), drives both sessions as the agent's driver does
+//! (`host`, `settle`, `app`, `renew`, `rejoin`, and in a share of the runs `driver` and `standby`), lets
+//! links, hosts and drivers fail (`faults`, `links`, `sleep`, `moves`), has an attacker copy, replay and
+//! damage what travels (`tap`, `attack`), and asks the checkers after every step (`check`, `live`,
+//! `agree`). The same seed gives the same run on every machine.
 //!
 //! A wire never loses or reorders bytes while it lives: transports are TCP. What TCP does not keep
 //! from a session is here: the death of connections with bytes in flight, each end hearing of it at
-//! its own time or late; several connections that overtake each other; silence.
+//! its own time, late or never; several connections that overtake each other; stalls; silence.
 
+mod agree;
 mod app;
+mod attack;
 mod check;
+mod driver;
 mod faults;
 mod host;
 mod life;
+mod links;
+mod live;
+mod moves;
 mod net;
+mod plan;
 mod rejoin;
 mod renew;
 pub mod rng;
 mod script;
 mod settle;
+mod sleep;
+mod standby;
+mod tally;
 mod tap;
+mod trouble;
+mod wires;
 mod world;
 
 use std::fmt;
 
-pub use check::Tally;
+pub use tally::{Fault, Tally};
 
 use crate::Time;
 
@@ -84,7 +98,17 @@ pub enum Mutation {
     StrayClose,
     /// A transport is ended as if its bytes were bad.
     StrayFault,
+    /// What the safe link carries does not arrive.
+    DeafStandby,
+    /// One end's last move is hidden from the checker.
+    TwoMinds,
+    /// A doubt may cost next to nothing.
+    LavishDoubt,
 }
+
+/// A seed with this bit has only the faults that the simulator began with: the seeds of that time name
+/// the runs that they named then.
+pub const FEW_FAULTS: u64 = 1 << 63;
 
 /// How to run a seed.
 #[derive(Default)]

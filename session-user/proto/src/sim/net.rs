@@ -3,7 +3,8 @@
 //!
 //! A wire dies with bytes in flight at independent points in its two directions; each end learns
 //! of it at a time of its own. A link may also swallow everything in one direction without a word
-//! (a blackhole) and later heal or die.
+//! (a blackhole) and later heal or die, lose packets, which TCP turns into stalls, or pass only
+//! small ones. A wire may be stuck for ever while new ones on its link work (a NAT forgot it).
 
 use std::collections::VecDeque;
 
@@ -15,6 +16,11 @@ use super::tap::Tap;
 use crate::Time;
 use crate::session::Handle;
 use std::time::Duration;
+
+/// TCP's first retransmission after this time; the next after double of it.
+const RETRANSMIT_AFTER: Duration = Duration::from_millis(200);
+/// Times that one segment is lost in a row, at most.
+const LOST_IN_A_ROW_MAX: u32 = 4;
 
 /// What a link is like; the same for both directions.
 #[derive(Clone, Debug)]
@@ -33,6 +39,10 @@ pub(super) struct Link {
     pub up: bool,
     /// By the side that sends: nothing gets through, and nobody is told.
     pub hole: [bool; 2],
+    /// Segments lost, per thousand.
+    pub loss: u64,
+    /// Larger segments never arrive.
+    pub mtu: Option<usize>,
 }
 
 impl Link {
@@ -47,7 +57,28 @@ impl Link {
             segment: rng.pick(&[40, 1_448, 1_448, 9_000, 65_536, 65_536]),
             up: true,
             hole: [false; 2],
+            loss: 0,
+            mtu: None,
         }
+    }
+
+    /// How much later a segment arrives because it was lost, perhaps more than once: what follows it
+    /// makes TCP send it again after a round trip, or else a timer does.
+    fn lost_for(&self, rng: &mut Rng) -> Duration {
+        let mut late = Duration::ZERO;
+        let mut timer = RETRANSMIT_AFTER + self.delay * 2;
+        for _ in 0..LOST_IN_A_ROW_MAX {
+            if !rng.chance(self.loss) {
+                break;
+            }
+            if late.is_zero() && rng.chance(500) {
+                late = self.delay * 2;
+            } else {
+                late += timer;
+                timer *= 2;
+            }
+        }
+        late
     }
 }
 
@@ -86,6 +117,10 @@ pub(super) struct Pipe {
     last_at: Time,
     /// Nothing that is written now arrives any more.
     dead: bool,
+    /// Nothing but this many of the first in flight arrives, and nobody is told.
+    stuck: Option<usize>,
+    /// When something last arrived.
+    pub arrived_at: Time,
     fin_sent: bool,
     pub tap: Tap,
     /// A bit of what is sent next is changed.
@@ -121,11 +156,37 @@ impl Pipe {
         let start = self.busy_until.max(now);
         self.busy_until = start + Duration::from_nanos(bytes as u64 * 1_000_000 / link.rate);
         let jitter = Duration::from_nanos(rng.below(link.jitter.as_nanos() as u64 + 1));
-        let at = (self.busy_until + link.delay + jitter).max(self.last_at);
+        let mut at = (self.busy_until + link.delay + jitter).max(self.last_at);
+        if link.loss > 0 {
+            at = (self.busy_until + link.delay + jitter + link.lost_for(rng)).max(at);
+        }
         self.last_at = at;
+        if link.mtu.is_some_and(|mtu| bytes > mtu) {
+            self.stuck.get_or_insert(self.flight.len());
+        }
         self.flight_bytes += bytes;
         self.flight.push_back((at, item));
-        Some(at)
+        self.stuck.is_none().then_some(at)
+    }
+
+    /// Nothing in flight arrives any more, and nobody is told.
+    pub fn hold(&mut self) {
+        self.stuck = Some(0);
+    }
+
+    /// What was held goes on.
+    pub fn let_go(&mut self) {
+        self.stuck = None;
+    }
+
+    /// Whether what is written now arrives.
+    pub fn delivers(&self) -> bool {
+        !self.dead && self.stuck.is_none()
+    }
+
+    /// Whether all that was written has arrived.
+    pub fn is_empty(&self) -> bool {
+        self.flight.is_empty()
     }
 
     /// What arrives next, if its time has come.
@@ -133,6 +194,12 @@ impl Pipe {
         if self.flight.front().is_none_or(|(at, _)| *at > now) {
             return None;
         }
+        match &mut self.stuck {
+            Some(0) => return None,
+            Some(left) => *left -= 1,
+            None => {}
+        }
+        self.arrived_at = now;
         let (_, item) = self.flight.pop_front()?;
         if let Item::Data(data) = &item {
             self.flight_bytes -= data.len();
@@ -148,6 +215,9 @@ impl Pipe {
     /// Dies: of what is in flight, only the first part still arrives, cut at any byte.
     pub fn kill(&mut self, rng: &mut Rng) {
         self.dead = true;
+        if let Some(first) = self.stuck {
+            self.flight.truncate(first);
+        }
         let mut left = match rng.below(3) {
             0 => 0,
             1 => self.flight_bytes,
@@ -190,6 +260,12 @@ pub(super) struct Wire {
     /// By the side that sends.
     pub pipes: [Pipe; 2],
     pub dead: bool,
+    /// Only the timers of TCP itself tell its ends that it is of no use any more.
+    pub unsaid: bool,
+    /// By the side that sends: TCP's patience runs.
+    pub waited_for: [bool; 2],
+    /// Connection attempts that were lost.
+    pub tries: u32,
     /// Someone on the path changed what it carries: faults on it say nothing about the sessions.
     pub tampered: bool,
     /// All that the dialler wrote, for an attacker to use.
@@ -208,6 +284,9 @@ impl Wire {
             ends: Default::default(),
             pipes: Default::default(),
             dead: false,
+            unsaid: false,
+            waited_for: [false; 2],
+            tries: 0,
             tampered: false,
             tape: Vec::new(),
         }

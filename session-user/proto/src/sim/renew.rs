@@ -3,8 +3,9 @@
 
 use super::Side;
 use super::host::secret;
+use super::plan::{differs, fill};
 use super::rng::mix;
-use super::script::{differs, fill};
+use super::trouble::Moment;
 use super::world::World;
 use crate::seal::Aead;
 
@@ -50,6 +51,7 @@ impl World<'_> {
         self.host(Side::Initiator).renewal = Some(Renewal { generation, got: 0 });
         let bytes = self.flight_bytes(generation, 0);
         self.send_flight(Side::Initiator, generation, 0, bytes);
+        self.moment(Moment::Renewal);
     }
 
     /// Bytes of the peer's flights.

@@ -5,7 +5,9 @@ use std::time::Duration;
 
 use super::Side;
 use super::net::Link;
+use super::plan::{Habits, StreamPlan};
 use super::rng::{Rng, mix};
+use super::trouble::Trigger;
 use crate::Time;
 use crate::session::{Config, StreamId};
 use crate::wire::{Mode, Service, Target};
@@ -51,40 +53,49 @@ pub(super) enum Action {
     Forget,
     /// A side closes the session.
     Close { side: Side },
-}
-
-/// How the application at one end of a stream behaves.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Habits {
-    /// Bytes that it sends.
-    pub total: u64,
-    /// Most bytes of one write.
-    pub chunk: u64,
-    /// Pause between writes; zero: as fast as it can.
-    pub write_pause: Duration,
-    /// Most bytes of one read.
-    pub gulp: u64,
-    /// Pause between reads; zero: as soon as there is something.
-    pub read_pause: Duration,
-    /// It aborts the stream once it has sent or read so many bytes in all.
-    pub abort_after: Option<u64>,
-    /// It sends its end only once it has read the peer's.
-    pub end_after_peer: bool,
-}
-
-/// What happens to one stream: a pure function of seed and id, so that both ends agree.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct StreamPlan {
-    /// By side.
-    pub habits: [Habits; 2],
-    /// The target refuses with this errno.
-    pub refuse: Option<u64>,
-    /// Time that the target takes to connect.
-    pub connect: Duration,
-    /// The opener writes before it is connected.
-    pub early: bool,
-    /// How its records use the links.
-    pub service: Service,
+    /// A link loses packets.
+    Loss {
+        link: usize,
+        per_mille: u64,
+        for_ms: u64,
+    },
+    /// Segments above a size never arrive on a link; then they do, or (`dies`) its wires end.
+    SmallMtu {
+        link: usize,
+        bytes: usize,
+        for_ms: u64,
+        dies: bool,
+    },
+    /// The wires of a link swallow everything for ever; new ones work.
+    NatForgets { link: usize },
+    /// The wires of a link end at one side, which knows; the other hears nothing.
+    AddressGone { link: usize, side: Side },
+    /// A side does nothing, not even with its clock. Meanwhile NATs may forget.
+    Sleep { side: Side, for_ms: u64, nat: bool },
+    /// Both sides lose all transports, know at once, and dial.
+    BothLose,
+    /// Both sides move to different transports within `gap_us`; `again`: the first goes on to a
+    /// third before that is over. Bits of `deaths`: the old one of each, the new one of each dies.
+    BothMove {
+        gap_us: u64,
+        again: bool,
+        deaths: u8,
+        tries: u8,
+    },
+    /// One side moves softly to the transport of another wire; part of the above.
+    MoveTo { side: Side, wire: usize },
+    /// A link goes down and up.
+    Flap {
+        link: usize,
+        times: u8,
+        every_ms: u64,
+    },
+    /// A side learns of losses only after this time; `backwards`: of the latest first.
+    LateDriver {
+        side: Side,
+        for_ms: u64,
+        backwards: bool,
+    },
 }
 
 /// The whole plan of a run.
@@ -105,11 +116,19 @@ pub(super) struct Script {
     pub warm: bool,
     /// Streams ask for redundant and bonded transport, and for lanes.
     pub modes: bool,
+    /// What follows soon upon something else.
+    pub triggers: Vec<Trigger>,
+    /// The initiator chooses among its links as the agent's driver does: these, best first.
+    pub preference: Option<Vec<usize>>,
+    /// A link that nothing but single wires' deaths ever happens to.
+    pub safe: Option<usize>,
+    /// Both ends move at once when all else is over, and must agree in the end.
+    pub last_move: bool,
 }
 
 impl Script {
-    /// The plan of `seed`.
-    pub fn new(seed: u64) -> Self {
+    /// The plan of `seed`; `few`: without the faults that came later.
+    pub fn new(seed: u64, few: bool) -> Self {
         let mut rng = Rng::new(mix(seed));
         let rng = &mut rng;
         let calm_ms = rng.log_range(300, 12_000);
@@ -127,6 +146,10 @@ impl Script {
             stream_bytes_max: rng.log_range(512, 160 * 1024),
             warm: false,
             modes: rng.chance(500),
+            triggers: Vec::new(),
+            preference: None,
+            safe: None,
+            last_move: false,
         };
         script.draw_streams(rng, calm_ms);
         script.draw_faults(rng, calm_ms);
@@ -158,11 +181,14 @@ impl Script {
                 script.at(rng, calm_ms, hole);
             }
         }
+        if !few {
+            script.draw_trouble(calm_ms);
+        }
         script.actions.sort();
         script
     }
 
-    fn at(&mut self, rng: &mut Rng, end_ms: u64, action: Action) {
+    pub fn at(&mut self, rng: &mut Rng, end_ms: u64, action: Action) {
         let at = Time::from_nanos(rng.below(end_ms * 1_000_000));
         self.actions.push((at, action));
     }
@@ -205,7 +231,7 @@ impl Script {
         }
     }
 
-    fn draw_fault(&self, rng: &mut Rng) -> Action {
+    pub fn draw_fault(&self, rng: &mut Rng) -> Action {
         let link = rng.below(self.links.len() as u64) as usize;
         let side = rng.pick(&Side::BOTH);
         let for_ms = rng.log_range(1, 3_000);
@@ -285,34 +311,6 @@ impl Script {
     }
 }
 
-impl Habits {
-    fn draw(rng: &mut Rng, bytes_max: u64) -> Self {
-        let total = match rng.below(6) {
-            0 => 0,
-            1 => rng.below(100),
-            _ => rng.log_range(1, bytes_max),
-        };
-        let chunk = rng.log_range(1, 70_000).max(total / 200).max(1);
-        let gulp = rng.log_range(1, 70_000).max(bytes_max / 200).max(1);
-        let pause = |rng: &mut Rng| {
-            if rng.chance(500) {
-                Duration::ZERO
-            } else {
-                rng.micros(100, 60_000)
-            }
-        };
-        Self {
-            total,
-            chunk,
-            write_pause: pause(rng),
-            gulp,
-            read_pause: pause(rng),
-            abort_after: rng.chance(60).then(|| rng.below(bytes_max)),
-            end_after_peer: rng.chance(250),
-        }
-    }
-}
-
 fn config(rng: &mut Rng, seed: u64) -> Config {
     let mut instance = [0; 16];
     instance[..8].copy_from_slice(&mix(seed).to_be_bytes());
@@ -325,47 +323,4 @@ fn config(rng: &mut Rng, seed: u64) -> Config {
         rekey_records: rng.pick(&[20, 50, 50, 200, 1 << 22]),
         rekey_after: rng.pick(&[200, 5_000, 3_600_000].map(Duration::from_millis)),
     }
-}
-
-/// The byte at `offset` of what `from` sends on stream `id`: nothing is kept to compare with.
-pub(super) fn pattern(seed: u64, id: StreamId, from: Side, offset: u64) -> u64 {
-    mix(seed ^ mix(id * 2 + from as u64) ^ (offset >> 3))
-}
-
-/// Fills `out` with the pattern from `offset` on.
-pub(super) fn fill(seed: u64, id: StreamId, from: Side, offset: u64, out: &mut [u8]) {
-    let mut at = offset;
-    let mut rest = out;
-    while !rest.is_empty() {
-        let word = pattern(seed, id, from, at).to_be_bytes();
-        let skip = (at & 7) as usize;
-        let n = (8 - skip).min(rest.len());
-        let (now, later) = rest.split_at_mut(n);
-        now.copy_from_slice(&word[skip..skip + n]);
-        at += n as u64;
-        rest = later;
-    }
-}
-
-/// Where `data` first differs from the pattern from `offset` on.
-pub(super) fn differs(
-    seed: u64,
-    id: StreamId,
-    from: Side,
-    offset: u64,
-    data: &[u8],
-) -> Option<u64> {
-    let mut at = offset;
-    let mut rest = data;
-    while !rest.is_empty() {
-        let word = pattern(seed, id, from, at).to_be_bytes();
-        let skip = (at & 7) as usize;
-        let n = (8 - skip).min(rest.len());
-        if let Some(i) = (0..n).find(|&i| rest[i] != word[skip + i]) {
-            return Some(at + i as u64);
-        }
-        at += n as u64;
-        rest = &rest[n..];
-    }
-    None
 }

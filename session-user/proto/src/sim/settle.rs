@@ -6,6 +6,7 @@ use std::time::Duration;
 use super::Mutation;
 use super::Side;
 use super::net::Purpose;
+use super::trouble::Moment;
 use super::world::{Happening, World};
 use crate::limits::RESUME_TOKENS_AHEAD;
 use crate::session::{Event, Handle, Session};
@@ -124,7 +125,12 @@ impl World<'_> {
                 self.drop_transport(side, handle);
             }
             Event::TransportSilent(handle) => self.transport_silent(side, handle),
-            Event::HandedOver { .. } => self.check.tally.guesses += 1,
+            Event::HandedOver { from, .. } => {
+                self.check.tally.guesses += 1;
+                if self.script.preference.is_some() {
+                    self.driver_handed_over(side, from);
+                }
+            }
             Event::Pong { token, .. } => {
                 if !self.host(side).pings.remove(&token) {
                     self.fail(format!("{side:?}: a PONG that nobody asked for"));
@@ -148,7 +154,9 @@ impl World<'_> {
     pub fn transport_up(&mut self, side: Side, handle: Handle) {
         self.check.tally.resumes += 1;
         self.host(side).backoff = Duration::ZERO;
+        self.moment(Moment::Up);
         if side == Side::Initiator {
+            self.driver_up();
             self.keep_warm();
         }
         let purpose = self.hosts[side as usize]
@@ -179,7 +187,7 @@ impl World<'_> {
     fn keep_warm(&mut self) {
         let session = self.hosts[Side::Initiator as usize].session.as_ref();
         let alone = session.is_some_and(|s| s.transports().count() == 1);
-        if self.script.warm && alone {
+        if self.script.warm && alone && self.script.preference.is_none() {
             self.dial(Side::Initiator, true, false);
         }
     }
@@ -187,6 +195,10 @@ impl World<'_> {
     /// A driver may wait, give the transport up, or look for another one.
     fn transport_silent(&mut self, side: Side, handle: Handle) {
         self.check.tally.silences += 1;
+        self.moment(Moment::Silent);
+        if self.script.preference.is_some() {
+            return self.driver_silent(side, handle);
+        }
         match self.rng.below(3) {
             0 => {
                 if let Some(&wire) = self.hosts[side as usize].wires.get(&handle) {
@@ -235,6 +247,7 @@ impl World<'_> {
         if self.mutation == Some(Mutation::IgnoredTimer) {
             return;
         }
+        self.vouch(side);
         let Some(session) = self.session(side) else {
             return;
         };

@@ -4,14 +4,20 @@ use std::cmp::Reverse;
 use std::collections::{BTreeMap, BinaryHeap};
 use std::time::Duration;
 
-use super::check::{Check, Tally};
+use super::agree::LastMove;
+use super::check::Check;
+use super::driver::Driver;
 use super::host::Host;
-use super::net::{Item, Link, Purpose, Wire};
+use super::live::Live;
+use super::net::{Link, Wire};
 use super::rejoin::Rejoin;
 use super::rng::{Rng, mix};
 use super::script::{Action, Script};
+use super::sleep::{Asleep, Late};
+use super::tally::Tally;
 use super::tap::Kept;
-use super::{Failure, Mutation, Options, Side};
+use super::trouble::Moments;
+use super::{FEW_FAULTS, Failure, Mutation, Options, Side};
 use crate::Time;
 use crate::session::StreamId;
 
@@ -19,8 +25,6 @@ use crate::session::StreamId;
 const DRAIN_MAX: Duration = Duration::from_secs(180);
 /// Steps without any progress after which something goes round in circles.
 const IDLE_STEPS_MAX: u64 = 20_000;
-/// Wires above which closed ones are forgotten.
-const WIRES_KEPT: usize = 40;
 
 /// What the queue holds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -53,6 +57,26 @@ pub(super) enum Happening {
     LinkUp { link: usize },
     /// A blackhole ends.
     HoleEnds { link: usize, dies: bool },
+    /// A link ceases to lose packets.
+    LossEnds { link: usize },
+    /// Large segments pass again.
+    MtuEnds { link: usize, dies: bool },
+    /// A link goes down or up.
+    Flap {
+        link: usize,
+        left: u8,
+        every_ms: u64,
+    },
+    /// A host goes on.
+    Wake { side: Side },
+    /// A driver finds out that its host has slept.
+    Doubt { side: Side },
+    /// A driver that was late hears of what was lost.
+    DriverLearns { side: Side },
+    /// A deadline of the initiator's driver.
+    Look,
+    /// The ends should agree on a transport.
+    Agree,
     /// Something of the script.
     Act(Action),
     /// From now on nothing goes wrong.
@@ -62,6 +86,10 @@ pub(super) enum Happening {
 /// Everything there is.
 pub(super) struct World<'a> {
     pub script: Script,
+    /// The seed as it was given.
+    seed: u64,
+    /// Only the faults that the simulator began with.
+    pub few: bool,
     pub rng: Rng,
     pub now: Time,
     queue: BinaryHeap<Reverse<(Time, u64, Happening)>>,
@@ -70,13 +98,22 @@ pub(super) struct World<'a> {
     /// The link of the full handshake.
     pub first_link: usize,
     pub wires: BTreeMap<usize, Wire>,
-    wires_made: usize,
+    pub wires_made: usize,
     pub hosts: [Host; 2],
     pub rejoin: Option<Rejoin>,
     /// By the side that sends.
     pub kept: [Kept; 2],
     /// Full handshakes begun for the main session.
     pub attempt: u32,
+    /// Hosts that sleep, until when, and what waits for them.
+    pub asleep: Asleep,
+    pub backlog: [Vec<Happening>; 2],
+    /// Drivers that learn of losses late.
+    pub late: [Option<Late>; 2],
+    pub driver: Driver,
+    pub moments: Moments,
+    pub live: Live,
+    pub last_move: LastMove,
     pub calm: bool,
     pub parting: bool,
     pub check: Check,
@@ -88,8 +125,13 @@ pub(super) struct World<'a> {
 impl<'a> World<'a> {
     /// The world of `seed` before anything happened.
     pub fn new(seed: u64, options: Options<'a>) -> Self {
-        let script = Script::new(seed);
+        let few = seed & FEW_FAULTS != 0;
+        let given = seed;
+        let seed = seed & !FEW_FAULTS;
+        let script = Script::new(seed, few);
         let mut world = Self {
+            seed: given,
+            few,
             rng: Rng::new(mix(seed ^ 0x0043_0000)),
             now: Time::ZERO,
             queue: BinaryHeap::new(),
@@ -102,6 +144,13 @@ impl<'a> World<'a> {
             rejoin: None,
             kept: Default::default(),
             attempt: 0,
+            asleep: [None; 2],
+            backlog: Default::default(),
+            late: Default::default(),
+            driver: Driver::default(),
+            moments: Moments::default(),
+            live: Live::default(),
+            last_move: LastMove::default(),
             calm: false,
             parting: false,
             check: Check::default(),
@@ -123,7 +172,7 @@ impl<'a> World<'a> {
         let outcome = self.go_on();
         let at = self.now;
         outcome.map_err(|what| Failure {
-            seed: self.script.seed,
+            seed: self.seed,
             at,
             what,
         })?;
@@ -163,7 +212,9 @@ impl<'a> World<'a> {
     /// Lets both ends act until they rest, then asks the checkers. True once all is over.
     fn settle_all(&mut self) -> bool {
         for side in Side::BOTH {
-            self.settle(side);
+            if !self.is_asleep(side) {
+                self.settle(side);
+            }
         }
         self.keep_dialled();
         if self.failure.is_none() {
@@ -198,10 +249,13 @@ impl<'a> World<'a> {
     }
 
     fn happen(&mut self, happening: Happening) {
+        if self.sleeps_through(happening) {
+            return;
+        }
         match happening {
             Happening::Arrive { wire, from } => self.arrive(wire, from),
             Happening::Connected { wire } => self.connected_wire(wire),
-            Happening::Learn { wire, side } => self.wire_gone(wire, side, "it died"),
+            Happening::Learn { wire, side } => self.learn(wire, side, "it died"),
             Happening::Late { wire, side } => self.late(wire, side),
             Happening::Die { wire } => self.kill(wire),
             Happening::Timer { side } => self.timer(side),
@@ -209,141 +263,22 @@ impl<'a> World<'a> {
             Happening::Target { id } => self.target_dialled(id),
             Happening::Decide { attempt } => self.decide(attempt),
             Happening::Redial => self.redial(),
-            Happening::LinkUp { link } => self.links[link].up = true,
+            Happening::LinkUp { link } => self.link_up(link),
+            Happening::LossEnds { link } => self.links[link].loss = 0,
+            Happening::MtuEnds { link, dies } => self.mtu_ends(link, dies),
+            Happening::Flap {
+                link,
+                left,
+                every_ms,
+            } => self.flap(link, left, every_ms),
+            Happening::Wake { side } => self.wake(side),
+            Happening::Doubt { side } => self.doubt_all(side),
+            Happening::DriverLearns { side } => self.driver_wakes(side),
+            Happening::Look => self.look(),
+            Happening::Agree => self.look_for_agreement(),
             Happening::HoleEnds { link, dies } => self.hole_ends(link, dies),
             Happening::Act(action) => self.act(action),
             Happening::Calm => self.calm_down(),
         }
-    }
-
-    /// Makes a wire that is not connected yet.
-    pub fn add_wire(&mut self, wire: Wire) -> usize {
-        let id = self.wires_made;
-        self.wires_made += 1;
-        self.wires.insert(id, wire);
-        id
-    }
-
-    /// Puts `item` on its way over `wire`.
-    pub fn transmit(&mut self, wire: usize, from: Side, item: Item) {
-        let Some(found) = self.wires.get_mut(&wire) else {
-            return;
-        };
-        let link = &self.links[found.link];
-        let at = found.pipes[from as usize].send(self.now, link, &mut self.rng, item);
-        if let Some(at) = at {
-            self.at(at, Happening::Arrive { wire, from });
-        }
-    }
-
-    /// Something may have arrived on `wire`.
-    fn arrive(&mut self, wire: usize, from: Side) {
-        let Some(found) = self.wires.get_mut(&wire) else {
-            return;
-        };
-        if self.links[found.link].hole[from as usize] {
-            return;
-        }
-        let Some(item) = found.pipes[from as usize].arrive(self.now) else {
-            return;
-        };
-        let to = from.other();
-        let end = &mut found.ends[to as usize];
-        if !end.open {
-            return;
-        }
-        match item {
-            Item::Data(data) => {
-                end.input.extend_from_slice(&data);
-                self.received(wire, to);
-            }
-            Item::Fin => self.wire_gone(wire, to, "the peer closed it"),
-        }
-    }
-
-    /// `side` closes its end of `wire`; with `reset`, what it sent last may never arrive.
-    pub fn close_end(&mut self, wire: usize, side: Side, reset: bool) {
-        let Some(found) = self.wires.get_mut(&wire) else {
-            return;
-        };
-        let end = &mut found.ends[side as usize];
-        if !end.open {
-            return;
-        }
-        end.open = false;
-        end.handle = None;
-        if reset && !found.dead {
-            found.pipes[side as usize].kill(&mut self.rng);
-            let delay = self.links[found.link].delay;
-            self.after(
-                delay,
-                Happening::Learn {
-                    wire,
-                    side: side.other(),
-                },
-            );
-        } else {
-            self.transmit(wire, side, Item::Fin);
-        }
-        self.forget_closed(wire);
-    }
-
-    /// Closed wires stay for a while, so that an attacker has something to replay.
-    fn forget_closed(&mut self, wire: usize) {
-        let closed = |w: &Wire| !w.ends[0].open && !w.ends[1].open;
-        if self.wires.len() > WIRES_KEPT && self.wires.get(&wire).is_some_and(closed) {
-            self.wires.remove(&wire);
-        }
-    }
-
-    /// A wire dies; each end hears of it at a time of its own.
-    pub fn kill(&mut self, wire: usize) {
-        let Some(found) = self.wires.get_mut(&wire).filter(|w| !w.dead) else {
-            return;
-        };
-        found.dead = true;
-        for pipe in &mut found.pipes {
-            pipe.kill(&mut self.rng);
-        }
-        self.trace(|| format!("wire {wire} dies"));
-        for side in Side::BOTH {
-            let delay = match self.rng.below(4) {
-                0 => Duration::ZERO,
-                1 => self.rng.micros(1, 1_000),
-                2 => self.rng.micros(1_000, 200_000),
-                _ => self.rng.micros(100_000, 8_000_000),
-            };
-            self.after(delay, Happening::Learn { wire, side });
-        }
-    }
-
-    /// All wires on `link` that are alive.
-    pub fn wires_on(&self, link: usize) -> Vec<usize> {
-        let alive = self.wires.iter().filter(|(_, w)| w.link == link && !w.dead);
-        alive.map(|(&id, _)| id).collect()
-    }
-
-    /// What was held back by a blackhole goes on its way.
-    pub fn release(&mut self, link: usize) {
-        for wire in self.wires_on(link) {
-            for from in Side::BOTH {
-                let now = self.now + self.links[link].delay;
-                let arrivals: Vec<Time> =
-                    self.wires[&wire].pipes[from as usize].arrivals().collect();
-                for at in arrivals {
-                    self.at(at.max(now), Happening::Arrive { wire, from });
-                }
-            }
-        }
-    }
-
-    /// A new connection attempt of `dialler`.
-    pub fn connect(&mut self, dialler: Side, link: usize, purpose: Purpose) -> usize {
-        let wire = self.add_wire(Wire::new(link, dialler, purpose));
-        self.trace(|| format!("{dialler:?} connects wire {wire} over link {link}: {purpose:?}"));
-        let link = &self.links[link];
-        let jitter = Duration::from_nanos(self.rng.below(link.jitter.as_nanos() as u64 + 1));
-        self.after(link.delay * 2 + jitter, Happening::Connected { wire });
-        wire
     }
 }

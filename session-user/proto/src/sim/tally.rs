@@ -1,0 +1,108 @@
+//! What runs consisted of: the proof that what they are for did happen in them.
+
+/// What a run consisted of.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Tally {
+    /// Steps of virtual time.
+    pub steps: u64,
+    /// Events of both sessions.
+    pub events: u64,
+    /// Application bytes delivered.
+    pub bytes: u64,
+    /// Bytes given to wires.
+    pub wire_bytes: u64,
+    /// Streams opened.
+    pub streams: u64,
+    /// Transports authenticated after the first.
+    pub resumes: u64,
+    /// Generations of keys begun.
+    pub renewals: u64,
+    /// Transports that fell silent.
+    pub silences: u64,
+    /// Moves to a transport that answered while the active one was silent.
+    pub guesses: u64,
+    /// Full handshakes that asked for the session.
+    pub rejoins: u64,
+    /// Copies of records inserted.
+    pub copies: u64,
+    /// Connections made by the attacker.
+    pub replays: u64,
+    /// Records scheduled again on another transport.
+    pub resent: u64,
+    /// Key epochs begun.
+    pub rekeys: u64,
+    /// Faults of the link, the host or the driver, by [`Fault`].
+    pub faults: [u64; Fault::ALL.len()],
+    /// Faults that followed soon upon something else.
+    pub triggered: u64,
+    /// Records that were watched while a link worked all the time.
+    pub watched: u64,
+    /// Moves of both ends at once that had to end in agreement.
+    pub agreements: u64,
+    /// Doubts in which the bytes sent twice were counted.
+    pub hedges: u64,
+}
+
+/// What else can happen to transports than that they die and both ends hear of it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Fault {
+    /// A link loses packets.
+    Loss,
+    /// A link passes small segments only.
+    SmallMtu,
+    /// A NAT forgets connections.
+    NatForgets,
+    /// An address is replaced.
+    AddressGone,
+    /// A host sleeps and wakes.
+    Sleep,
+    /// Both ends lose all transports at once.
+    BothLose,
+    /// Both ends move at once.
+    BothMove,
+    /// A link goes down and up, many times.
+    Flap,
+    /// An end learns late, several at once, perhaps in the wrong order.
+    LateDriver,
+}
+
+impl Fault {
+    /// All of them, with their names.
+    pub const ALL: [(Self, &'static str); 9] = [
+        (Self::Loss, "losses"),
+        (Self::SmallMtu, "MTU holes"),
+        (Self::NatForgets, "NATs that forgot"),
+        (Self::AddressGone, "addresses replaced"),
+        (Self::Sleep, "sleeps"),
+        (Self::BothLose, "losses at both ends"),
+        (Self::BothMove, "moves at both ends"),
+        (Self::Flap, "flaps"),
+        (Self::LateDriver, "late drivers"),
+    ];
+}
+
+impl std::ops::AddAssign for Tally {
+    fn add_assign(&mut self, other: Self) {
+        self.steps += other.steps;
+        self.events += other.events;
+        self.bytes += other.bytes;
+        self.wire_bytes += other.wire_bytes;
+        self.streams += other.streams;
+        self.resumes += other.resumes;
+        self.renewals += other.renewals;
+        self.silences += other.silences;
+        self.guesses += other.guesses;
+        self.rejoins += other.rejoins;
+        self.copies += other.copies;
+        self.replays += other.replays;
+        self.resent += other.resent;
+        self.rekeys += other.rekeys;
+        for (sum, more) in self.faults.iter_mut().zip(other.faults) {
+            *sum += more;
+        }
+        self.triggered += other.triggered;
+        self.watched += other.watched;
+        self.agreements += other.agreements;
+        self.hedges += other.hedges;
+    }
+}

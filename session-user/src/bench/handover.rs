@@ -8,8 +8,8 @@ use std::time::Duration;
 use anyhow::ensure;
 
 use super::app::{Direction, Pace};
-use super::measure::{Plan, measure};
-use super::plain::plain;
+use super::measure::{HOLDFAST, Plan, measure};
+use super::peers::PeerArgs;
 use super::report::{Row, print_rows};
 use super::scenario::Scenario;
 
@@ -17,17 +17,8 @@ use super::scenario::Scenario;
 const PACED_BYTES: usize = 1000;
 /// Cuts of a bulk measurement, at most: each moves hundreds of megabytes.
 const BULK_RUNS_MAX: usize = 10;
-/// Cuts of the comparison without Holdfast, at most: each waits for a connection to die.
-const PLAIN_RUNS_MAX: usize = 5;
 /// The links' rate of bulk measurements with a round-trip time, in Mbit/s.
 const BULK_MBIT: u32 = 50;
-
-/// What the application runs through.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
-pub enum Against {
-    /// A plain TCP connection.
-    Tcp,
-}
 
 /// Arguments of `bench handover`.
 #[derive(Debug, clap::Args)]
@@ -59,9 +50,8 @@ pub struct HandoverArgs {
     /// Only the bulk measurement.
     #[arg(long, conflicts_with = "paced_only")]
     bulk_only: bool,
-    /// The same without Holdfast.
-    #[arg(long, value_enum)]
-    against: Option<Against>,
+    #[command(flatten)]
+    peers: PeerArgs,
     /// As JSON: one array, a row for each direction and pace.
     #[arg(long)]
     json: bool,
@@ -89,10 +79,10 @@ pub fn run(args: &HandoverArgs, control: &Path) -> anyhow::Result<ExitCode> {
         }
     };
     print_rows(&rows, args.json)?;
-    let good = args.against.is_some()
-        || rows
-            .iter()
-            .all(|r| r.survived && r.bytes_lost == 0 && r.app_errors == 0);
+    let good = rows
+        .iter()
+        .filter(|r| r.system == HOLDFAST)
+        .all(|r| r.survived && r.bytes_lost == 0 && r.app_errors == 0);
     Ok(if good {
         ExitCode::SUCCESS
     } else {
@@ -106,14 +96,15 @@ fn in_lab(args: &HandoverArgs) -> anyhow::Result<Vec<Row>> {
         "--lab makes network namespaces: it needs root"
     );
     let mut rows = Vec::new();
+    let peers = args.peers.peers();
     for scenario in args.scenarios() {
-        for plan in args.plans(scenario) {
-            if args.against == Some(Against::Tcp) {
-                rows.extend(plain(&plan)?);
-            } else {
-                rows.extend(measure(&plan)?);
+        let plans = args.plans(scenario);
+        if !args.peers.only_peers {
+            for plan in &plans {
+                rows.extend(measure(plan)?);
             }
         }
+        rows.extend(peers.measure(&plans));
     }
     Ok(rows)
 }
@@ -140,12 +131,6 @@ impl HandoverArgs {
             directions: Direction::ALL.into_iter().filter(wanted).collect(),
             pace: Pace::PerMillisecond(PACED_BYTES),
         };
-        if self.against == Some(Against::Tcp) {
-            return vec![Plan {
-                runs: runs.min(PLAIN_RUNS_MAX),
-                ..paced
-            }];
-        }
         let mut plans = Vec::new();
         let each = [Direction::Download, Direction::Upload];
         // Without a limit each cut moves hundreds of megabytes, and two at once fight for the CPU.

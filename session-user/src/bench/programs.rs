@@ -223,6 +223,11 @@ impl Client {
         self.child.try_wait().ok().flatten().is_some()
     }
 
+    /// Tells it to end, without waiting for it.
+    pub fn stop(&mut self) {
+        drop(self.child.stdin.take());
+    }
+
     /// Tells it to give up what is under way, and takes what it saw until now.
     pub fn give_up(mut self, limit: Duration) -> anyhow::Result<Seen> {
         if let Some(mut stdin) = self.child.stdin.take() {
@@ -234,7 +239,7 @@ impl Client {
 
     /// Tells it to end, and takes what it saw.
     pub fn finish(mut self, limit: Duration) -> anyhow::Result<Seen> {
-        drop(self.child.stdin.take());
+        self.stop();
         let deadline = Instant::now() + limit;
         while self.child.try_wait()?.is_none() {
             if Instant::now() > deadline {

@@ -144,6 +144,9 @@ impl Attempt {
         cuts: &[Cut],
         dead: Option<&str>,
     ) -> anyhow::Result<Vec<(Direction, Row)>> {
+        if dead.is_none() {
+            self.clients.iter_mut().for_each(Client::stop);
+        }
         let mut ends = Vec::new();
         for mut client in std::mem::take(&mut self.clients) {
             let (direction, arrivals) = (client.direction, self.file(&client));

@@ -173,6 +173,11 @@ trait Peer {
         }
     }
 
+    /// Whether it sends over both links while nothing happens.
+    fn uses_both_links(&self) -> bool {
+        false
+    }
+
     /// Options of the application's programs, at both ends.
     fn app_options(&self) -> &'static [&'static str] {
         &[]

@@ -1,7 +1,5 @@
 //! The kernel's multipath TCP: a subflow on each link, both active.
 
-use std::time::Duration;
-
 use anyhow::Context;
 use session_lab::LinkName;
 
@@ -39,12 +37,12 @@ impl Peer for Mptcp {
         }
     }
 
-    fn app_options(&self) -> &'static [&'static str] {
-        &["--mptcp"]
+    fn uses_both_links(&self) -> bool {
+        true
     }
 
-    fn user_timeout(&self) -> Duration {
-        Duration::ZERO
+    fn app_options(&self) -> &'static [&'static str] {
+        &["--mptcp"]
     }
 
     fn start(&self, site: &Site<'_>) -> anyhow::Result<Way> {

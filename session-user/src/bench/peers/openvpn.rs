@@ -5,7 +5,7 @@ use std::process::Command;
 
 use anyhow::Context;
 
-use super::site::{Host, Site, Way};
+use super::site::{Host, Site, Way, ask};
 use super::wireguard::{device, inner, route};
 use super::{Peer, find, not_installed};
 
@@ -31,7 +31,7 @@ impl Peer for OpenVpn {
         let program = find("openvpn").context("openvpn is not installed")?;
         let shown = program.display().to_string();
         let key = site.dir.join("openvpn.key").display().to_string();
-        site.ask(&shown, &["--genkey", "secret", &key], "")?;
+        ask(&shown, &["--genkey", "secret", &key], "")?;
         let (client, server, prefix) = inner(site.v6);
         let gateway = site.gateway().to_string();
         let proto = if site.v6 { "udp6" } else { "udp4" };

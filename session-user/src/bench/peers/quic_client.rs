@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use anyhow::Context;
+use anyhow::{Context, bail};
 use bytes::Bytes;
 use quinn::{ClientConfig, Connection, Endpoint, EndpointConfig, TokioRuntime};
 use rustls::RootCertStore;
@@ -21,8 +21,14 @@ use super::quic::SERVER_NAME;
 use super::quic_server::BUFFER_BYTES;
 use crate::link::{LinkMonitor, LinkSnapshot, MonitorConfig};
 
-/// So many probes go out in the time of silence that is allowed.
+/// So many probes go out in the time of silence that is allowed, and so often it looks for answers.
 const PROBES_PER_SILENCE: u32 = 3;
+const LOOKS_PER_SILENCE: u32 = 15;
+/// A new path has this long for its first answer: it must be validated, and where the window is full
+/// of what was lost on the old one, only a timer sends the first packet.
+const PATIENCE: Duration = Duration::from_secs(1);
+/// A link on which nothing came back is not preferred for this long, unless it goes and comes back.
+const DEMOTION: Duration = Duration::from_secs(5);
 
 /// Arguments of the hidden `bench peer quic-client`.
 #[derive(Debug, clap::Args)]
@@ -129,72 +135,73 @@ struct Mover<'a> {
     endpoint: Endpoint,
     connection: Connection,
     link: Bound,
-    /// A link on which nothing came back: it is not used again until it was away.
-    demoted: Option<String>,
+    /// A link on which nothing came back, and until when that counts.
+    demoted: Option<(String, Instant)>,
 }
 
 impl Mover<'_> {
     /// Follows the links until the connection ends.
     async fn follow(&mut self, monitor: &mut LinkMonitor) -> anyhow::Result<()> {
         let silence = Duration::from_millis(self.args.silence_ms.into());
-        // Without a prober the ticks do nothing, and need not come often.
-        let step = if silence.is_zero() {
-            Duration::from_secs(1)
-        } else {
-            silence / PROBES_PER_SILENCE
-        };
         let mut probe_at = Instant::now();
-        let (mut heard, mut heard_at) = (0, Instant::now());
+        let (mut heard, mut heard_at) = (0, Instant::now() + PATIENCE);
         loop {
-            let deadline = probe_at.min(heard_at + silence.max(step));
+            let look = tokio::time::sleep(silence / LOOKS_PER_SILENCE);
             tokio::select! {
-                error = self.connection.closed() => anyhow::bail!("the tunnel has ended: {error}"),
+                error = self.connection.closed() => bail!("the tunnel has ended: {error}"),
                 news = monitor.changed() => {
                     let snapshot = news?;
-                    let gone = |name: &String| snapshot.lost().any(|lost| lost == name);
-                    if self.demoted.as_ref().is_some_and(gone) {
-                        self.demoted = None;
+                    self.demoted.take_if(|(name, _)| snapshot.lost().any(|lost| lost == name));
+                    if self.choose(&snapshot)? {
+                        heard_at = Instant::now() + PATIENCE;
                     }
-                    self.choose(&snapshot)?;
                 }
-                () = tokio::time::sleep_until(deadline.into()) => {}
+                () = look, if !silence.is_zero() => {}
+            }
+            if silence.is_zero() {
+                continue;
             }
             let now = Instant::now();
             let count = self.connection.stats().udp_rx.datagrams;
             if count != heard {
-                (heard, heard_at) = (count, now);
-            }
-            if silence.is_zero() {
-                (probe_at, heard_at) = (now + step, now);
-                continue;
+                (heard, heard_at) = (count, heard_at.max(now));
             }
             if now >= probe_at {
                 // A probe that cannot be sent is not answered, and that is noticed below.
                 let _ = self.connection.send_datagram(Bytes::from_static(b"probe"));
-                probe_at = now + step;
+                probe_at = now + silence / PROBES_PER_SILENCE;
             }
-            if now.duration_since(heard_at) >= silence {
-                self.demoted = Some(self.link.name.clone());
+            if now.saturating_duration_since(heard_at) >= silence {
+                eprintln!(
+                    "nothing came over {} for {:?}",
+                    self.link.name,
+                    now.saturating_duration_since(heard_at)
+                );
+                self.demoted = Some((self.link.name.clone(), now + DEMOTION));
                 self.choose(&monitor.snapshot())?;
-                // The new path has a whole round trip and its validation to pay first.
-                heard_at = now + self.connection.rtt() * 2;
+                heard_at = now + PATIENCE;
+            }
+            if self.demoted.take_if(|(_, until)| *until <= now).is_some()
+                && self.choose(&monitor.snapshot())?
+            {
+                heard_at = now + PATIENCE;
             }
         }
     }
 
-    /// Moves to the best link, if that is another one.
-    fn choose(&mut self, snapshot: &LinkSnapshot) -> anyhow::Result<()> {
+    /// Moves to the best link, if that is another one; returns whether it has.
+    fn choose(&mut self, snapshot: &LinkSnapshot) -> anyhow::Result<bool> {
         let mut links = self.args.links.clone();
         // What is demoted is better than nothing.
-        links.sort_by_key(|name| self.demoted.as_ref() == Some(name));
+        links.sort_by_key(|name| self.demoted.as_ref().is_some_and(|(link, _)| link == name));
         match bind(snapshot, &links, self.args.server)? {
             Some((bound, socket)) if bound != self.link => {
                 self.endpoint.rebind(socket)?;
                 self.link = bound;
+                Ok(true)
             }
             // Nothing better, or nothing at all: what is bound stays.
-            _ => {}
+            _ => Ok(false),
         }
-        Ok(())
     }
 }

@@ -25,8 +25,12 @@ const GIVEN_UP: &str = "nothing came for 10 s: given up";
 const START_LIMIT: Duration = Duration::from_secs(20);
 /// Time for a connection to use the preferred link again. A fresh one does so at once.
 const BACK_LIMIT: Duration = Duration::from_secs(3);
-/// How much of the bytes the link must carry for its cut to mean something: a tenth.
-const SHARE: u64 = 10;
+/// So many attempts in a row may stand on the other link from the beginning.
+const VAIN_MAX: usize = 3;
+/// How much of the bytes the link must carry for its cut to mean something, in per cent: nearly all,
+/// or, of a system that uses both links at once, a good part.
+const SHARE_ALONE: u64 = 90;
+const SHARE_OF_TWO: u64 = 20;
 /// Over so long that is counted.
 const COUNTED: Duration = Duration::from_millis(100);
 
@@ -59,7 +63,7 @@ pub fn measure(peer: &dyn Peer, plan: &Plan) -> anyhow::Result<Vec<Row>> {
     }
     let bar = progress(&format!("{} {}", peer.name(), plan.label()), plan.runs);
     let mut rows: Vec<(Direction, Row)> = Vec::new();
-    let mut done = 0;
+    let (mut done, mut vain) = (0, 0);
     for number in 0.. {
         if done >= plan.runs {
             break;
@@ -69,6 +73,7 @@ pub fn measure(peer: &dyn Peer, plan: &Plan) -> anyhow::Result<Vec<Row>> {
         let mut run = Run {
             bed: &bed,
             plan,
+            both_links: peer.uses_both_links(),
             done,
             repeated: 0,
             lateness: Duration::ZERO,
@@ -77,6 +82,11 @@ pub fn measure(peer: &dyn Peer, plan: &Plan) -> anyhow::Result<Vec<Row>> {
         let began = now_ns();
         let dead = run.until_death(&mut attempt, || bar.inc(1))?;
         done += run.cuts.len();
+        vain = if run.cuts.is_empty() { vain + 1 } else { 0 };
+        ensure!(
+            vain < VAIN_MAX,
+            "fresh connections do not use the preferred link"
+        );
         let conditions = run.conditions(peer.name(), began);
         let more = attempt.finish(&bed.lab, &conditions, &run.cuts, dead)?;
         for (direction, one) in more {
@@ -111,6 +121,8 @@ fn heal(bed: &Bed, scenario: Scenario) -> anyhow::Result<()> {
 struct Run<'a> {
     bed: &'a Bed,
     plan: &'a Plan,
+    /// Whether the peer uses both links at once.
+    both_links: bool,
     /// Cuts of the attempts before.
     done: usize,
     repeated: usize,
@@ -130,9 +142,6 @@ impl Run<'_> {
             let fresh = self.cuts.len() + self.repeated == 0;
             match self.readiness(attempt, fresh)? {
                 Readiness::Ready => {}
-                Readiness::Elsewhere if fresh => {
-                    bail!("a fresh connection does not use the preferred link")
-                }
                 Readiness::Dead if fresh => bail!("a fresh connection carries nothing"),
                 Readiness::Elsewhere => return Ok(None),
                 Readiness::Dead => return Ok(Some(GIVEN_UP)),
@@ -195,7 +204,12 @@ impl Run<'_> {
         let after = count()?;
         let wifi = after[0].saturating_sub(before[0]);
         let lte = after[1].saturating_sub(before[1]);
-        Ok(wifi * SHARE >= wifi + lte && wifi > 0)
+        let share = if self.both_links {
+            SHARE_OF_TWO
+        } else {
+            SHARE_ALONE
+        };
+        Ok(wifi > 0 && wifi * 100 >= (wifi + lte) * share)
     }
 
     /// Takes a control, strikes, waits until bytes arrive steadily again. Returns how late the
@@ -219,7 +233,7 @@ impl Run<'_> {
             attempt.freeze(false)?;
         }
         let from = disturbed?;
-        let alive = self.settle(attempt, from)?;
+        let alive = self.settle(attempt, from);
         let window = (from, now_ns());
         ensure!(window.1 > from, "the clock stands still");
         let cut = Cut {
@@ -231,7 +245,7 @@ impl Run<'_> {
     }
 
     /// Waits until bytes arrive steadily again; `false` if they do not within [`CAP`].
-    fn settle(&self, attempt: &mut Attempt, from: u64) -> anyhow::Result<bool> {
+    fn settle(&self, attempt: &mut Attempt, from: u64) -> bool {
         let scenario = self.plan.scenario;
         let lossy = matches!(scenario, Scenario::Loss30 | Scenario::Mtu);
         if lossy || matches!(scenario, Scenario::Flap | Scenario::Wake) {
@@ -242,17 +256,17 @@ impl Run<'_> {
         let cap = from + CAP.as_nanos() as u64;
         while !attempt.is_steady(window, self.plan.rtt) {
             if attempt.has_ended() {
-                return Ok(false);
+                return false;
             }
             let now = now_ns();
             if now > cap {
                 // A lossy link may never be steady; that is no death while something comes.
                 let lately = now - CAP.as_nanos() as u64 / 2;
-                return Ok(lossy && attempt.has_arrivals_since(lately));
+                return lossy && attempt.has_arrivals_since(lately);
             }
             std::thread::sleep(LOOK);
         }
-        Ok(!attempt.has_lost_one())
+        !attempt.has_lost_one()
     }
 
     fn conditions(&self, system: &str, began: u64) -> Conditions {

@@ -6,7 +6,7 @@ use std::process::Command;
 
 use anyhow::{Context, ensure};
 
-use super::site::{Host, Site, Way};
+use super::site::{Host, Site, Way, ask};
 use super::{Peer, find, not_installed};
 
 /// Where it listens.
@@ -64,7 +64,7 @@ impl Peer for Wireguard {
     fn start(&self, site: &Site<'_>) -> anyhow::Result<Way> {
         let mut way = Way::to(site.server);
         let (client, server, prefix) = inner(site.v6);
-        let keys = [keys(site)?, keys(site)?];
+        let keys = [keys()?, keys()?];
         let ends = [(Host::Client, client), (Host::Server, server)];
         for (number, (host, address)) in ends.into_iter().enumerate() {
             let device = device("wg", host);
@@ -116,9 +116,9 @@ impl Peer for Wireguard {
 }
 
 /// A private key and the public one to it.
-fn keys(site: &Site<'_>) -> anyhow::Result<(String, String)> {
-    let private = site.ask("wg", &["genkey"], "")?;
-    let public = site.ask("wg", &["pubkey"], &private)?;
+fn keys() -> anyhow::Result<(String, String)> {
+    let private = ask("wg", &["genkey"], "")?;
+    let public = ask("wg", &["pubkey"], &private)?;
     Ok((private, public))
 }
 

@@ -24,6 +24,11 @@ use crate::link::{LinkMonitor, LinkSnapshot, MonitorConfig};
 /// So many probes go out in the time of silence that is allowed, and so often it looks for answers.
 const PROBES_PER_SILENCE: u32 = 3;
 const LOOKS_PER_SILENCE: u32 = 15;
+/// After a move so many datagrams of this size follow. A server sends at most three times the bytes
+/// that it has received on a path which is not validated (RFC 9000, section 8.2): a few small packets
+/// would let it answer only after a tenth of a second.
+const CREDIT: [u8; 1100] = [0; 1100];
+const CREDITS: usize = 3;
 /// A new path has this long for its first answer: it must be validated, and where the window is full
 /// of what was lost on the old one, only a timer sends the first packet.
 const PATIENCE: Duration = Duration::from_secs(1);
@@ -198,6 +203,10 @@ impl Mover<'_> {
             Some((bound, socket)) if bound != self.link => {
                 self.endpoint.rebind(socket)?;
                 self.link = bound;
+                for _ in 0..CREDITS {
+                    // Where the path takes no such datagram, its other packets must do.
+                    let _ = self.connection.send_datagram(Bytes::from_static(&CREDIT));
+                }
                 Ok(true)
             }
             // Nothing better, or nothing at all: what is bound stays.

@@ -11,6 +11,8 @@ use super::site::{Host, Site, Way};
 
 /// The name in the server's certificate.
 pub const SERVER_NAME: &str = "tunnel.example";
+/// The client's question whether anybody is there: a datagram that comes back.
+pub const PROBE: &[u8] = b"probe";
 /// Where the server's end listens (UDP).
 const PORT: u16 = 4433;
 /// The silence after which the probing client moves.

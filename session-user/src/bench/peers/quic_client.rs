@@ -17,7 +17,7 @@ use tokio::io::copy_bidirectional_with_sizes;
 use tokio::net::{TcpListener, TcpStream};
 
 use super::follow::best;
-use super::quic::SERVER_NAME;
+use super::quic::{PROBE, SERVER_NAME};
 use super::quic_server::BUFFER_BYTES;
 use crate::link::{LinkMonitor, LinkSnapshot, MonitorConfig};
 
@@ -29,9 +29,9 @@ const LOOKS_PER_SILENCE: u32 = 15;
 /// would let it answer only after a tenth of a second.
 const CREDIT: [u8; 1100] = [0; 1100];
 const CREDITS: usize = 3;
-/// A new path has this long for its first answer: it must be validated, and where the window is full
-/// of what was lost on the old one, only a timer sends the first packet.
-const PATIENCE: Duration = Duration::from_secs(1);
+/// After a move silence is no sign for this long, beside four round trips: the path must be validated,
+/// what was lost on the old one fills the windows, and the server's pacing begins anew.
+const PATIENCE: Duration = Duration::from_millis(300);
 /// A link on which nothing came back is not preferred for this long, unless it goes and comes back.
 const DEMOTION: Duration = Duration::from_secs(5);
 
@@ -149,7 +149,8 @@ impl Mover<'_> {
     async fn follow(&mut self, monitor: &mut LinkMonitor) -> anyhow::Result<()> {
         let silence = Duration::from_millis(self.args.silence_ms.into());
         let mut probe_at = Instant::now();
-        let (mut heard, mut heard_at) = (0, Instant::now() + PATIENCE);
+        let (mut heard, mut heard_at) = (0, Instant::now());
+        let mut patient_until = heard_at + self.patience();
         loop {
             let look = tokio::time::sleep(silence / LOOKS_PER_SILENCE);
             tokio::select! {
@@ -158,7 +159,7 @@ impl Mover<'_> {
                     let snapshot = news?;
                     self.demoted.take_if(|(name, _)| snapshot.lost().any(|lost| lost == name));
                     if self.choose(&snapshot)? {
-                        heard_at = Instant::now() + PATIENCE;
+                        patient_until = Instant::now() + self.patience();
                     }
                 }
                 () = look, if !silence.is_zero() => {}
@@ -169,29 +170,33 @@ impl Mover<'_> {
             let now = Instant::now();
             let count = self.connection.stats().udp_rx.datagrams;
             if count != heard {
-                (heard, heard_at) = (count, heard_at.max(now));
+                (heard, heard_at) = (count, now);
             }
             if now >= probe_at {
                 // A probe that cannot be sent is not answered, and that is noticed below.
-                let _ = self.connection.send_datagram(Bytes::from_static(b"probe"));
+                let _ = self.connection.send_datagram(Bytes::from_static(PROBE));
                 probe_at = now + silence / PROBES_PER_SILENCE;
             }
-            if now.saturating_duration_since(heard_at) >= silence {
+            if now >= patient_until && now.duration_since(heard_at) >= silence {
                 eprintln!(
                     "nothing came over {} for {:?}",
                     self.link.name,
-                    now.saturating_duration_since(heard_at)
+                    now.duration_since(heard_at)
                 );
                 self.demoted = Some((self.link.name.clone(), now + DEMOTION));
                 self.choose(&monitor.snapshot())?;
-                heard_at = now + PATIENCE;
+                patient_until = now + self.patience();
             }
             if self.demoted.take_if(|(_, until)| *until <= now).is_some()
                 && self.choose(&monitor.snapshot())?
             {
-                heard_at = now + PATIENCE;
+                patient_until = now + self.patience();
             }
         }
+    }
+
+    fn patience(&self) -> Duration {
+        PATIENCE + self.connection.rtt() * 4
     }
 
     /// Moves to the best link, if that is another one; returns whether it has.

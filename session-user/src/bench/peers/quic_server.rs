@@ -8,6 +8,8 @@ use rustls::pki_types::{CertificateDer, PrivatePkcs8KeyDer};
 use tokio::io::copy_bidirectional_with_sizes;
 use tokio::net::TcpStream;
 
+use super::quic::PROBE;
+
 /// Bytes of each copy's buffer.
 pub const BUFFER_BYTES: usize = 64 * 1024;
 
@@ -68,8 +70,11 @@ async fn serve(incoming: Incoming, to: SocketAddr) -> anyhow::Result<()> {
 
 /// Answers probes until the connection ends.
 async fn echo(connection: Connection) {
-    while let Ok(probe) = connection.read_datagram().await {
+    while let Ok(datagram) = connection.read_datagram().await {
+        if datagram != PROBE {
+            continue;
+        }
         // A probe that cannot be answered is what its sender wants to know of.
-        let _ = connection.send_datagram(probe);
+        let _ = connection.send_datagram(datagram);
     }
 }

@@ -173,6 +173,11 @@ trait Peer {
         }
     }
 
+    /// Whether its connections move to the other link when theirs is lost.
+    fn survives_a_cut(&self) -> bool {
+        true
+    }
+
     /// Whether it sends over both links while nothing happens.
     fn uses_both_links(&self) -> bool {
         false

@@ -58,7 +58,10 @@ pub fn measure(peer: &dyn Peer, plan: &Plan) -> anyhow::Result<Vec<Row>> {
     plan.scenario.bed(&mut config);
     let bed = Bed::new(dir.path(), config)?;
     plan.scenario.prepare(&bed)?;
-    if plan.scenario == Scenario::Return {
+    let returns = plan.scenario == Scenario::Return;
+    let moves = peer.survives_a_cut();
+    if returns && !moves {
+        // Its connections can only begin on the other link.
         bed.lab.cut(LinkName::Wifi)?;
     }
     let bar = progress(&format!("{} {}", peer.name(), plan.label()), plan.runs);
@@ -67,6 +70,9 @@ pub fn measure(peer: &dyn Peer, plan: &Plan) -> anyhow::Result<Vec<Row>> {
     for number in 0.. {
         if done >= plan.runs {
             break;
+        }
+        if returns && moves {
+            bed.lab.restore(LinkName::Wifi)?;
         }
         let dir = dir.path().join(format!("attempt-{number}"));
         let mut attempt = Attempt::start(peer, &bed, plan, dir)?;
@@ -80,6 +86,9 @@ pub fn measure(peer: &dyn Peer, plan: &Plan) -> anyhow::Result<Vec<Row>> {
             cuts: Vec::new(),
         };
         let began = now_ns();
+        if returns && moves {
+            run.leave(&mut attempt)?;
+        }
         let dead = run.until_death(&mut attempt, || bar.inc(1))?;
         done += run.cuts.len();
         vain = if run.cuts.is_empty() { vain + 1 } else { 0 };
@@ -131,6 +140,16 @@ struct Run<'a> {
 }
 
 impl Run<'_> {
+    /// Lets the connections move to the other link, so that the preferred one can come back.
+    fn leave(&self, attempt: &mut Attempt) -> anyhow::Result<()> {
+        let stands = self.readiness(attempt, true)?;
+        ensure!(
+            stands == Readiness::Ready,
+            "a fresh connection carries nothing"
+        );
+        self.bed.lab.cut(LinkName::Wifi).map(|_| ())
+    }
+
     /// Lets it happen until there are enough cuts, the attempt has died (and of what), or its
     /// connections stay on the other link.
     fn until_death(
@@ -165,6 +184,8 @@ impl Run<'_> {
 
     /// Waits until bytes arrive over the link that something will happen to.
     fn readiness(&self, attempt: &mut Attempt, fresh: bool) -> anyhow::Result<Readiness> {
+        // What is looked at begins after what was done to the links last.
+        std::thread::sleep(CONTROL_WINDOW + self.plan.rtt);
         let began = Instant::now();
         let limit = if fresh { START_LIMIT } else { CAP };
         let mut steady_since = None;

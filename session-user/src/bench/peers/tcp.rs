@@ -22,6 +22,10 @@ impl Peer for Tcp {
         }
     }
 
+    fn survives_a_cut(&self) -> bool {
+        false
+    }
+
     /// Without it an application that sends learns of the death of its connection after 15 minutes.
     fn user_timeout(&self) -> Duration {
         Duration::from_secs(5)

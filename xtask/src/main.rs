@@ -31,6 +31,9 @@ enum Task {
         /// Answer yes to every question.
         #[arg(long)]
         yes: bool,
+        /// Also what `holdfast bench handover --against` measures beside Holdfast.
+        #[arg(long)]
+        peers: bool,
     },
     /// Build the eBPF programs and the release binary.
     Build,
@@ -78,7 +81,8 @@ fn root() -> PathBuf {
 fn main() -> ExitCode {
     let root = root();
     let done = match Cli::parse().task {
-        Task::Setup { yes } => setup::run(yes),
+        Task::Setup { yes, peers: false } => setup::run(yes),
+        Task::Setup { yes, peers: true } => setup::run(yes).and_then(|()| setup::peers(yes)),
         Task::Build => build::run(&root).map(|_| ()),
         Task::Test { yes, filter } => test::run(&root, yes, filter.as_deref()),
         Task::Demo { yes, json } => demo::run(&root, yes, json),

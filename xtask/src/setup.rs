@@ -41,6 +41,8 @@ const TEST_PACKAGES: [&str; 9] = [
     "redis-tools",
     "passwd",
 ];
+/// Systems that `holdfast bench handover --against` measures.
+const PEER_PACKAGES: [&str; 3] = ["wireguard-go", "wireguard-tools", "openvpn"];
 const BPF_LINKER: &str = "0.13.0";
 const LLVM_PREFIX: &str = "/usr/lib/llvm-22";
 
@@ -87,6 +89,22 @@ pub fn run(yes: bool) -> anyhow::Result<()> {
     ebpf::check_toolchain().context("the eBPF programs cannot be built here")?;
     eprintln!("setup: everything is there");
     Ok(())
+}
+
+/// The same for what the bench's peers need, which nothing else does.
+pub fn peers(yes: bool) -> anyhow::Result<()> {
+    let packages: Vec<&str> = PEER_PACKAGES
+        .into_iter()
+        .filter(|p| !installed(p))
+        .collect();
+    if packages.is_empty() {
+        return Ok(());
+    }
+    ask(
+        yes,
+        &format!("install with apt-get: {}", packages.join(" ")),
+    )?;
+    install(&packages)
 }
 
 fn installed(package: &str) -> bool {

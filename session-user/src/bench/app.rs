@@ -6,16 +6,17 @@
 //! the server returns every byte. Each receiver writes down when bytes arrived, on the host's
 //! monotonic clock.
 
+use std::collections::BTreeMap;
 use std::io::{self, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::thread;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
-use socket2::SockRef;
+use socket2::{Domain, Protocol, Socket, Type};
 
 use super::arrivals::Recorder;
 use super::pattern::Pattern;
@@ -97,6 +98,29 @@ pub struct ClientOrders {
     pub arrivals: Option<PathBuf>,
     /// `TCP_USER_TIMEOUT`, so that a dead connection ends.
     pub user_timeout: Option<Duration>,
+    /// With the kernel's multipath TCP.
+    pub mptcp: bool,
+    /// Its socket, for whoever gives it up.
+    pub socket: Arc<OnceLock<TcpStream>>,
+}
+
+/// A TCP socket of the family of `addr`, multipath or plain.
+fn tcp_socket(addr: SocketAddr, mptcp: bool) -> io::Result<Socket> {
+    let protocol = if mptcp {
+        Protocol::MPTCP
+    } else {
+        Protocol::TCP
+    };
+    Socket::new(Domain::for_address(addr), Type::STREAM, Some(protocol))
+}
+
+/// Listens, with multipath TCP or plain.
+pub fn listen(addr: SocketAddr, mptcp: bool) -> io::Result<TcpListener> {
+    let socket = tcp_socket(addr, mptcp)?;
+    socket.set_reuse_address(true)?;
+    socket.bind(&addr.into())?;
+    socket.listen(128)?;
+    Ok(socket.into())
 }
 
 /// Runs one client until `stop`; then everything under way is awaited and counted.
@@ -109,9 +133,14 @@ pub fn run_client(orders: &ClientOrders, stop: &Arc<AtomicBool>) -> Seen {
 }
 
 fn client(orders: &ClientOrders, stop: &Arc<AtomicBool>, seen: &mut Seen) -> io::Result<()> {
-    let mut socket = TcpStream::connect(orders.server)?;
-    socket.set_nodelay(true)?;
-    SockRef::from(&socket).set_tcp_user_timeout(orders.user_timeout)?;
+    let socket = tcp_socket(orders.server, orders.mptcp)?;
+    socket.connect(&orders.server.into())?;
+    socket.set_tcp_nodelay(true)?;
+    if orders.user_timeout.is_some() {
+        socket.set_tcp_user_timeout(orders.user_timeout)?;
+    }
+    let mut socket = TcpStream::from(socket);
+    let _ = orders.socket.set(socket.try_clone()?);
     let pace = match orders.pace {
         Pace::PerMillisecond(bytes) => u32::try_from(bytes).unwrap_or(u32::MAX),
         Pace::Bulk => 0,
@@ -133,7 +162,7 @@ fn client(orders: &ClientOrders, stop: &Arc<AtomicBool>, seen: &mut Seen) -> io:
             received
         }
         Direction::Upload => {
-            seen.sent = send(&mut socket, orders.pace, stop)?;
+            send(&mut socket, orders.pace, stop, &mut seen.sent)?;
             socket.shutdown(Shutdown::Write)?;
             let mut total = [0; 8];
             socket.read_exact(&mut total)?;
@@ -144,14 +173,16 @@ fn client(orders: &ClientOrders, stop: &Arc<AtomicBool>, seen: &mut Seen) -> io:
             let mut sending = socket.try_clone()?;
             let (pace, stop) = (orders.pace, Arc::clone(stop));
             let sender = thread::spawn(move || {
-                let sent = send(&mut sending, pace, &stop);
+                let mut sent = 0;
+                let outcome = send(&mut sending, pace, &stop, &mut sent);
                 // A connection that has died already cannot be ended again.
                 let _ = sending.shutdown(Shutdown::Write);
-                sent
+                (sent, outcome)
             });
             let received = receive(&mut socket, orders.arrivals.as_deref(), seen);
-            seen.sent = join(sender).unwrap_or(Ok(0))?;
-            received
+            let (sent, outcome) = join(sender).unwrap_or((0, Ok(())));
+            seen.sent = sent;
+            outcome.and(received)
         }
     }
 }
@@ -181,32 +212,32 @@ fn receive(socket: &mut TcpStream, arrivals: Option<&Path>, seen: &mut Seen) -> 
     }
 }
 
-/// Sends at `pace` until `stop`; returns how many bytes the socket took.
-fn send(socket: &mut TcpStream, pace: Pace, stop: &AtomicBool) -> io::Result<u64> {
+/// Sends at `pace` until `stop`; counts in `sent` the bytes that the socket took, also where it fails
+/// later.
+fn send(socket: &mut TcpStream, pace: Pace, stop: &AtomicBool, sent: &mut u64) -> io::Result<()> {
     let pattern = Pattern::new();
-    let mut sent = 0u64;
     let start = now_ns();
     while !stop.load(Ordering::Acquire) {
         match pace {
             Pace::Bulk => {
-                let chunk = pattern.at(sent, 64 * 1024);
+                let chunk = pattern.at(*sent, 64 * 1024);
                 socket.write_all(chunk)?;
-                sent += chunk.len() as u64;
+                *sent += chunk.len() as u64;
             }
             Pace::PerMillisecond(bytes) => {
                 let due = (now_ns() - start) / 1_000_000 + 1;
                 // After a stall of the sender itself the missing messages follow at once, as an
                 // application with a clock of its own would send them.
-                while sent < due * bytes as u64 {
-                    socket.write_all(pattern.at(sent, bytes))?;
-                    sent += bytes as u64;
+                while *sent < due * bytes as u64 {
+                    socket.write_all(pattern.at(*sent, bytes))?;
+                    *sent += bytes as u64;
                 }
                 let next = start + due * 1_000_000;
                 thread::sleep(Duration::from_nanos(next.saturating_sub(now_ns())));
             }
         }
     }
-    Ok(sent)
+    Ok(())
 }
 
 /// What one connection of the server saw.
@@ -220,20 +251,35 @@ pub struct Served {
     pub arrivals: Option<PathBuf>,
 }
 
+/// The connections of a server that stand, by number, so that they can be given up.
+pub type Standing = Mutex<BTreeMap<u32, TcpStream>>;
+
+/// Ends every connection in both directions, whatever is under way.
+pub fn give_up(standing: &Standing) {
+    let standing = standing.lock().unwrap_or_else(PoisonError::into_inner);
+    for socket in standing.values() {
+        // One that has just ended by itself is no matter.
+        let _ = socket.shutdown(Shutdown::Both);
+    }
+}
+
 /// Serves connections of `listener`, each on a thread; `report` is called at the end of each.
 /// Arrivals of uploads go to files in `dir`.
 pub fn serve(
     listener: &TcpListener,
     dir: &Path,
+    standing: &Standing,
     report: &(dyn Fn(Served) + Send + Sync),
 ) -> io::Result<()> {
+    let open = || standing.lock().unwrap_or_else(PoisonError::into_inner);
     thread::scope(|scope| {
         for number in 0u32.. {
             let (socket, _) = listener.accept()?;
+            open().insert(number, socket.try_clone()?);
             scope.spawn(move || {
-                if let Some(served) = serve_one(socket, &dir.join(format!("served-{number}"))) {
-                    report(served);
-                }
+                let served = serve_one(socket, &dir.join(format!("served-{number}")));
+                open().remove(&number);
+                served.map(report);
             });
         }
         Ok(())
@@ -282,11 +328,10 @@ fn serve_direction(
                 let _ = ending.read(&mut [0]);
                 told.store(true, Ordering::Release);
             });
-            let sent = send(socket, pace, &stop);
+            let sent = send(socket, pace, &stop, &mut served.seen.sent);
             let ended = socket.shutdown(Shutdown::Write);
             join(ender);
-            served.seen.sent = sent?;
-            ended
+            sent.and(ended)
         }
         Direction::Upload => {
             receive(socket, Some(arrivals), &mut served.seen)?;

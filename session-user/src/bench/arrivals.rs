@@ -1,14 +1,20 @@
 //! When bytes arrived: written down by whoever receives, read by whoever judges.
 
 use std::fs::File;
-use std::io::{self, BufWriter, Write};
+use std::io::{self, BufWriter, Read as _, Seek as _, SeekFrom, Write as _};
 use std::path::Path;
 
 use super::app::now_ns;
 
+/// Whoever watches a file as it grows sees arrivals at most this late, in nanoseconds.
+const FLUSH_NS: u64 = 20_000_000;
+/// Bytes of the file's end that [`Arrivals::read_tail`] reads: some thousand arrivals.
+const TAIL_BYTES: u64 = 64 * 1024;
+
 /// Writes down arrivals as they come: time in nanoseconds and bytes so far, little-endian.
 pub struct Recorder {
     out: Option<BufWriter<File>>,
+    flushed_ns: u64,
 }
 
 impl Recorder {
@@ -16,6 +22,7 @@ impl Recorder {
     pub fn to(path: Option<&Path>) -> io::Result<Self> {
         Ok(Self {
             out: path.map(File::create).transpose()?.map(BufWriter::new),
+            flushed_ns: 0,
         })
     }
 
@@ -24,8 +31,14 @@ impl Recorder {
         let Some(out) = &mut self.out else {
             return Ok(());
         };
-        out.write_all(&now_ns().to_le_bytes())?;
-        out.write_all(&total.to_le_bytes())
+        let now = now_ns();
+        out.write_all(&now.to_le_bytes())?;
+        out.write_all(&total.to_le_bytes())?;
+        if now.saturating_sub(self.flushed_ns) > FLUSH_NS {
+            self.flushed_ns = now;
+            out.flush()?;
+        }
+        Ok(())
     }
 }
 
@@ -39,7 +52,23 @@ pub struct Arrivals {
 impl Arrivals {
     /// Reads what a [`Recorder`] wrote.
     pub fn read(path: &Path) -> io::Result<Self> {
-        let raw = std::fs::read(path)?;
+        Ok(Self::parse(&std::fs::read(path)?))
+    }
+
+    /// Reads the latest of them, from a file that still grows.
+    pub fn read_tail(path: &Path) -> io::Result<Self> {
+        let mut file = File::open(path)?;
+        let length = file.metadata()?.len();
+        // An arrival takes 16 bytes: begin with a whole one.
+        file.seek(SeekFrom::Start(
+            length.saturating_sub(TAIL_BYTES).next_multiple_of(16),
+        ))?;
+        let mut raw = Vec::new();
+        file.take(TAIL_BYTES).read_to_end(&mut raw)?;
+        Ok(Self::parse(&raw))
+    }
+
+    fn parse(raw: &[u8]) -> Self {
         let mut words = raw
             .as_chunks::<8>()
             .0
@@ -50,7 +79,12 @@ impl Arrivals {
             out.times.push(time);
             out.totals.push(total);
         }
-        Ok(out)
+        out
+    }
+
+    /// When the first and the last of them came.
+    pub fn span(&self) -> Option<(u64, u64)> {
+        Some((*self.times.first()?, *self.times.last()?))
     }
 
     /// The longest time without an arrival in `from..to` (nanoseconds), in milliseconds. A gap counts
@@ -124,6 +158,7 @@ mod tests {
         drop(recorder);
         let a = Arrivals::read(file.path())?;
         assert_eq!(a.total_at(u64::MAX), 30);
+        assert_eq!(Arrivals::read_tail(file.path())?.span(), a.span());
         Ok(())
     }
 }

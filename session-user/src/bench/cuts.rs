@@ -73,6 +73,7 @@ pub fn row(conditions: &Conditions, cuts: &[Cut], ends: &Ends<'_>) -> anyhow::Re
             .collect()
     };
     let stalls = gaps(|c| c.window);
+    let controls = gaps(|c| c.control);
     let since = |get: fn(&HandoverReport) -> Option<u64>| -> Vec<f64> {
         let one =
             |c: &Cut| Some(get(c.handover.as_ref()?)?.saturating_sub(c.window.0) as f64 / 1e6);
@@ -106,7 +107,7 @@ pub fn row(conditions: &Conditions, cuts: &[Cut], ends: &Ends<'_>) -> anyhow::Re
         app_errors: errors.len(),
         errors,
         stall_ms: Summary::of(&stalls),
-        control_ms: Summary::of(&gaps(|c| c.control)),
+        control_ms: Summary::of(&controls),
         detection_ms: Summary::of(&since(|h| Some(h.noticed_ns))),
         resume_ms: Summary::of(&since(|h| h.resumed_ns)),
         replayed_bytes: Summary::of(&replayed),
@@ -115,6 +116,7 @@ pub fn row(conditions: &Conditions, cuts: &[Cut], ends: &Ends<'_>) -> anyhow::Re
         repeated: conditions.repeated,
         lateness_ms: conditions.lateness.as_secs_f64() * 1e3,
         stalls,
+        controls,
         series: series(&arrivals, cuts),
     })
 }

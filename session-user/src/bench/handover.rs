@@ -9,9 +9,9 @@ use anyhow::ensure;
 
 use super::app::{Direction, Pace};
 use super::keeper::Keeper;
-use super::measure::{Mode, Plan, measure};
+use super::measure::{HOLDFAST, Mode, Plan, measure};
 use super::output::Output;
-use super::plain::plain;
+use super::peers::PeerArgs;
 use super::progress::Plans;
 use super::rowfile::Kept;
 use super::scenario::Scenario;
@@ -20,17 +20,8 @@ use super::scenario::Scenario;
 const PACED_BYTES: usize = 1000;
 /// Cuts of a bulk measurement, at most: each moves hundreds of megabytes.
 const BULK_RUNS_MAX: usize = 10;
-/// Cuts of the comparison without Holdfast, at most: each waits for a connection to die.
-const PLAIN_RUNS_MAX: usize = 5;
 /// The links' rate of bulk measurements with a round-trip time, in Mbit/s.
 const BULK_MBIT: u32 = 50;
-
-/// What the application runs through.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
-pub enum Against {
-    /// A plain TCP connection.
-    Tcp,
-}
 
 /// Arguments of `bench handover`.
 #[derive(Debug, clap::Args)]
@@ -65,9 +56,8 @@ pub struct HandoverArgs {
     /// Only the bulk measurement.
     #[arg(long, conflicts_with = "paced_only")]
     bulk_only: bool,
-    /// The same without Holdfast.
-    #[arg(long, value_enum)]
-    against: Option<Against>,
+    #[command(flatten)]
+    peers: PeerArgs,
     /// Append each row to this file as soon as it is there, as one line of JSON.
     #[arg(long, value_name = "FILE")]
     out: Option<PathBuf>,
@@ -102,11 +92,11 @@ pub fn run(args: &HandoverArgs, control: &Path) -> anyhow::Result<ExitCode> {
         }
     };
     args.output.show(&rows)?;
-    let good = args.against.is_some()
-        || rows
-            .iter()
-            .map(|kept| &kept.row)
-            .all(|r| r.survived && r.bytes_lost == 0 && r.app_errors == 0);
+    let good = rows
+        .iter()
+        .map(|kept| &kept.row)
+        .filter(|r| r.system == HOLDFAST)
+        .all(|r| r.survived && r.bytes_lost == 0 && r.app_errors == 0);
     Ok(if good {
         ExitCode::SUCCESS
     } else {
@@ -119,17 +109,20 @@ fn in_lab(args: &HandoverArgs, keeper: &mut Keeper) -> anyhow::Result<Vec<Kept>>
         nix::unistd::geteuid().is_root(),
         "--lab makes network namespaces: it needs root"
     );
-    let scenarios = args.scenarios().into_iter();
-    let plans = scenarios.flat_map(|s| args.modes(s).flat_map(move |m| args.plans(s, m)));
-    let plans: Vec<Plan> = plans.collect();
-    let mut progress = Plans::new(plans.iter().map(|plan| plan.runs));
+    let plans = |s: Scenario| args.modes(s).flat_map(move |m| args.plans(s, m)).collect();
+    let plans: Vec<Vec<Plan>> = args.scenarios().into_iter().map(plans).collect();
+    let peers = args.peers.peers();
+    let own = plans.iter().flatten().filter(|_| !args.peers.only_peers);
+    let theirs = plans.iter().flat_map(|plans| peers.runs(plans));
+    let mut progress = Plans::new(own.map(|plan| plan.runs).chain(theirs));
     let mut rows = Vec::new();
-    for plan in &plans {
-        rows.extend(if args.against == Some(Against::Tcp) {
-            keeper.rows("tcp", plan, &mut progress, plain)?
-        } else {
-            keeper.rows("holdfast", plan, &mut progress, measure)?
-        });
+    for plans in &plans {
+        if !args.peers.only_peers {
+            for plan in plans {
+                rows.extend(keeper.rows(HOLDFAST, plan, &mut progress, measure)?);
+            }
+        }
+        rows.extend(peers.measure(plans, keeper, &mut progress));
     }
     Ok(rows)
 }
@@ -171,12 +164,6 @@ impl HandoverArgs {
             pace: Pace::PerMillisecond(PACED_BYTES),
             mode,
         };
-        if self.against == Some(Against::Tcp) {
-            return vec![Plan {
-                runs: runs.min(PLAIN_RUNS_MAX),
-                ..paced
-            }];
-        }
         let mut plans = Vec::new();
         let each = [Direction::Download, Direction::Upload];
         // Without a limit each cut moves hundreds of megabytes, and two at once fight for the CPU.

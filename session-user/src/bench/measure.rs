@@ -15,19 +15,22 @@ use super::report::{Key, Links, Row};
 use super::scenario::Scenario;
 
 /// The undisturbed time that each cut is compared with.
-const CONTROL_WINDOW: Duration = Duration::from_millis(300);
+pub const CONTROL_WINDOW: Duration = Duration::from_millis(300);
 /// How long arrivals are watched after the session has moved, beside four round trips.
-const AFTER_MOVE: Duration = Duration::from_millis(250);
+pub const AFTER_MOVE: Duration = Duration::from_millis(250);
 /// Goodput is compared over this time before and around a soft handover.
 const GOODPUT_WINDOW: Duration = Duration::from_secs(1);
 /// Time for everything under way to arrive once the application stops sending.
 const FINISH_LIMIT: Duration = Duration::from_secs(60);
 /// A cut while the emulator was later than this is repeated.
-const LATENESS_MAX: Duration = Duration::from_millis(1);
+pub const LATENESS_MAX: Duration = Duration::from_millis(1);
 /// A standby is idle for this long before some of the cuts: TCP's window restarts after idleness.
 const IDLE: Duration = Duration::from_secs(60);
 /// Every so many cuts.
 const IDLE_EVERY: usize = 25;
+
+/// Holdfast's own name in rows.
+pub const HOLDFAST: &str = "holdfast";
 
 /// What is measured.
 #[derive(Clone, Debug)]
@@ -173,7 +176,7 @@ pub fn measure(plan: &Plan) -> anyhow::Result<Vec<Row>> {
     bar.finish_and_clear();
     let seconds = (now_ns() - began) as f64 / 1e9;
     let conditions = Conditions {
-        system: "holdfast".to_owned(),
+        system: HOLDFAST.to_owned(),
         scenario: plan.scenario.name(),
         mode: plan.mode.name(),
         rtt: plan.rtt,

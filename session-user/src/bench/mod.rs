@@ -4,6 +4,7 @@ pub mod app;
 mod arrivals;
 pub mod bed;
 mod cuts;
+mod disturbance;
 mod goals;
 mod handover;
 mod host;
@@ -13,8 +14,8 @@ mod live;
 mod measure;
 mod output;
 mod pattern;
+mod peers;
 mod ping;
-mod plain;
 mod programs;
 mod progress;
 mod proxy;
@@ -48,6 +49,9 @@ pub enum Bench {
     /// The plain proxy.
     #[command(hide = true)]
     AppProxy(proxy::ProxyArgs),
+    /// Programs of the systems that `handover --against` measures.
+    #[command(subcommand, hide = true)]
+    Peer(peers::PeerProgram),
 }
 
 /// Measures.
@@ -59,6 +63,7 @@ pub fn run(bench: &Bench, control: &Path) -> anyhow::Result<ExitCode> {
         Bench::AppClient(args) => programs::client(args),
         Bench::AppPing(args) => ping::run(args),
         Bench::AppProxy(args) => proxy::run(args),
+        Bench::Peer(program) => peers::run_program(program),
         Bench::Throughput(args) => throughput::run(args),
     }
 }

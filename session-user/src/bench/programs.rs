@@ -1,12 +1,12 @@
 //! The measured application as processes: a server, and one client for each direction.
 
 use std::collections::HashMap;
-use std::io::{BufRead, BufReader, Read};
-use std::net::{SocketAddr, TcpListener};
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::{Shutdown, SocketAddr, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitCode, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, mpsc};
+use std::sync::{Arc, OnceLock, mpsc};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
@@ -23,6 +23,12 @@ pub struct ServerArgs {
     /// Where arrivals of uploads are written down.
     #[arg(long)]
     dir: PathBuf,
+    /// With multipath TCP.
+    #[arg(long, hide = true)]
+    mptcp: bool,
+    /// Gives every connection up when standard input ends.
+    #[arg(long, hide = true)]
+    until_eof: bool,
 }
 
 /// Arguments of the hidden `bench app-client`.
@@ -43,11 +49,14 @@ pub struct ClientArgs {
     /// `TCP_USER_TIMEOUT` in milliseconds; 0: none.
     #[arg(long, default_value_t = 0)]
     user_timeout_ms: u64,
+    /// With multipath TCP.
+    #[arg(long)]
+    mptcp: bool,
 }
 
 /// Serves; the first line says where, and every connection that ends is a line.
 pub fn server(args: &ServerArgs) -> anyhow::Result<ExitCode> {
-    let listener = TcpListener::bind(args.listen)
+    let listener = app::listen(args.listen, args.mptcp)
         .with_context(|| format!("cannot listen on {}", args.listen))?;
     println!("{}", listener.local_addr()?);
     let report = |served: Served| {
@@ -55,18 +64,32 @@ pub fn server(args: &ServerArgs) -> anyhow::Result<ExitCode> {
             println!("{line}");
         }
     };
-    app::serve(&listener, &args.dir, &report)?;
+    let standing = Arc::new(app::Standing::default());
+    if args.until_eof {
+        let standing = Arc::clone(&standing);
+        std::thread::spawn(move || {
+            // Whatever the reason, the end of standard input is the order.
+            let _ = std::io::copy(&mut std::io::stdin(), &mut std::io::sink());
+            app::give_up(&standing);
+        });
+    }
+    app::serve(&listener, &args.dir, &standing, &report)?;
     Ok(ExitCode::SUCCESS)
 }
 
-/// Runs until standard input ends, then prints what was seen.
+/// Runs until standard input ends, then prints what was seen. A byte before that end means that
+/// what is under way is given up.
 pub fn client(args: &ClientArgs) -> anyhow::Result<ExitCode> {
     let stop = Arc::new(AtomicBool::new(false));
-    let told = Arc::clone(&stop);
+    let socket = Arc::new(OnceLock::<TcpStream>::new());
+    let (told, given_up) = (Arc::clone(&stop), Arc::clone(&socket));
     std::thread::spawn(move || {
-        // Nothing is ever written: the read returns at the end, whatever it is.
-        let _ = std::io::stdin().read(&mut [0]);
+        let read = std::io::stdin().read(&mut [0]);
         told.store(true, Ordering::Release);
+        if let (Ok(1), Some(socket)) = (read, given_up.get()) {
+            // One that has died already cannot be ended again.
+            let _ = socket.shutdown(Shutdown::Both);
+        }
     });
     let timeout = Duration::from_millis(args.user_timeout_ms);
     let orders = ClientOrders {
@@ -79,6 +102,8 @@ pub fn client(args: &ClientArgs) -> anyhow::Result<ExitCode> {
         },
         arrivals: Some(args.arrivals.clone()),
         user_timeout: (!timeout.is_zero()).then_some(timeout),
+        mptcp: args.mptcp,
+        socket,
     };
     let seen = app::run_client(&orders, &stop);
     println!("{}", serde_json::to_string(&seen)?);
@@ -135,6 +160,11 @@ impl Server {
     pub fn next_served(&self, limit: Duration) -> Option<Served> {
         let line = self.lines.recv_timeout(limit).ok()?;
         serde_json::from_str(&line).ok()
+    }
+
+    /// Gives up every connection of a server that was started with `--until-eof` and a pipe.
+    pub fn give_up(&mut self) {
+        drop(self.child.stdin.take());
     }
 }
 
@@ -193,9 +223,23 @@ impl Client {
         self.child.try_wait().ok().flatten().is_some()
     }
 
+    /// Tells it to end, without waiting for it.
+    pub fn stop(&mut self) {
+        drop(self.child.stdin.take());
+    }
+
+    /// Tells it to give up what is under way, and takes what it saw until now.
+    pub fn give_up(mut self, limit: Duration) -> anyhow::Result<Seen> {
+        if let Some(mut stdin) = self.child.stdin.take() {
+            // It may have ended by itself.
+            let _ = stdin.write_all(&[1]);
+        }
+        self.finish(limit)
+    }
+
     /// Tells it to end, and takes what it saw.
     pub fn finish(mut self, limit: Duration) -> anyhow::Result<Seen> {
-        drop(self.child.stdin.take());
+        self.stop();
         let deadline = Instant::now() + limit;
         while self.child.try_wait()?.is_none() {
             if Instant::now() > deadline {

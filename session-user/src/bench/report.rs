@@ -56,6 +56,9 @@ pub struct Row {
     pub lateness_ms: f64,
     /// Every stall.
     pub stalls: Vec<f64>,
+    /// Every longest gap without a cut.
+    #[serde(skip)]
+    pub controls: Vec<f64>,
     /// Delivered bytes around the cut with the median stall, each millisecond from 100 ms before it.
     /// Long: `--json` has it only with `--series`.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
@@ -140,8 +143,11 @@ impl Row {
             .map_or_else(|| "unknown".to_owned(), |lost| lost.to_string())
     }
 
-    /// Takes in a further run of the same row.
+    /// Takes in further runs of the same row.
     pub fn add(&mut self, other: &Self) {
+        let (old, new) = (self.runs as f64, other.runs as f64);
+        self.goodput_mbit =
+            (self.goodput_mbit * old + other.goodput_mbit * new) / (old + new).max(1.0);
         self.runs += other.runs;
         self.survived &= other.survived;
         self.bytes_lost += other.bytes_lost;
@@ -149,7 +155,10 @@ impl Row {
         self.errors.extend(other.errors.iter().cloned());
         self.stalls.extend(&other.stalls);
         self.stall_ms = Summary::of(&self.stalls);
-        self.control_ms.max = self.control_ms.max.max(other.control_ms.max);
+        self.controls.extend(&other.controls);
+        self.control_ms = Summary::of(&self.controls);
+        self.repeated += other.repeated;
+        self.lateness_ms = self.lateness_ms.max(other.lateness_ms);
     }
 }
 
@@ -198,6 +207,7 @@ pub mod tests {
             goodput_around: None,
             repeated: 1,
             lateness_ms: 0.5,
+            controls: Vec::new(),
             stalls,
             series: (0..=100)
                 .chain(std::iter::repeat_n(100, 41))

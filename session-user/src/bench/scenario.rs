@@ -1,8 +1,9 @@
-//! What happens to the links, and what is waited for.
+//! The scenarios, and what Holdfast is waited for in each. What happens to the links is in
+//! `disturbance.rs`: it is the same for every system.
 
 use std::time::Duration;
 
-use session_lab::{Direction, LinkName, Shape};
+use session_lab::LinkName;
 
 use super::app::now_ns;
 use super::bed::{Bed, BedConfig};
@@ -10,15 +11,8 @@ use crate::control::{Request, SessionReport};
 
 /// A session that has not moved by then has not survived.
 const MOVE_LIMIT: Duration = Duration::from_secs(20);
-/// How long a host sleeps in `wake`.
-const SLEEP: Duration = Duration::from_secs(30);
-/// How long both links are away in `outage`.
-const OUTAGE: Duration = Duration::from_secs(2);
 /// How long a half-dead link is watched at least.
-const WATCH: Duration = Duration::from_millis(1500);
-/// How often, and how long each time, a flapping link goes away.
-const FLAPS: u32 = 5;
-const FLAP: Duration = Duration::from_millis(60);
+pub const WATCH: Duration = Duration::from_millis(1500);
 
 /// What happens to the link in use.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
@@ -146,59 +140,23 @@ impl Scenario {
 
     /// Lets it happen; returns when (CLOCK_MONOTONIC in nanoseconds).
     pub fn strike(self, bed: &mut Bed, run: usize) -> anyhow::Result<u64> {
-        let mut from = now_ns();
         match self {
-            Self::Cut | Self::CutCold | Self::All => drop(bed.lab.cut(LinkName::Wifi)?),
-            Self::Soft => bed.command(&Request::Handover {
-                link: LinkName::Lte.name().to_owned(),
-            })?,
-            Self::BlackholeDown => bed.lab.blackhole(LinkName::Wifi, Direction::Down)?,
-            Self::BlackholeUp => bed.lab.blackhole(LinkName::Wifi, Direction::Up)?,
-            Self::Blackhole => bed.lab.blackhole(LinkName::Wifi, Direction::Both)?,
-            Self::Loss30 => spoil(bed, |shape| shape.loss = 0.3)?,
-            Self::Mtu => {
-                let mtu = if run.is_multiple_of(2) { 1280 } else { 1124 };
-                spoil(bed, |shape| shape.mtu = Some(mtu))?;
+            Self::Soft => {
+                let from = now_ns();
+                bed.command(&Request::Handover {
+                    link: LinkName::Lte.name().to_owned(),
+                })?;
+                Ok(from)
             }
-            Self::Address => {
-                let last = if run.is_multiple_of(2) { 3 } else { 2 };
-                bed.lab.replace_address(LinkName::Wifi, last)?;
-            }
-            Self::Nat => bed.lab.forget_mappings()?,
             Self::Wake => {
                 bed.freeze(true)?;
-                bed.lab.forget_mappings()?;
-                std::thread::sleep(SLEEP);
-                from = now_ns();
+                let from = self.disturb(&bed.lab, bed.shape(), run)?;
                 bed.freeze(false)?;
                 bed.command(&Request::Woke)?;
+                Ok(from)
             }
-            Self::BothMove => {
-                bed.lab.cut(LinkName::Wifi)?;
-                bed.lab.cut_server()?;
-            }
-            Self::Return => {
-                bed.lab.restore(LinkName::Wifi)?;
-                // The clock starts when route and address are there.
-                from = now_ns();
-            }
-            Self::Flap => {
-                for _ in 0..FLAPS {
-                    bed.lab.cut(LinkName::Wifi)?;
-                    std::thread::sleep(FLAP);
-                    bed.lab.restore(LinkName::Wifi)?;
-                    std::thread::sleep(FLAP);
-                }
-            }
-            Self::Outage => {
-                bed.lab.cut(LinkName::Lte)?;
-                bed.lab.cut(LinkName::Wifi)?;
-                std::thread::sleep(OUTAGE);
-                bed.lab.restore(LinkName::Lte)?;
-                from = now_ns();
-            }
+            _ => self.disturb(&bed.lab, bed.shape(), run),
         }
-        Ok(from)
     }
 
     /// Waits until it has led to what it must lead to.
@@ -222,40 +180,18 @@ impl Scenario {
 
     /// Makes everything as it was.
     pub fn heal(self, bed: &mut Bed) -> anyhow::Result<()> {
-        match self {
-            Self::Cut | Self::CutCold | Self::All => bed.lab.restore(LinkName::Wifi),
-            Self::Soft => bed.command(&Request::Handover {
+        if self == Self::Soft {
+            return bed.command(&Request::Handover {
                 link: "auto".to_owned(),
-            }),
-            Self::BlackholeDown | Self::BlackholeUp | Self::Blackhole => {
-                bed.lab.unblackhole(LinkName::Wifi)?;
-                reassociate(bed)
-            }
-            Self::Loss30 | Self::Mtu => {
-                bed.lab
-                    .shape(LinkName::Wifi, Direction::Both, bed.shape())?;
-                reassociate(bed)
-            }
-            Self::Nat | Self::Wake => reassociate(bed),
-            Self::BothMove => {
-                bed.lab.restore_server()?;
-                bed.lab.restore(LinkName::Wifi)
-            }
-            Self::Outage => bed.lab.restore(LinkName::Wifi),
-            Self::Address | Self::Return | Self::Flap => Ok(()),
+            });
         }
+        self.undo(&bed.lab, bed.shape())?;
+        if self.is_silent() {
+            // A path that fell silent is left alone for a while, unless its link goes and comes back.
+            bed.lab.cut(LinkName::Wifi)?;
+            bed.await_link(LinkName::Lte, MOVE_LIMIT)?;
+            bed.lab.restore(LinkName::Wifi)?;
+        }
+        Ok(())
     }
-}
-
-fn spoil(bed: &Bed, how: impl Fn(&mut Shape)) -> anyhow::Result<()> {
-    let mut shape = bed.shape();
-    how(&mut shape);
-    bed.lab.shape(LinkName::Wifi, Direction::Both, shape)
-}
-
-/// A path that fell silent is left alone for a while, unless its link goes and comes back.
-fn reassociate(bed: &mut Bed) -> anyhow::Result<()> {
-    bed.lab.cut(LinkName::Wifi)?;
-    bed.await_link(LinkName::Lte, MOVE_LIMIT)?;
-    bed.lab.restore(LinkName::Wifi)
 }

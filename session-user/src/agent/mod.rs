@@ -38,7 +38,7 @@ use crate::handshake::{Identity, IdentityPaths};
 use crate::link::{LinkMonitor, MonitorConfig};
 use crate::policy::{Lanes, PolicyConfig, ServiceRule, ServiceRules, StandbyConfig};
 use crate::trace::Trace;
-use crate::transport::{InitialWindow, TransportOptions};
+use crate::transport::{Congestion, InitialWindow, TransportOptions};
 use acceptor::Acceptor;
 use captures::Captures;
 use commands::Shared;
@@ -279,7 +279,11 @@ fn transport_options(config: &Config) -> TransportOptions {
         notsent_lowat: config.transport.notsent_lowat,
         user_timeout: config.transport.user_timeout,
         keepalive_idle: config.transport.keepalive,
-        congestion: config.transport.congestion.clone(),
+        congestion: match config.transport.congestion.as_str() {
+            "host" => Congestion::Host,
+            "auto" => Congestion::Auto,
+            name => Congestion::Named(name.to_owned()),
+        },
         ..usual
     }
 }

@@ -14,11 +14,6 @@ use super::{
     Accept, Capture, Lanes, Peer, Result, Session, Stream, Transport, duration, raw, size,
 };
 
-/// The congestion control of transports unless said otherwise. A standby sends a handover's worth of data
-/// at once after long idleness; cubic has shrunk its window to ten segments by then
-/// (`tcp_slow_start_after_idle`), bbr has not.
-const DEFAULT_CONGESTION: &str = "bbr";
-
 fn address(text: &str) -> std::result::Result<SocketAddr, String> {
     text.parse().map_err(|_| format!("`{text}` is not an address with a port, such as \"192.0.2.1:7843\" or \"[2001:db8::1]:7843\""))
 }
@@ -276,11 +271,10 @@ pub(super) fn transport(source: &Source<'_>, raw: &raw::Transport) -> Result<Tra
         _ => Err(format!("`{text}` is not between 1s and 9h")),
     };
     let congestion = |text: &str| match text {
-        "host" => Ok(None),
         // TCP_CA_NAME_MAX is 16, with the final zero.
-        _ if (1..16).contains(&text.len()) => Ok(Some(text.to_owned())),
+        _ if (1..16).contains(&text.len()) => Ok(text.to_owned()),
         _ => Err(format!(
-            "`{text}` is not the name of a congestion control, nor \"host\""
+            "`{text}` is not the name of a congestion control, nor \"auto\" or \"host\""
         )),
     };
     let lanes = match raw.lanes.as_ref().map(|l| (l.get_ref(), l.span())) {
@@ -315,7 +309,7 @@ pub(super) fn transport(source: &Source<'_>, raw: &raw::Transport) -> Result<Tra
         congestion: source.or(
             "transport.congestion",
             raw.congestion.as_ref(),
-            Some(DEFAULT_CONGESTION.to_owned()),
+            "auto".to_owned(),
             congestion,
         )?,
         dial_timeout: source.or(

@@ -149,8 +149,8 @@ pub struct Transport {
     /// Idle time before the kernel asks whether the peer's end stands, and a NAT on the way hears
     /// that the connection does.
     pub keepalive: Duration,
-    /// `TCP_CONGESTION`; the host's default if none.
-    pub congestion: Option<String>,
+    /// `TCP_CONGESTION` by name, "auto" or "host".
+    pub congestion: String,
     /// Further transports on the link in use.
     pub lanes: Lanes,
     /// Time for a TCP connection to a peer.

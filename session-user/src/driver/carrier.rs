@@ -14,7 +14,7 @@ use super::links::link_of;
 use super::ready::Source;
 use super::{Driver, Name, Side};
 use crate::trace::Trigger;
-use crate::transport::{Paced, Pacing, TcpInfo, pace, tcp_info};
+use crate::transport::{Losses, Pacing, TcpInfo, tcp_info};
 
 /// Room for one read: several records of full size.
 const READ_BYTES: usize = 256 * 1024;
@@ -61,10 +61,15 @@ pub(super) struct Carrier {
     /// Segments that the peer's TCP has acknowledged, since when it is no more, and when that was looked at.
     delivered: u32,
     pub acked_since: Instant,
+    /// Segments that had come beyond a missing one then.
+    out_of_order: u32,
     looked_at: Instant,
     /// It has fallen silent, and is given up then unless it answers.
     pub doomed_at: Option<Instant>,
     pub pacing: Pacing,
+    pub losses: Losses,
+    /// The congestion control is the one for bulk.
+    pub in_bulk: bool,
     /// Largest segment that it was dialled with, if it was limited.
     pub segment: Option<u16>,
     /// When to see whether the path swallows what was sent on it.
@@ -78,10 +83,13 @@ impl Carrier {
     pub fn look(&mut self) -> Option<TcpInfo> {
         let info = tcp_info(&self.socket).ok()?;
         self.looked_at = Instant::now();
-        if info.delivered != self.delivered {
-            self.delivered = info.delivered;
+        // Where all was delivered, answers may wait behind a segment of the peer's that is missing.
+        let waiting = info.unacked == 0 && info.out_of_order != self.out_of_order;
+        if info.delivered != self.delivered || waiting {
             self.acked_since = self.looked_at;
         }
+        self.delivered = info.delivered;
+        self.out_of_order = info.out_of_order;
         Some(info)
     }
 
@@ -131,9 +139,12 @@ impl Driver {
             bytes_out: 0,
             delivered: 0,
             acked_since: Instant::now(),
+            out_of_order: 0,
             looked_at: Instant::now(),
             doomed_at: None,
             pacing,
+            losses: Losses::default(),
+            in_bulk: false,
             segment: self.side.segment(&path.link, path.remote),
             swallow_at: must_be_up_by.and(self.first_look()),
             at_silence: (0, 0),
@@ -308,49 +319,6 @@ impl Driver {
                     }
                 }
             }
-        }
-    }
-
-    /// A new transport starts at the rate that its path had when it was last used, or at what the session
-    /// sends now: more would only overrun a queue that nobody has seen yet.
-    fn first_pacing(&self, socket: &TcpStream, path: &Path) -> Pacing {
-        let known = self
-            .rates
-            .get(&(path.local.ip(), path.remote.ip()))
-            .copied();
-        let active = self.session.active().and_then(|h| self.carriers.get(&h));
-        let known = known.or_else(|| active.and_then(|c| c.pacing.limit()));
-        let pacing = Pacing::new(known, Instant::now());
-        if let Some(limit) = pacing.limit() {
-            self.tell_pace(socket, Paced::at(limit));
-        }
-        pacing
-    }
-
-    fn pace(&mut self, handle: Handle) {
-        let now = Instant::now();
-        let Some(carrier) = self.carriers.get_mut(&handle) else {
-            return;
-        };
-        if !carrier.pacing.is_due(carrier.bytes_out, now) {
-            return;
-        }
-        let Some(info) = carrier.look() else { return };
-        let Some(paced) = carrier.pacing.look(&info, carrier.bytes_out, now) else {
-            return;
-        };
-        let key = (carrier.path.local.ip(), carrier.path.remote.ip());
-        if self.rates.len() < WINDOWS_MAX || self.rates.contains_key(&key) {
-            self.rates.insert(key, info.delivery_rate);
-        }
-        if let Some(carrier) = self.carriers.get(&handle) {
-            self.tell_pace(&carrier.socket, paced);
-        }
-    }
-
-    fn tell_pace(&self, socket: &TcpStream, paced: Paced) {
-        if let Err(error) = pace(socket, paced, &self.common.transport) {
-            tracing::debug!(%error, "a transport's rate could not be limited");
         }
     }
 

@@ -15,6 +15,7 @@ mod links;
 mod manual;
 mod moves;
 mod narrow;
+mod pacing;
 pub mod ready;
 mod reauth;
 mod rejoin;
@@ -195,6 +196,8 @@ pub struct Driver {
     /// What each path delivered when its rate was last limited, in bytes a second, by our address and the
     /// peer's.
     rates: BTreeMap<(IpAddr, IpAddr), u64>,
+    /// The same of the transport that carried last.
+    session_rate: Option<u64>,
     /// The active transport, as of the last turn.
     carrying: Option<Handle>,
     /// TCP connections attempted.
@@ -252,6 +255,7 @@ impl Driver {
             apps: BTreeMap::new(),
             carriers: BTreeMap::new(),
             rates: BTreeMap::new(),
+            session_rate: None,
             carrying: None,
             attempts: 0,
             flushing: Vec::new(),

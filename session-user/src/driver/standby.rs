@@ -2,7 +2,6 @@
 
 use std::time::{Duration, Instant};
 
-use session_proto::limits::SILENCE_MARGIN;
 use session_proto::session::{Handle, StreamId, own_lane};
 
 use super::moves::wants_standby;
@@ -17,6 +16,8 @@ const STANDBYS_MAX: usize = 3;
 const DOOM: Duration = Duration::from_secs(1);
 /// Least time between two looks at a socket that may be silent.
 const LOOK_AGAIN: Duration = Duration::from_millis(2);
+/// TCP's acknowledgements come later than usual by so much, at most, while hosts and links are busy.
+const HOST_BUSY: Duration = Duration::from_millis(30);
 /// A peer's process that is scheduled late answers within this time.
 const PEER_BUSY: Duration = Duration::from_millis(60);
 
@@ -166,9 +167,8 @@ impl Driver {
             let longest = if info.unacked == 0 {
                 PEER_BUSY
             } else {
-                SILENCE_MARGIN
+                HOST_BUSY + usual
             };
-            let longest = longest.max(usual);
             if still < longest {
                 let until = now + longest.saturating_sub(still).max(LOOK_AGAIN);
                 self.session.vouch(handle, until);

@@ -31,10 +31,14 @@ pub struct TcpInfo {
     pub snd_mss: u32,
     /// Segments that the peer's TCP has acknowledged, out of order too.
     pub delivered: u32,
+    /// Segments sent again since the connection was made.
+    pub retransmitted: u32,
     /// Bytes in the socket's buffer that have not been sent.
     pub notsent: u32,
     /// Rate at which data was delivered lately, in bytes a second.
     pub delivery_rate: u64,
+    /// That rate is the application's, which had no more to send.
+    pub app_limited: bool,
 }
 
 /// Asks the kernel about `stream`.
@@ -54,6 +58,8 @@ pub fn tcp_info(stream: &TcpStream) -> io::Result<TcpInfo> {
     if result != 0 {
         return Err(io::Error::last_os_error());
     }
+    // SAFETY: byte 7 is within the structure, and was zeroed or written by the kernel.
+    let flags = unsafe { info.as_ptr().cast::<u8>().add(7).read() };
     // SAFETY: every byte was zeroed or written by the kernel, and all fields are plain integers.
     let info = unsafe { info.assume_init() };
     Ok(TcpInfo {
@@ -70,8 +76,11 @@ pub fn tcp_info(stream: &TcpStream) -> io::Result<TcpInfo> {
         snd_cwnd: info.tcpi_snd_cwnd,
         snd_mss: info.tcpi_snd_mss,
         delivered: info.tcpi_delivered,
+        retransmitted: info.tcpi_total_retrans,
         notsent: info.tcpi_notsent_bytes,
         delivery_rate: info.tcpi_delivery_rate,
+        // A bit field that libc has no name for: `tcpi_delivery_rate_app_limited`.
+        app_limited: flags & 1 != 0,
     })
 }
 

@@ -15,7 +15,7 @@ use std::time::Duration;
 
 pub use error::TransportError;
 pub use info::{TcpInfo, tcp_info};
-pub use pacing::{Paced, Pacing};
+pub use pacing::{Losses, Paced, Pacing};
 use socket2::{Domain, Protocol, SockRef, Socket, TcpKeepalive, Type};
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
 pub use window::{InitialWindow, WindowError};
@@ -38,9 +38,8 @@ pub struct TransportOptions {
     /// `TCP_USER_TIMEOUT` (RFC 5482): how long sent bytes may stay unacknowledged before the
     /// kernel gives the connection up.
     pub user_timeout: Duration,
-    /// `TCP_CONGESTION`: the kernel's name of a congestion control; `None`: the host's default. Where
-    /// the kernel refuses it, that default stays.
-    pub congestion: Option<String>,
+    /// `TCP_CONGESTION`. Where the kernel refuses it, the host's default stays.
+    pub congestion: Congestion,
     /// Idle time before the first keep-alive probe: it finds a peer that vanished, and no more
     /// often than a NAT's usual timeout asks for.
     pub keepalive_idle: Duration,
@@ -50,11 +49,39 @@ pub struct TransportOptions {
     pub keepalive_probes: u32,
 }
 
+/// Which congestion control transports have.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum Congestion {
+    /// The host's default.
+    #[default]
+    Host,
+    /// [`Self::IDLE`] for what waits or sends little, [`Self::BULK`] for what sends much over a path that
+    /// loses little.
+    Auto,
+    /// One by the kernel's name.
+    Named(String),
+}
+
+impl Congestion {
+    /// Its window outlives idleness: `tcp_slow_start_after_idle` leaves alone what has `cong_control`.
+    pub const IDLE: &str = "bbr";
+    /// It never stops of its own accord.
+    pub const BULK: &str = "cubic";
+
+    fn at_first(&self) -> Option<&str> {
+        match self {
+            Self::Host => None,
+            Self::Auto => Some(Self::IDLE),
+            Self::Named(name) => Some(name),
+        }
+    }
+}
+
 impl Default for TransportOptions {
     fn default() -> Self {
         Self {
             notsent_lowat: 128 * 1024,
-            congestion: None,
+            congestion: Congestion::Host,
             user_timeout: Duration::from_secs(20),
             keepalive_idle: Duration::from_secs(60),
             keepalive_interval: Duration::from_secs(10),
@@ -129,7 +156,7 @@ fn tune(socket: SockRef<'_>, options: &TransportOptions) -> std::io::Result<()> 
     socket.set_tcp_nodelay(true)?;
     socket.set_tcp_notsent_lowat(options.notsent_lowat)?;
     socket.set_tcp_user_timeout(Some(options.user_timeout))?;
-    if let Some(name) = &options.congestion
+    if let Some(name) = options.congestion.at_first()
         && let Err(error) = socket.set_tcp_congestion(name.as_bytes())
     {
         static TOLD: std::sync::Once = std::sync::Once::new();

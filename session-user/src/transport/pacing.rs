@@ -37,8 +37,37 @@ pub struct Pacing {
     last_rtt: Duration,
     /// What was delivered while a queue stood.
     link_rate: Option<u64>,
+    /// The highest rate of late.
+    carried: u64,
     looked_at: Instant,
     sent_then: u64,
+}
+
+/// Whether a path loses packets for other reasons than a full queue.
+#[derive(Debug, Default)]
+pub struct Losses {
+    delivered: u32,
+    retransmitted: u32,
+    lossy: bool,
+}
+
+impl Losses {
+    /// Segments after which the lost ones are counted.
+    const SEGMENTS: u32 = 512;
+    /// One lost of so many is a lossy path: cubic would keep a tenth of its window (RFC 9438 section 5.2).
+    const ONE_OF: u32 = 100;
+
+    /// Takes in what the kernel says; returns whether the path is lossy.
+    pub fn look(&mut self, info: &TcpInfo) -> bool {
+        let delivered = info.delivered.wrapping_sub(self.delivered);
+        if delivered >= Self::SEGMENTS {
+            let lost = info.retransmitted.wrapping_sub(self.retransmitted);
+            self.lossy = lost > delivered / Self::ONE_OF;
+            self.delivered = info.delivered;
+            self.retransmitted = info.retransmitted;
+        }
+        self.lossy
+    }
 }
 
 /// What the socket is to be told.
@@ -59,6 +88,7 @@ impl Pacing {
             stuck: 0,
             last_rtt: Duration::ZERO,
             link_rate: None,
+            carried: 0,
             looked_at: now,
             sent_then: 0,
         }
@@ -67,6 +97,22 @@ impl Pacing {
     /// The limit, in bytes a second; `None` while the kernel alone decides.
     pub fn limit(&self) -> Option<u64> {
         self.limit
+    }
+
+    /// What the path carries, in bytes a second, as far as that is known.
+    pub fn rate(&self) -> Option<u64> {
+        Some(self.carried).filter(|rate| *rate > 0)
+    }
+
+    /// The transport begins to carry, and `known` bytes a second are what its path or the session had.
+    /// Returns what to tell it, unless it knows better.
+    pub fn adopt(&mut self, known: u64) -> Option<Paced> {
+        if self.limit.is_some() {
+            return None;
+        }
+        let limit = known.max(LIMIT_MIN);
+        self.limit = Some(limit);
+        Some(Paced::at(limit))
     }
 
     /// Whether it is time to look, `sent` bytes having been given to the socket so far.
@@ -86,10 +132,16 @@ impl Pacing {
         let base = self.base.unwrap_or(known.unwrap_or(info.rtt)).min(info.rtt);
         self.base = Some(base);
         let before = self.limit;
-        if info.rtt.saturating_sub(base) > QUEUE.max(base / 4) {
+        if info.app_limited {
+            // It says what the application does, not what the path takes.
+            self.link_rate = None;
+        } else if info.rtt.saturating_sub(base) > QUEUE.max(base / 4) {
             self.drain(info, base);
         } else {
             self.probe(info.delivery_rate);
+        }
+        if !info.app_limited {
+            self.carried = info.delivery_rate.max(self.carried - self.carried / 16);
         }
         self.last_rtt = info.rtt;
         let limit = self.limit.filter(|_| self.limit != before)?;
@@ -247,6 +299,27 @@ mod tests {
         let (rate, queue) = model.run(1000);
         assert!(queue < 0.025, "a queue of {queue} s");
         assert!(rate > 0.9 * RATE);
+    }
+
+    #[test]
+    fn losses_are_counted_over_many_segments() {
+        let mut losses = Losses::default();
+        let info = |delivered, retransmitted| TcpInfo {
+            delivered,
+            retransmitted,
+            ..TcpInfo::default()
+        };
+        assert!(!losses.look(&info(100, 50)));
+        assert!(losses.look(&info(1000, 50)));
+        assert!(losses.look(&info(1100, 50)));
+        assert!(!losses.look(&info(2000, 52)));
+    }
+
+    #[test]
+    fn a_standby_begins_with_what_the_session_had() {
+        let mut pacing = Pacing::new(None, Instant::now());
+        assert_eq!(pacing.adopt(5_000_000), Some(Paced::at(5_000_000)));
+        assert_eq!(pacing.adopt(9_000_000), None);
     }
 
     #[test]

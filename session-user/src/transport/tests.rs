@@ -8,7 +8,9 @@ use session_lab::{Direction, GATEWAY_V4, Lab, LabConfig, LinkName};
 use socket2::SockRef;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
-use super::{DialSpec, TcpInfo, TransportError, TransportOptions, dial, listen, tcp_info};
+use super::{
+    Congestion, DialSpec, TcpInfo, TransportError, TransportOptions, dial, listen, tcp_info,
+};
 
 /// Longer than anything here takes on a busy machine.
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -77,7 +79,7 @@ fn two_links_carry_two_connections_to_one_address() {
     on_client(&lab, move || async move {
         let options = TransportOptions {
             notsent_lowat: 77_000,
-            congestion: Some("reno".to_owned()),
+            congestion: Congestion::Named("reno".to_owned()),
             user_timeout: Duration::from_millis(12_345),
             keepalive_idle: Duration::from_secs(61),
             keepalive_interval: Duration::from_secs(11),

@@ -1,0 +1,104 @@
+//! How fast the session's transports send: limits that follow what their paths carry, and the congestion
+//! control for what they do.
+
+use std::time::Instant;
+
+use session_proto::session::Handle;
+use socket2::SockRef;
+use tokio::net::TcpStream;
+
+use super::Driver;
+use super::carrier::Path;
+use crate::transport::{Congestion, Paced, Pacing, pace};
+
+/// Paths whose rate is remembered.
+const RATES_MAX: usize = 64;
+
+impl Driver {
+    /// A new transport starts at the rate that its path had when it was last used, or at what the session
+    /// sends now: more would only overrun a queue that nobody has seen yet.
+    pub(super) fn first_pacing(&self, socket: &TcpStream, path: &Path) -> Pacing {
+        let pacing = Pacing::new(self.known_rate(path), Instant::now());
+        if let Some(limit) = pacing.limit() {
+            self.tell_pace(socket, Paced::at(limit));
+        }
+        pacing
+    }
+
+    fn known_rate(&self, path: &Path) -> Option<u64> {
+        let key = (path.local.ip(), path.remote.ip());
+        self.rates.get(&key).copied().or(self.session_rate)
+    }
+
+    /// `handle` has taken more. Looks at how it is doing, if it is time.
+    pub(super) fn pace(&mut self, handle: Handle) {
+        let now = Instant::now();
+        let auto = self.common.transport.congestion == Congestion::Auto;
+        let Some(carrier) = self.carriers.get_mut(&handle) else {
+            return;
+        };
+        if !carrier.pacing.is_due(carrier.bytes_out, now) {
+            return;
+        }
+        let Some(info) = carrier.look() else { return };
+        let paced = carrier.pacing.look(&info, carrier.bytes_out, now);
+        let lossy = carrier.losses.look(&info);
+        let in_bulk = auto && !lossy;
+        if carrier.in_bulk != in_bulk {
+            carrier.in_bulk = in_bulk;
+            choose_congestion(&carrier.socket, in_bulk);
+        }
+        let Some(paced) = paced else { return };
+        let key = (carrier.path.local.ip(), carrier.path.remote.ip());
+        let rate = carrier.pacing.rate();
+        if let Some(rate) = rate
+            && (self.rates.len() < RATES_MAX || self.rates.contains_key(&key))
+        {
+            self.rates.insert(key, rate);
+        }
+        if self.carrying == Some(handle) {
+            self.session_rate = rate;
+        }
+        if let Some(carrier) = self.carriers.get(&handle) {
+            self.tell_pace(&carrier.socket, paced);
+        }
+    }
+
+    /// `active` has just become the one that carries. It begins at the rate of its path or of the session;
+    /// those that are idle now keep their windows.
+    pub(super) fn repace(&mut self, active: Handle) {
+        let known = (self.carriers.get(&active)).and_then(|c| self.known_rate(&c.path));
+        let mut adopted = None;
+        for (&handle, carrier) in &mut self.carriers {
+            if handle == active {
+                adopted = known.and_then(|rate| carrier.pacing.adopt(rate));
+            } else if std::mem::take(&mut carrier.in_bulk) {
+                choose_congestion(&carrier.socket, false);
+            }
+        }
+        if let Some(paced) = adopted
+            && let Some(carrier) = self.carriers.get(&active)
+        {
+            self.tell_pace(&carrier.socket, paced);
+        }
+    }
+
+    fn tell_pace(&self, socket: &TcpStream, paced: Paced) {
+        if let Err(error) = pace(socket, paced, &self.common.transport) {
+            tracing::debug!(%error, "a transport's rate could not be limited");
+        }
+    }
+}
+
+/// In bulk cubic, which under a limit that keeps the queue short has nothing to lose; bbr otherwise, whose
+/// window outlives idleness, but which all but stops every 10 s to measure a round trip.
+fn choose_congestion(socket: &TcpStream, in_bulk: bool) {
+    let name = if in_bulk {
+        Congestion::BULK
+    } else {
+        Congestion::IDLE
+    };
+    if let Err(error) = SockRef::from(socket).set_tcp_congestion(name.as_bytes()) {
+        tracing::debug!(%error, name, "a transport's congestion control could not be changed");
+    }
+}

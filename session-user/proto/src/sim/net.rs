@@ -62,6 +62,15 @@ impl Link {
         }
     }
 
+    /// How long one wire takes to carry `bytes` at most while nothing is lost: what its window holds
+    /// each time that the window has been through.
+    pub fn time_for(&self, bytes: usize) -> Duration {
+        let window = (self.buffer - self.buffer / 3).max(1);
+        let sending = Duration::from_nanos(window as u64 * 1_000_000 / self.rate);
+        let turns = u32::try_from(bytes.div_ceil(window)).unwrap_or(u32::MAX);
+        (self.delay + self.jitter + sending) * turns
+    }
+
     /// How much later a segment arrives because it was lost, perhaps more than once: what follows it
     /// makes TCP send it again after a round trip, or else a timer does.
     fn lost_for(&self, rng: &mut Rng) -> Duration {
@@ -187,6 +196,11 @@ impl Pipe {
     /// Whether all that was written has arrived.
     pub fn is_empty(&self) -> bool {
         self.flight.is_empty()
+    }
+
+    /// Bytes that were written and have not arrived.
+    pub fn in_flight(&self) -> usize {
+        self.flight_bytes
     }
 
     /// What arrives next, if its time has come.

@@ -152,10 +152,13 @@ impl World<'_> {
             mark.due = self.now + time + ANSWER_WITHIN;
             return;
         }
-        let ms = mark.at.as_nanos() / 1_000_000;
-        let waited = format!("{:?}", mark.waited);
+        let (ms, waited) = (mark.at.as_nanos() / 1_000_000, format!("{:?}", mark.waited));
+        let session = &self.hosts[side as usize].session;
+        let carriers: Vec<u64> = (session.iter())
+            .flat_map(|s| s.carriers(lowest).map(Handle::as_u64))
+            .collect();
         self.fail(format!(
-            "{side:?}: records below {below}, sealed by {ms} ms, are not acknowledged, though one link works and nothing is ahead of them any more (waited for wires {waited}): {}",
+            "{side:?}: records from {lowest} on transports {carriers:?} to {below}, sealed by {ms} ms, are not acknowledged, though one link works and nothing is ahead of them any more (waited for wires {waited}): {}",
             self.describe()
         ));
     }

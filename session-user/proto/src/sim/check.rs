@@ -197,6 +197,7 @@ impl World<'_> {
             .map(Session::stats);
         for stats in sessions {
             self.check.tally.resent += stats.records_resent;
+            self.check.tally.doubled += stats.records_doubled;
             self.check.tally.rekeys += stats.rekeys;
         }
     }

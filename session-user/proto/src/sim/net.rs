@@ -102,6 +102,8 @@ pub(super) enum Purpose {
         /// Once it is up, the older ones are retired.
         replaces: bool,
     },
+    /// A lane of the path that the initiator sends on.
+    Lane,
     /// A full handshake that asks for a session which the peer seems not to know.
     Rejoin,
     /// An attacker's: nobody is at the dialling end.

@@ -179,6 +179,10 @@ fn main() -> ExitCode {
         t.copies,
         t.replays
     );
+    eprintln!(
+        "{} redundant and {} bonded streams, {} records doubled, {} lanes, {} losses and MTU holes under such streams",
+        t.redundant, t.bonded, t.doubled, t.lanes, t.half_dead
+    );
     let faults =
         (Fault::ALL.iter()).map(|(fault, name)| format!("{} {name}", t.faults[*fault as usize]));
     eprintln!(

@@ -4,7 +4,7 @@
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use session_proto::sim::{self, FEW_FAULTS, Fault, Mutation, Options, Tally};
+use session_proto::sim::{self, FEW_FAULTS, Fault, Mutation, Options, PLAIN_STREAMS, Tally};
 
 /// Seeds of the test suite; `cargo xtask sim` runs any number.
 const SEEDS: u64 = 10_000;
@@ -12,6 +12,11 @@ const SEEDS: u64 = 10_000;
 /// A seed from the time of few faults.
 const fn few(seed: u64) -> u64 {
     seed | FEW_FAULTS
+}
+
+/// A seed from the time of plain streams.
+const fn plain(seed: u64) -> u64 {
+    seed | PLAIN_STREAMS
 }
 
 /// Seeds that failed once, with what was wrong. They stay for ever.
@@ -49,42 +54,52 @@ const REGRESSIONS: &[(u64, &str)] = &[
         "an acknowledgement was lost with its transport and never repeated",
     ),
     (
-        43457,
+        plain(43457),
         "an idle session asked on and on: a record was acknowledged while it was being written",
     ),
     (
-        2391,
+        plain(2391),
         "records were swallowed by a dialled transport before RESUMED, and nobody noticed",
     ),
-    (3119, "the same, while the first transport still stood"),
     (
-        2311,
+        plain(3119),
+        "the same, while the first transport still stood",
+    ),
+    (
+        plain(2311),
         "records stayed on a silent transport though the session had moved",
     ),
     (
-        9245,
+        plain(9245),
         "the same, after the transport with their copies was lost too",
     ),
     (
-        4610,
+        plain(4610),
         "the session moved to a transport that it knew to be silent, and tried no other",
     ),
     (
-        9504,
+        plain(9504),
         "a doubt was stuck between two silent transports beside a third that worked",
     ),
     (
-        45221,
+        plain(45221),
         "a request that was lost with its transport crossed every later one of the peer",
     ),
-    (1547, "both ends dialled and each followed the other's dial"),
     (
-        5839,
+        plain(1547),
+        "both ends dialled and each followed the other's dial",
+    ),
+    (
+        plain(5839),
         "a dial crossed a move, and each end followed the other",
     ),
     (
-        60523,
+        plain(60523),
         "a sleep was taken for a round-trip time, and silence went unnoticed for seconds",
+    ),
+    (
+        88216,
+        "a record that its transport swallowed was hidden by a later one that came over another",
     ),
 ];
 
@@ -129,6 +144,10 @@ fn every_seed_holds() {
         ("watched records", tally.watched),
         ("agreements", tally.agreements),
         ("doubts", tally.hedges),
+        ("redundant streams", tally.redundant),
+        ("bonded streams", tally.bonded),
+        ("records doubled", tally.doubled),
+        ("lanes", tally.lanes),
         ("faults soon after something else", tally.triggered),
     ] {
         assert!(count > SEEDS / 10, "only {count} {what} in {SEEDS} seeds");
@@ -137,6 +156,12 @@ fn every_seed_holds() {
         let count = tally.faults[fault as usize];
         assert!(count > SEEDS / 20, "only {count} {name} in {SEEDS} seeds");
     }
+    // Few of these come while such streams are open.
+    let half_dead = tally.half_dead;
+    assert!(
+        half_dead > SEEDS / 25,
+        "only {half_dead} losses and MTU holes under redundant or bonded streams"
+    );
     // These need a standby and a hole in the right place.
     let guesses = tally.guesses;
     assert!(

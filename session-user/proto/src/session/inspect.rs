@@ -33,4 +33,17 @@ impl Session {
     pub fn hedged(&self) -> Option<(Handle, Handle)> {
         self.hedge.map(|h| (h.from, h.to))
     }
+
+    /// The transports that record `number` is scheduled on.
+    pub fn carriers(&self, number: u64) -> impl Iterator<Item = Handle> + '_ {
+        let all = self.transports.keys().copied();
+        all.filter(move |h| self.retained.is_on(number, *h))
+    }
+
+    /// Bytes that `handle`'s socket takes until it has the last record below `below` of its queue.
+    pub fn bytes_ahead(&self, handle: Handle, below: u64) -> usize {
+        self.transports
+            .get(&handle)
+            .map_or(0, |t| t.bytes_ahead(below))
+    }
 }

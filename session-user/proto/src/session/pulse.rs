@@ -15,15 +15,16 @@ use crate::limits::{
     SILENCE_MARGIN, SILENCE_UNKNOWN_RTT, STREAM_DATA_BYTES_MAX,
 };
 
-/// Marks kept, at most. Between those that are missing the oldest stands for the later ones.
+/// Marks kept, at most. The last one then stands for all that is written later.
 const MARKS_MAX: usize = 256;
 /// Records written within this time share a mark.
 const MARK_EVERY: Duration = Duration::from_millis(1);
 
-/// The last record of some that were written at about the same time.
+/// Some records that were written at about the same time.
 #[derive(Clone, Copy, Debug)]
 struct Mark {
-    number: u64,
+    /// How many had been written with the last of them.
+    end: u64,
     at: Time,
     sent: Sent,
     /// Whether all of them were on no other transport, and whether more followed all of them at once.
@@ -49,7 +50,12 @@ pub(super) struct Pulse {
     rttvar: Duration,
     /// A record whose acknowledgement will tell the round-trip time.
     sample: Option<(u64, Time)>,
-    /// What was written and may be unacknowledged, oldest first.
+    /// What was written and may be unacknowledged, oldest first. The last of some may have come over
+    /// another transport when the first has not come at all, so every one counts.
+    numbers: VecDeque<u64>,
+    /// How many were written before these.
+    settled: u64,
+    /// The same, by time.
     marks: VecDeque<Mark>,
     /// Since when the socket has taken nothing of what is to be written.
     blocked: Option<Time>,
@@ -99,17 +105,27 @@ impl Pulse {
             self.sample = Some((number, now));
         }
         let sent = self.rate.written(len);
+        self.numbers.push_back(number);
+        let end = self.settled + self.numbers.len() as u64;
         let full = self.marks.len() >= MARKS_MAX;
         match self.marks.back_mut() {
             Some(last) if now.since(last.at) < MARK_EVERY => {
-                last.number = number;
+                last.end = end;
                 last.sent.join(sent);
                 last.fresh &= fresh;
                 last.busy &= busy;
             }
-            _ if full => {}
+            Some(last) if full => {
+                *last = Mark {
+                    end,
+                    at: now,
+                    sent,
+                    fresh: last.fresh && fresh,
+                    busy: last.busy && busy,
+                };
+            }
             _ => self.marks.push_back(Mark {
-                number,
+                end,
                 at: now,
                 sent,
                 fresh,
@@ -203,8 +219,14 @@ impl Pulse {
                 self.measured(now.since(at).saturating_sub(delay));
             }
         }
+        while let Some(&number) = self.numbers.front()
+            && retained.get(number).is_none()
+        {
+            self.numbers.pop_front();
+            self.settled += 1;
+        }
         while let Some(mark) = self.marks.front()
-            && retained.get(mark.number).is_none()
+            && mark.end <= self.settled
         {
             let Mark {
                 at,
@@ -284,6 +306,8 @@ impl Pulse {
 
     /// Nothing is under way any more.
     pub fn forget(&mut self) {
+        self.settled += self.numbers.len() as u64;
+        self.numbers.clear();
         self.marks.clear();
         self.blocked = None;
         self.sample = None;
@@ -382,6 +406,45 @@ mod tests {
         assert!(!pulse.falls_silent(Time::from_nanos(second.as_nanos() - 1)));
         assert!(pulse.falls_silent(second));
         assert_eq!(pulse.deadline(), None, "it is told once");
+    }
+
+    #[test]
+    fn the_last_of_some_that_came_over_another_transport_does_not_hide_the_first() {
+        let mut pulse = known();
+        let mut retained = kept(3);
+        for number in 0..3 {
+            pulse.written(record(number), at(100));
+        }
+        let due = pulse.deadline();
+        let mut ack = crate::wire::Ack {
+            cumulative: 0,
+            ranges: std::iter::once(1..3).collect(),
+        };
+        retained.acknowledge(&ack).unwrap();
+        pulse.acknowledged(&retained, true, Duration::ZERO, at(140));
+        assert_eq!(pulse.deadline(), due);
+        ack.cumulative = 3;
+        retained.acknowledge(&ack).unwrap();
+        pulse.acknowledged(&retained, true, Duration::ZERO, at(150));
+        assert_eq!(pulse.deadline(), None);
+    }
+
+    #[test]
+    fn what_is_written_when_there_are_marks_enough_is_waited_for() {
+        let mut pulse = known();
+        let all = MARKS_MAX as u64 + 50;
+        let mut retained = kept(all);
+        for number in 0..all {
+            pulse.written(record(number), at(number * 2));
+        }
+        assert_eq!(pulse.marks.len(), MARKS_MAX);
+        let ack = crate::wire::Ack {
+            cumulative: all - 1,
+            ranges: Vec::new(),
+        };
+        retained.acknowledge(&ack).unwrap();
+        pulse.acknowledged(&retained, true, Duration::ZERO, at(all * 2));
+        assert_eq!(pulse.oldest(), Some(at((all - 1) * 2)));
     }
 
     #[test]

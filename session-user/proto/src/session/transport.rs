@@ -191,6 +191,22 @@ impl Transport {
         self.push_clear(sealed);
     }
 
+    /// Bytes to be written until the last record below `below` has been.
+    #[cfg(feature = "sim")]
+    pub fn bytes_ahead(&self, below: u64) -> usize {
+        let staged = self.staged.iter().map(|(bytes, q)| (bytes.len(), *q));
+        let urgent = self.urgent.iter().map(|bytes| (bytes.len(), None));
+        let queued = self.queue.iter().map(|q| (q.len, Some(*q)));
+        let (mut bytes, mut ahead) = (0, 0);
+        for (len, queued) in staged.chain(urgent).chain(queued) {
+            bytes += len;
+            if queued.is_some_and(|q| q.number < below) {
+                ahead = bytes;
+            }
+        }
+        ahead
+    }
+
     /// Moves queued items into the stage. Records acknowledged meanwhile (over another transport)
     /// are left out.
     pub fn stage(&mut self, retained: &Retained) {

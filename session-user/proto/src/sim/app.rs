@@ -4,7 +4,7 @@ use super::plan::{StreamPlan, differs, fill};
 use super::world::{Happening, World};
 use super::{Mutation, Side};
 use crate::session::{SendBuf, StreamError, StreamId};
-use crate::wire::Target;
+use crate::wire::{Mode, Target};
 
 /// How a stream ended for the application at one end.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -90,6 +90,8 @@ impl World<'_> {
                     let plan = self.script.stream(id);
                     self.host(side).apps.insert(id, App::new(plan));
                     self.check.tally.streams += 1;
+                    self.check.tally.redundant += u64::from(service.mode == Mode::Redundant);
+                    self.check.tally.bonded += u64::from(service.mode == Mode::Bonded);
                     if plan.early {
                         self.write(side, id);
                     }

@@ -1,11 +1,12 @@
 //! The checkers: what must hold after every step, and at the end.
 
 use super::app::{App, Over};
+use super::host::Host;
 use super::tally::Tally;
 use super::trouble::Moment;
 use super::world::World;
 use super::{Mutation, Side};
-use crate::session::{Session, StreamId};
+use crate::session::{Handle, Session, StreamId};
 
 /// What the checkers remember from step to step, by the side that sends.
 #[derive(Debug, Default)]
@@ -196,6 +197,7 @@ impl World<'_> {
             .map(Session::stats);
         for stats in sessions {
             self.check.tally.resent += stats.records_resent;
+            self.check.tally.doubled += stats.records_doubled;
             self.check.tally.rekeys += stats.rekeys;
         }
     }
@@ -226,6 +228,20 @@ impl World<'_> {
         })
     }
 
+    /// Number, link, what waits for the socket and what is in flight; `?`: not up, `!`: silent.
+    fn describe_transport(&self, host: &Host, session: &Session, handle: Handle) -> String {
+        let up = if session.is_up(handle) { "" } else { "?" };
+        let silent = if session.is_silent(handle) { "!" } else { "" };
+        let wire = host.wires.get(&handle).and_then(|w| self.wires.get(w));
+        let link = wire.map_or_else(String::new, |w| {
+            let (link, pipe) = (&self.links[w.link], &w.pipes[host.side as usize]);
+            let (flight, rate) = (pipe.in_flight(), link.rate);
+            format!(" on link {}, {flight} in flight at {rate} B/ms", w.link)
+        });
+        let (number, queued) = (handle.as_u64(), session.queued_bytes(handle));
+        format!("{number}{up}{silent}{link}, {queued} queued")
+    }
+
     /// The state of both ends in a few words, for a failure's message.
     pub fn describe(&self) -> String {
         let mut out = String::new();
@@ -253,7 +269,7 @@ impl World<'_> {
                     let streams: Vec<StreamId> = s.streams().collect();
                     let transports: Vec<String> = s
                         .transports()
-                        .map(|h| format!("{}{}", h.as_u64(), if s.is_up(h) { "" } else { "?" }))
+                        .map(|h| self.describe_transport(host, s, h))
                         .collect();
                     out += &format!(
                         "streams {streams:?}, retained {}, active {:?} of {transports:?}, generation {}, open {}, closed {}. ",

@@ -32,6 +32,7 @@ impl World<'_> {
                 }
             }
             Action::Move => self.dial(Side::Initiator, false, true),
+            Action::Lane => self.dial_lane(),
             Action::Dial { side, standby } => self.dial(side, standby, false),
             Action::Switch { side } => {
                 if let Some(handle) = self.pick_up(side)

@@ -190,7 +190,8 @@ impl World<'_> {
             }
             Purpose::Attack => self.attack_begins(wire),
             Purpose::Rejoin => self.rejoin_connected(wire, reached),
-            Purpose::Resume { standby, .. } => {
+            Purpose::Resume { .. } | Purpose::Lane => {
+                let carries = matches!(purpose, Purpose::Resume { standby: false, .. });
                 if !reached && self.syn_again(wire) {
                     return;
                 }
@@ -203,7 +204,7 @@ impl World<'_> {
                     self.wires.remove(&wire);
                     return;
                 }
-                self.dial_on(wire, dialler, standby);
+                self.dial_on(wire, dialler, !carries);
             }
         }
     }

@@ -6,6 +6,10 @@ use super::Side;
 use super::net::Purpose;
 use super::script::Action;
 use super::world::{Happening, World};
+use crate::session::Session;
+
+/// Wires of one end above which nothing more is dialled at random.
+const WIRES_MAX: usize = 12;
 
 impl World<'_> {
     /// The initiator dials when nothing carries its records.
@@ -57,12 +61,26 @@ impl World<'_> {
         let up: Vec<usize> = (0..self.links.len())
             .filter(|&l| self.links[l].up)
             .collect();
-        if up.is_empty() || self.host(side).wires.len() > 12 {
+        if up.is_empty() || self.host(side).wires.len() > WIRES_MAX {
             return;
         }
         let link = self.rng.pick(&up);
         self.host(side).connecting += 1;
         self.connect(side, link, Purpose::Resume { standby, replaces });
+    }
+
+    /// The initiator dials a lane beside its active transport.
+    pub fn dial_lane(&mut self) {
+        let host = &self.hosts[Side::Initiator as usize];
+        let active = host.session.as_ref().and_then(Session::active);
+        let Some(link) = active.and_then(|h| self.link_of(h)) else {
+            return;
+        };
+        if self.links[link].up && host.wires.len() <= WIRES_MAX {
+            self.check.tally.lanes += 1;
+            self.host(Side::Initiator).connecting += 1;
+            self.connect(Side::Initiator, link, Purpose::Lane);
+        }
     }
 
     /// The session has ended at `side`.

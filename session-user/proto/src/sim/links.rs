@@ -5,6 +5,7 @@ use std::time::Duration;
 use super::Side;
 use super::tally::Fault;
 use super::world::{Happening, World};
+use crate::wire::Mode;
 
 /// `TCP_USER_TIMEOUT` of the agent: bytes that nobody acknowledges end their connection.
 const USER_TIMEOUT: Duration = Duration::from_secs(20);
@@ -15,6 +16,13 @@ impl World<'_> {
     /// Counts a fault.
     pub fn note(&mut self, fault: Fault) {
         self.check.tally.faults[fault as usize] += 1;
+        if matches!(fault, Fault::Loss | Fault::SmallMtu) {
+            let met = self.hosts.iter().flat_map(|h| &h.session).any(|s| {
+                let spread = |id| s.service(id).is_some_and(|asks| asks.mode != Mode::Single);
+                s.streams().any(spread)
+            });
+            self.check.tally.half_dead += u64::from(met);
+        }
     }
 
     fn is_safe(&self, link: usize) -> bool {

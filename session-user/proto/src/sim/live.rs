@@ -10,7 +10,7 @@ use crate::Time;
 use crate::limits::{HEDGE_BYTES_MAX, RECORD_HEADER_BYTES, RECORD_PAYLOAD_BYTES_MIN};
 use crate::session::{Handle, Session};
 
-/// A record is acknowledged within this time and that of the bytes before it, whatever other links do.
+/// A record is acknowledged within this time and that of what is ahead of it, whatever other links do.
 const ANSWER_WITHIN: Duration = Duration::from_secs(3);
 /// Records are watched at this distance in time, to keep little.
 const WATCH_EVERY: Duration = Duration::from_millis(20);
@@ -20,11 +20,21 @@ const WATCH_EVERY: Duration = Duration::from_millis(20);
 pub(super) struct Live {
     /// Since when both ends have had a transport on the safe link.
     since: Option<Time>,
-    /// When everything below a number had been sealed.
-    marks: [VecDeque<(Time, u64)>; 2],
+    marks: [VecDeque<Mark>; 2],
     /// Since when an end has sent on none of its transports.
     idle_since: [Option<Time>; 2],
     doubts: [Doubt; 2],
+}
+
+/// Everything below a number had been sealed at a time.
+#[derive(Debug)]
+struct Mark {
+    below: u64,
+    at: Time,
+    /// When it must be acknowledged, as far as is known.
+    due: Time,
+    /// Wires that it had to wait for already.
+    waited: Vec<usize>,
 }
 
 /// What goes out twice while it is not known which of two transports works.
@@ -59,9 +69,9 @@ impl World<'_> {
             }
             return;
         }
-        let since = *self.live.since.get_or_insert(self.now);
+        self.live.since.get_or_insert(self.now);
         for side in Side::BOTH {
-            self.watch_records(side, since);
+            self.watch_records(side);
             self.watch_choice(side);
         }
     }
@@ -108,36 +118,76 @@ impl World<'_> {
         ours.wires.iter().any(stands)
     }
 
-    fn watch_records(&mut self, side: Side, since: Time) {
-        let config = &self.script.configs[side as usize];
+    fn watch_records(&mut self, side: Side) {
         let Some(session) = &self.hosts[side as usize].session else {
             return;
         };
         let (lowest, next) = (session.lowest_unacknowledged(), session.next_record());
         let marks = &mut self.live.marks[side as usize];
-        while marks.front().is_some_and(|(_, below)| *below <= lowest) {
+        while marks.front().is_some_and(|m| m.below <= lowest) {
             marks.pop_front();
         }
-        let last = marks.back().copied();
         let fresh =
-            last.is_none_or(|(at, below)| below < next && self.now.since(at) >= WATCH_EVERY);
+            (marks.back()).is_none_or(|m| m.below < next && self.now.since(m.at) >= WATCH_EVERY);
         if fresh && next > lowest {
-            marks.push_back((self.now, next));
+            marks.push_back(Mark {
+                below: next,
+                at: self.now,
+                due: self.now + ANSWER_WITHIN,
+                waited: Vec::new(),
+            });
             self.check.tally.watched += 1;
         }
-        let Some(&(at, below)) = marks.front() else {
+        let due = |m: &&Mark| m.due < self.now;
+        let Some(below) = marks.front().filter(due).map(|m| m.below) else {
             return;
         };
-        let link = &self.links[self.script.safe.unwrap_or_default()];
-        let ahead = (config.memory_bytes + HEDGE_BYTES_MAX + link.buffer) as u64;
-        let within = ANSWER_WITHIN + Duration::from_millis(ahead / link.rate);
-        if self.now > at.max(since) + within {
-            let ms = at.as_nanos() / 1_000_000;
-            self.fail(format!(
-                "{side:?}: records below {below}, sealed by {ms} ms, are not acknowledged after {within:?}, though one link works: {}",
-                self.describe()
-            ));
+        let ahead = self.ahead(side, lowest, below);
+        let Some(mark) = self.live.marks[side as usize].front_mut() else {
+            return;
+        };
+        let new = ahead.into_iter().find(|(w, _)| !mark.waited.contains(w));
+        if let Some((wire, time)) = new {
+            mark.waited.push(wire);
+            mark.due = self.now + time + ANSWER_WITHIN;
+            return;
         }
+        let (ms, waited) = (mark.at.as_nanos() / 1_000_000, format!("{:?}", mark.waited));
+        let session = &self.hosts[side as usize].session;
+        let carriers: Vec<u64> = (session.iter())
+            .flat_map(|s| s.carriers(lowest).map(Handle::as_u64))
+            .collect();
+        self.fail(format!(
+            "{side:?}: records from {lowest} on transports {carriers:?} to {below}, sealed by {ms} ms, are not acknowledged, though one link works and nothing is ahead of them any more (waited for wires {waited}): {}",
+            self.describe()
+        ));
+    }
+
+    /// The wires that carry record `lowest` of `side` and deliver what they are given, with the time
+    /// that they need for what goes before the end of the records below `below`, and for the answer.
+    fn ahead(&self, side: Side, lowest: u64, below: u64) -> Vec<(usize, Duration)> {
+        let host = &self.hosts[side as usize];
+        let Some(session) = &host.session else {
+            return Vec::new();
+        };
+        let there = &self.hosts[side.other() as usize].session;
+        let time = |handle: Handle| {
+            let &id = host.wires.get(&handle)?;
+            let wire = self.wires.get(&id)?;
+            let [pipe, back] = [side, side.other()].map(|s| &wire.pipes[s as usize]);
+            let link = &self.links[wire.link];
+            if !pipe.delivers() || !back.delivers() || link.hole != [false; 2] {
+                return None;
+            }
+            let answer = wire.ends[side.other() as usize].handle;
+            let answer = answer
+                .zip(there.as_ref())
+                .map_or(0, |(h, s)| s.queued_bytes(h));
+            let ahead = session.bytes_ahead(handle, below) + pipe.in_flight();
+            let time = link.time_for(ahead) + link.time_for(answer + back.in_flight());
+            (!time.is_zero()).then_some((id, time))
+        };
+        session.carriers(lowest).filter_map(time).collect()
     }
 
     /// While it is not known which of two transports works, a bounded number of bytes goes out on both.

@@ -110,6 +110,10 @@ pub enum Mutation {
 /// the runs that they named then.
 pub const FEW_FAULTS: u64 = 1 << 63;
 
+/// A seed with this bit has only streams that ask for nothing, and no lanes: the seeds of the time
+/// before these name the runs that they named then.
+pub const PLAIN_STREAMS: u64 = 1 << 62;
+
 /// How to run a seed.
 #[derive(Default)]
 pub struct Options<'a> {

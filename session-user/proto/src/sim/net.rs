@@ -62,6 +62,15 @@ impl Link {
         }
     }
 
+    /// How long one wire takes to carry `bytes` at most while nothing is lost: what its window holds
+    /// each time that the window has been through.
+    pub fn time_for(&self, bytes: usize) -> Duration {
+        let window = (self.buffer - self.buffer / 3).max(1);
+        let sending = Duration::from_nanos(window as u64 * 1_000_000 / self.rate);
+        let turns = u32::try_from(bytes.div_ceil(window)).unwrap_or(u32::MAX);
+        (self.delay + self.jitter + sending) * turns
+    }
+
     /// How much later a segment arrives because it was lost, perhaps more than once: what follows it
     /// makes TCP send it again after a round trip, or else a timer does.
     fn lost_for(&self, rng: &mut Rng) -> Duration {
@@ -93,6 +102,8 @@ pub(super) enum Purpose {
         /// Once it is up, the older ones are retired.
         replaces: bool,
     },
+    /// A lane of the path that the initiator sends on.
+    Lane,
     /// A full handshake that asks for a session which the peer seems not to know.
     Rejoin,
     /// An attacker's: nobody is at the dialling end.
@@ -187,6 +198,11 @@ impl Pipe {
     /// Whether all that was written has arrived.
     pub fn is_empty(&self) -> bool {
         self.flight.is_empty()
+    }
+
+    /// Bytes that were written and have not arrived.
+    pub fn in_flight(&self) -> usize {
+        self.flight_bytes
     }
 
     /// What arrives next, if its time has come.

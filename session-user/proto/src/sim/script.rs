@@ -31,6 +31,8 @@ pub(super) enum Action {
     },
     /// The initiator moves to another link while the old one works.
     Move,
+    /// The initiator dials one more lane of the path that it sends on.
+    Lane,
     /// A side dials although it has a transport.
     Dial { side: Side, standby: bool },
     /// A side sends on another of its transports from now on.
@@ -127,8 +129,9 @@ pub(super) struct Script {
 }
 
 impl Script {
-    /// The plan of `seed`; `few`: without the faults that came later.
-    pub fn new(seed: u64, few: bool) -> Self {
+    /// The plan of `seed`; `few`: without the faults that came later; `plain`: with streams that ask for
+    /// nothing.
+    pub fn new(seed: u64, few: bool, plain: bool) -> Self {
         let mut rng = Rng::new(mix(seed));
         let rng = &mut rng;
         let calm_ms = rng.log_range(300, 12_000);
@@ -145,7 +148,7 @@ impl Script {
             },
             stream_bytes_max: rng.log_range(512, 160 * 1024),
             warm: false,
-            modes: rng.chance(500),
+            modes: !plain && rng.chance(500),
             triggers: Vec::new(),
             preference: None,
             safe: None,
@@ -184,6 +187,9 @@ impl Script {
         if !few {
             script.draw_trouble(calm_ms);
         }
+        if script.modes {
+            script.draw_lanes(calm_ms);
+        }
         script.actions.sort();
         script
     }
@@ -191,6 +197,19 @@ impl Script {
     pub fn at(&mut self, rng: &mut Rng, end_ms: u64, action: Action) {
         let at = Time::from_nanos(rng.below(end_ms * 1_000_000));
         self.actions.push((at, action));
+    }
+
+    /// In some runs lanes are dialled, now and then.
+    fn draw_lanes(&mut self, calm_ms: u64) {
+        let mut rng = Rng::new(mix(self.seed ^ 0x1a9e_0000));
+        let lanes = match rng.below(4) {
+            0 => 0,
+            1 => 1,
+            _ => rng.range(2, 6),
+        };
+        for _ in 0..lanes {
+            self.at(&mut rng, calm_ms, Action::Lane);
+        }
     }
 
     fn draw_streams(&mut self, rng: &mut Rng, calm_ms: u64) {

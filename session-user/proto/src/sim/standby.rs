@@ -4,6 +4,7 @@
 use std::time::Duration;
 
 use super::Side;
+use super::net::Purpose;
 use super::world::World;
 use crate::limits::SILENCE_MARGIN;
 use crate::session::{Handle, Session};
@@ -20,7 +21,8 @@ impl World<'_> {
     fn links_in_use(&self) -> Vec<usize> {
         let host = &self.hosts[Side::Initiator as usize];
         let wires = host.wires.values().filter_map(|w| self.wires.get(w));
-        wires.map(|w| w.link).collect()
+        let first = wires.filter(|w| w.purpose != Purpose::Lane);
+        first.map(|w| w.link).collect()
     }
 
     pub fn dial_standby(&mut self, link: usize) {
@@ -42,7 +44,15 @@ impl World<'_> {
         }
     }
 
-    /// Of several transports on one link the active one stays, or else the newest.
+    fn is_lane_in_use(&self, handle: Handle, active: Option<Handle>) -> bool {
+        let wire = self.hosts[Side::Initiator as usize].wires.get(&handle);
+        let wire = wire.and_then(|w| self.wires.get(w));
+        let path = active.and_then(|h| self.link_of(h));
+        wire.is_some_and(|w| w.purpose == Purpose::Lane && Some(w.link) == path)
+    }
+
+    /// Of several transports on one link the active one stays, or else the newest; and the lanes of the
+    /// path in use.
     fn retire_doubles(&mut self) {
         let host = &self.hosts[Side::Initiator as usize];
         let active = host.session.as_ref().and_then(Session::active);
@@ -52,6 +62,9 @@ impl World<'_> {
         let mut seen = Vec::new();
         let mut surplus = Vec::new();
         for handle in handles {
+            if self.is_lane_in_use(handle, active) {
+                continue;
+            }
             let link = self.link_of(handle);
             if seen.contains(&link) && !host.retired.contains(&handle) {
                 surplus.push(handle);

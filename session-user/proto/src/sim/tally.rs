@@ -29,6 +29,16 @@ pub struct Tally {
     pub replays: u64,
     /// Records scheduled again on another transport.
     pub resent: u64,
+    /// Records that went out on two transports because their stream asked for it.
+    pub doubled: u64,
+    /// Streams opened that ask for redundant transport.
+    pub redundant: u64,
+    /// The same for bonded.
+    pub bonded: u64,
+    /// Lanes dialled.
+    pub lanes: u64,
+    /// Losses and MTU holes that began while a redundant or bonded stream was open.
+    pub half_dead: u64,
     /// Key epochs begun.
     pub rekeys: u64,
     /// Faults of the link, the host or the driver, by [`Fault`].
@@ -96,6 +106,11 @@ impl std::ops::AddAssign for Tally {
         self.copies += other.copies;
         self.replays += other.replays;
         self.resent += other.resent;
+        self.doubled += other.doubled;
+        self.redundant += other.redundant;
+        self.bonded += other.bonded;
+        self.lanes += other.lanes;
+        self.half_dead += other.half_dead;
         self.rekeys += other.rekeys;
         for (sum, more) in self.faults.iter_mut().zip(other.faults) {
             *sum += more;

@@ -17,7 +17,7 @@ use super::sleep::{Asleep, Late};
 use super::tally::Tally;
 use super::tap::Kept;
 use super::trouble::Moments;
-use super::{FEW_FAULTS, Failure, Mutation, Options, Side};
+use super::{FEW_FAULTS, Failure, Mutation, Options, PLAIN_STREAMS, Side};
 use crate::Time;
 use crate::session::StreamId;
 
@@ -126,9 +126,10 @@ impl<'a> World<'a> {
     /// The world of `seed` before anything happened.
     pub fn new(seed: u64, options: Options<'a>) -> Self {
         let few = seed & FEW_FAULTS != 0;
+        let plain = few || seed & PLAIN_STREAMS != 0;
         let given = seed;
-        let seed = seed & !FEW_FAULTS;
-        let script = Script::new(seed, few);
+        let seed = seed & !(FEW_FAULTS | PLAIN_STREAMS);
+        let script = Script::new(seed, few, plain);
         let mut world = Self {
             seed: given,
             few,

@@ -115,19 +115,26 @@ impl Pair {
         }
     }
 
-    /// The client's application writes `data` as one record, after waiting for room if it must;
-    /// returns how many bytes the server's application took meanwhile.
+    /// The client's application writes `data` in records of the size that the session asks for, after
+    /// waiting for room if it must; returns how many bytes the server's application took meanwhile.
     pub fn write(&mut self, data: &[u8]) -> usize {
         let mut taken = 0;
-        while self.client.session.capacity(self.stream) < data.len() {
-            self.turn();
-            taken += self.read_all();
+        let mut rest = data;
+        while !rest.is_empty() {
+            let room = self.client.session.capacity(self.stream).min(rest.len());
+            if room == 0 {
+                self.turn();
+                taken += self.read_all();
+                continue;
+            }
+            let (now, later) = rest.split_at(room);
+            let at = Time::from_nanos(self.now);
+            self.client
+                .session
+                .write(at, self.stream, SendBuf::copy_of(now))
+                .expect("there is capacity");
+            rest = later;
         }
-        let now = Time::from_nanos(self.now);
-        self.client
-            .session
-            .write(now, self.stream, SendBuf::copy_of(data))
-            .expect("there is capacity");
         taken
     }
 

@@ -38,6 +38,8 @@ pub struct Conditions {
     pub rate: Option<u32>,
     /// Over IPv6.
     pub v6: bool,
+    /// Whether the old link works on, so that goodput before and around the move can be compared.
+    pub soft: bool,
     /// What the application sent.
     pub pace: Pace,
     /// For how long.
@@ -112,7 +114,7 @@ pub fn row(conditions: &Conditions, cuts: &[Cut], ends: &Ends<'_>) -> anyhow::Re
         resume_ms: Summary::of(&since(|h| h.resumed_ns)),
         replayed_bytes: Summary::of(&replayed),
         goodput_mbit: received as f64 * 8.0 / 1e6 / conditions.seconds.max(1e-3),
-        goodput_around: bulk.then(|| around(&arrivals, cuts)),
+        goodput_around: (bulk && conditions.soft).then(|| around(&arrivals, cuts)),
         repeated: conditions.repeated,
         lateness_ms: conditions.lateness.as_secs_f64() * 1e3,
         stalls,

@@ -140,6 +140,7 @@ pub fn run(
         rtt: round_trip(&first),
         rate: None,
         v6: target.is_ipv6(),
+        soft: false,
         pace,
         seconds,
         repeated: 0,

@@ -182,6 +182,7 @@ pub fn measure(plan: &Plan) -> anyhow::Result<Vec<Row>> {
         rtt: plan.rtt,
         rate: plan.rate,
         v6: plan.v6,
+        soft: plan.scenario.is_soft(),
         pace: plan.pace,
         seconds,
         repeated,

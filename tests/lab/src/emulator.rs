@@ -37,6 +37,20 @@ pub struct Shape {
     pub backlog: Duration,
     /// Packets larger than this many bytes (from the IP header on) vanish without a word.
     pub mtu: Option<usize>,
+    /// Nothing comes through.
+    pub hole: Hole,
+}
+
+/// Where a direction swallows everything.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Hole {
+    /// Nowhere.
+    #[default]
+    None,
+    /// At its beginning: what is under way still arrives.
+    Entry,
+    /// At its end: what is under way does not.
+    Exit,
 }
 
 impl Default for Shape {
@@ -49,6 +63,7 @@ impl Default for Shape {
             rate_mbit: None,
             backlog: Duration::from_millis(50),
             mtu: None,
+            hole: Hole::None,
         }
     }
 }
@@ -120,6 +135,16 @@ impl Emulator {
             .lock()
             .unwrap_or_else(PoisonError::into_inner);
         shapes[usize::from(queue)] = shape;
+    }
+
+    /// Opens or closes a hole in a queue; it concerns packets under way, too.
+    pub fn hole(&self, queue: u16, hole: Hole) {
+        let mut shapes = self
+            .shared
+            .shapes
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        shapes[usize::from(queue)].hole = hole;
     }
 
     /// How late packets were let go since the last call: the 99th percentile. 10 ms stands for
@@ -295,7 +320,8 @@ impl Worker {
             let (Some(line), Some(shape)) = (lines.get_mut(line), shapes.get(line)) else {
                 return;
             };
-            match line.due(shape, packet.bytes, now) {
+            let arrives = line.due(shape, packet.bytes, now);
+            match arrives.filter(|_| shape.hole != Hole::Entry) {
                 Some(at) => {
                     *number += 1;
                     due.push(Reverse(Held {
@@ -315,6 +341,12 @@ impl Worker {
 
     fn release(&mut self) -> io::Result<()> {
         let now = Instant::now();
+        let shapes = self
+            .shared
+            .shapes
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone();
         while let Some(Reverse(held)) = self.due.peek()
             && held.at <= now
         {
@@ -324,7 +356,9 @@ impl Worker {
                 .min(LATENESS_STEPS);
             self.shared.lateness[step].fetch_add(1, Ordering::Relaxed);
             if let Some(Reverse(held)) = self.due.pop() {
-                self.queues.decide(held.packet, true)?;
+                let shape = shapes.get(usize::from(held.packet.queue));
+                let passes = shape.is_none_or(|s| s.hole != Hole::Exit);
+                self.queues.decide(held.packet, passes)?;
             }
         }
         Ok(())

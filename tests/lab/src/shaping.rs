@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use anyhow::Context;
 
-use crate::emulator::{Emulator, Shape};
+use crate::emulator::{Emulator, Hole, Shape};
 use crate::nfqueue::forget_connections;
 use crate::topology::{Direction, Lab, LinkName};
 
@@ -91,6 +91,17 @@ impl Lab {
     /// Drops what travels over a link in `direction`, without a word to anybody.
     pub fn blackhole(&self, link: LinkName, direction: Direction) -> anyhow::Result<()> {
         self.unblackhole(link)?;
+        // Where packets pass the emulator anyway, it does so at once; a change of the firewall makes all
+        // of them wait for some 20 ms first.
+        if let Some(emulator) = self.emulator.get() {
+            if direction != Direction::Down {
+                emulator.hole(queue(link, true), Hole::Entry);
+            }
+            if direction != Direction::Up {
+                emulator.hole(queue(link, false), Hole::Exit);
+            }
+            return Ok(());
+        }
         let side = link.router_side();
         // The hole is at the client's end of the link: what has passed it upwards still arrives,
         // what is under way downwards does not.
@@ -111,6 +122,11 @@ impl Lab {
 
     /// Ends [`Self::blackhole`].
     pub fn unblackhole(&self, link: LinkName) -> anyhow::Result<()> {
+        if let Some(emulator) = self.emulator.get() {
+            emulator.hole(queue(link, true), Hole::None);
+            emulator.hole(queue(link, false), Hole::None);
+            return Ok(());
+        }
         let table = format!(
             "table inet hole_{} {{}} ; delete table inet hole_{}",
             link.name(),

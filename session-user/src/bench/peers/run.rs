@@ -298,6 +298,7 @@ impl Run<'_> {
             rtt: self.plan.rtt,
             rate: self.plan.rate,
             v6: self.plan.v6,
+            soft: self.plan.scenario.is_soft(),
             pace: self.plan.pace,
             seconds: (now_ns() - began) as f64 / 1e9,
             repeated: self.repeated,

@@ -20,7 +20,7 @@ use super::harness::{
     App, HERE4, HERE6, PATIENCE, ask, capture, captured, direct, direct_server, everything,
     greeting, in_netns, run, serve,
 };
-use crate::capture::kernel::handshakes_filed;
+use crate::capture::{cgroup, kernel::handshakes_filed};
 
 const FAR4: &str = "192.0.2.7:443";
 const FAR6: &str = "[2001:db8::7]:443";
@@ -47,6 +47,24 @@ fn expect(to: &'static str, body: impl FnOnce() -> io::Result<String> + Send + '
             "{counters:?}"
         );
         assert_eq!(counters.no_cubic, 0, "{counters:?}");
+    });
+}
+
+#[test]
+fn the_cgroup_of_the_application_is_told() {
+    in_netns(async || {
+        let (capture, scope) = capture(&[everything()]);
+        let app = run(&scope, || TcpStream::connect(FAR4).map(|_| String::new()));
+        let (outcome, captured) = tokio::join!(app, capture.accept());
+        assert_eq!(outcome, Ok(String::new()));
+        let name = cgroup::name_of(captured.expect("a captured connection").cgroup);
+        let root = cgroup::cgroup2_root().expect("cgroup v2");
+        let path = scope
+            .path()
+            .strip_prefix(&root)
+            .expect("a path below the root");
+        assert_eq!(name.as_deref(), path.to_str());
+        assert_eq!(cgroup::name_of(u64::MAX), None);
     });
 }
 

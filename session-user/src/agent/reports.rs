@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use session_proto::wire::Mode;
+
 use super::commands::PeerHandle;
 use super::peer::PeerState;
 use crate::control::{
@@ -132,6 +134,8 @@ fn transport_report(c: &driver::CarrierReport) -> TransportReport {
         remote: c.remote,
         active: c.active,
         up: c.up,
+        lane: c.lane,
+        rate_mbit: c.rate.map(|r| r as f64 * 8.0 / 1e6),
         age_s: c.age.as_secs(),
         bytes_in: c.bytes_in,
         bytes_out: c.bytes_out,
@@ -146,6 +150,13 @@ fn stream_report(s: &driver::StreamReport) -> StreamReport {
         target: s.target.clone(),
         local: s.local,
         state: if s.connected { "open" } else { "connecting" }.to_owned(),
+        links: match s.service.mode {
+            Mode::Single => "single",
+            Mode::Redundant => "redundant",
+            Mode::Bonded => "bonded",
+        }
+        .to_owned(),
+        own_lane: s.service.own_lane,
         tx: s.tx,
         rx: s.rx,
     }

@@ -217,7 +217,11 @@ fn session_text(s: &SessionReport) -> String {
     );
     for t in &s.transports {
         let link = if t.link.is_empty() { "?" } else { &t.link };
-        let active = if t.active { "active" } else { "standby" };
+        let active = match (t.active, t.lane) {
+            (true, _) => "active".to_owned(),
+            (false, 0) => "standby".to_owned(),
+            (false, lane) => format!("lane {lane}"),
+        };
         let rtt = t
             .rtt_ms
             .map(|ms| format!("rtt {ms:.1} ms"))
@@ -229,8 +233,13 @@ fn session_text(s: &SessionReport) -> String {
     }
     for stream in &s.streams {
         let (tx, rx) = (bytes(stream.tx), bytes(stream.rx));
+        let links = match stream.links.as_str() {
+            "single" => String::new(),
+            links => format!("  {links}"),
+        };
+        let lane = if stream.own_lane { "  own lane" } else { "" };
         out.push_str(&format!(
-            "  stream {}  {}  {}  tx {tx}  rx {rx}\n",
+            "  stream {}  {}  {}{links}{lane}  tx {tx}  rx {rx}\n",
             stream.id, stream.target, stream.state
         ));
     }

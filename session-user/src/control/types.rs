@@ -256,6 +256,10 @@ pub struct TransportReport {
     pub active: bool,
     /// Whether both ends are authenticated on it.
     pub up: bool,
+    /// 0 for the first transport of its path; others keep the queues of streams apart.
+    pub lane: u64,
+    /// What it carries in Mbit/s, once it has been busy.
+    pub rate_mbit: Option<f64>,
     /// Seconds since it was made.
     pub age_s: u64,
     /// Bytes read from its socket.
@@ -279,6 +283,10 @@ pub struct StreamReport {
     pub local: Option<SocketAddr>,
     /// `open` or `connecting`.
     pub state: String,
+    /// How it uses the links: `single`, `redundant` or `bonded`.
+    pub links: String,
+    /// Whether it has a lane to itself.
+    pub own_lane: bool,
     /// Bytes read from the local socket.
     pub tx: u64,
     /// Bytes written to the local socket.

@@ -56,10 +56,35 @@ impl Driver {
         {
             self.rates.insert(key, rate);
         }
+        if let Some(carrier) = self.carriers.get(&handle) {
+            self.tell_pace(&carrier.socket, paced);
+        }
         if self.carrying == Some(handle) {
             self.session_rate = rate;
+            self.prepare_standbys();
         }
-        if let Some(carrier) = self.carriers.get(&handle) {
+    }
+
+    /// What a silent transport may have swallowed goes out on a standby all at once: it must not overrun
+    /// its link's queue just then.
+    fn prepare_standbys(&mut self) {
+        let idle = |h: &Handle| self.carrying != Some(*h);
+        let unprepared: Vec<Handle> = (self.carriers.iter())
+            .filter(|(h, c)| idle(h) && c.pacing.limit().is_none())
+            .map(|(&h, _)| h)
+            .collect();
+        for handle in unprepared {
+            self.adopt_rate(handle);
+        }
+    }
+
+    fn adopt_rate(&mut self, handle: Handle) {
+        let known = (self.carriers.get(&handle)).and_then(|c| self.known_rate(&c.path));
+        let Some(carrier) = self.carriers.get_mut(&handle) else {
+            return;
+        };
+        let adopted = known.and_then(|rate| carrier.pacing.adopt(rate));
+        if let (Some(paced), Some(carrier)) = (adopted, self.carriers.get(&handle)) {
             self.tell_pace(&carrier.socket, paced);
         }
     }
@@ -67,20 +92,12 @@ impl Driver {
     /// `active` has just become the one that carries. It begins at the rate of its path or of the session;
     /// those that are idle now keep their windows.
     pub(super) fn repace(&mut self, active: Handle) {
-        let known = (self.carriers.get(&active)).and_then(|c| self.known_rate(&c.path));
-        let mut adopted = None;
         for (&handle, carrier) in &mut self.carriers {
-            if handle == active {
-                adopted = known.and_then(|rate| carrier.pacing.adopt(rate));
-            } else if std::mem::take(&mut carrier.in_bulk) {
+            if handle != active && std::mem::take(&mut carrier.in_bulk) {
                 choose_congestion(&carrier.socket, false);
             }
         }
-        if let Some(paced) = adopted
-            && let Some(carrier) = self.carriers.get(&active)
-        {
-            self.tell_pace(&carrier.socket, paced);
-        }
+        self.adopt_rate(active);
     }
 
     fn tell_pace(&self, socket: &TcpStream, paced: Paced) {

@@ -4,6 +4,7 @@ use std::net::SocketAddr;
 use std::time::{Duration, Instant, SystemTime};
 
 use session_proto::session::Stats;
+use session_proto::wire::Service;
 
 use super::{Driver, Side};
 use crate::trace::Handover;
@@ -21,6 +22,10 @@ pub struct CarrierReport {
     pub active: bool,
     /// Whether both ends are authenticated on it.
     pub up: bool,
+    /// 0 for the first transport of its path.
+    pub lane: u64,
+    /// What it carries in bytes a second, once it has been busy.
+    pub rate: Option<u64>,
     /// How long it has stood.
     pub age: Duration,
     /// Bytes read from its socket.
@@ -44,6 +49,8 @@ pub struct StreamReport {
     pub local: Option<SocketAddr>,
     /// Whether the target is known to be connected.
     pub connected: bool,
+    /// How its records use the links.
+    pub service: Service,
     /// Bytes read from the local socket.
     pub tx: u64,
     /// Bytes written to the local socket.
@@ -102,6 +109,8 @@ impl Driver {
                 remote: carrier.path.remote,
                 active: self.session.active() == Some(handle),
                 up: self.session.is_up(handle),
+                lane: self.session.route(handle).unwrap_or_default().lane,
+                rate: self.session.rate(handle),
                 age: carrier.since.elapsed(),
                 bytes_in: carrier.bytes_in,
                 bytes_out: carrier.bytes_out,
@@ -115,6 +124,7 @@ impl Driver {
             target: app.target.clone(),
             local: app.local,
             connected: app.connected,
+            service: self.session.service(id).unwrap_or_default(),
             tx: app.bytes_read,
             rx: app.bytes_written,
         });

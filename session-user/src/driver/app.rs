@@ -229,6 +229,7 @@ impl Driver {
         {
             self.report.closed(&app);
             app.finish();
+            self.lanes_may_go();
         }
     }
 
@@ -244,6 +245,7 @@ impl Driver {
     pub(super) fn app_reset(&mut self, id: StreamId) {
         if let Some(app) = self.apps.remove(&id) {
             self.report.closed(&app);
+            self.lanes_may_go();
         }
     }
 

@@ -11,6 +11,8 @@ use crate::policy::{Choice, Lanes, Standby};
 
 /// Standbys of one session at once.
 const STANDBYS_MAX: usize = 3;
+/// A lane without a stream is kept for so long.
+const LANE_LINGERS: Duration = Duration::from_secs(2);
 /// A silent transport that does not answer after this time, or after three round trips if that is
 /// more, is given up.
 const DOOM: Duration = Duration::from_secs(1);
@@ -138,6 +140,15 @@ impl Driver {
             } else {
                 self.session.retire(handle);
             }
+        }
+    }
+
+    /// A stream is over: its lane may be of no more use. The next stream may come soon, though.
+    pub(super) fn lanes_may_go(&mut self) {
+        if let Side::Initiator(initiator) = &self.side
+            && initiator.config.lanes == Lanes::PerStream
+        {
+            self.look_again_at(Instant::now() + LANE_LINGERS);
         }
     }
 

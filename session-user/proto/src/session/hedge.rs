@@ -52,6 +52,8 @@ impl Session {
             } else if transport.pulse.falls_silent(now) {
                 self.events.push_back(Event::TransportSilent(handle));
                 self.hedge_against(now, handle);
+                // What waited for its queue may go elsewhere.
+                self.queues_changed();
             }
         }
     }
@@ -258,6 +260,7 @@ impl Session {
                 let retained = &self.retained;
                 other.purge(retained, |number| retained.is_on(number, hedge.to));
             }
+            self.queues_changed();
         } else if handle == hedge.to {
             self.hedge = None;
             self.retained.keep_copies(hedge.from, hedge.to);

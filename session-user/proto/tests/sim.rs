@@ -101,6 +101,10 @@ const REGRESSIONS: &[(u64, &str)] = &[
         88216,
         "a record that its transport swallowed was hidden by a later one that came over another",
     ),
+    (
+        193488,
+        "a request that crossed a RESUME took the peer to a transport that this end had left",
+    ),
 ];
 
 /// Runs `seeds` on all processors; every failure in the message, with the command that replays it.

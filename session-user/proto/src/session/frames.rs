@@ -173,12 +173,18 @@ impl Session {
         delay: Duration,
     ) -> Result<(), Violation> {
         if self.retained.acknowledge(ack)? {
+            let mut shorter = false;
             for (&other, transport) in &mut self.transports {
                 let here = other == handle;
                 transport
                     .pulse
                     .acknowledged(&self.retained, here, delay, now);
                 transport.term.acknowledged(&self.retained, now);
+                // What is left out is never written, so nothing else would tell that there is room.
+                shorter |= transport.skip_acknowledged(&self.retained);
+            }
+            if shorter {
+                self.queues_changed();
             }
             self.answered(now, handle);
             let lowest = self.retained.lowest();

@@ -52,6 +52,8 @@ impl Session {
             } else if transport.pulse.falls_silent(now) {
                 self.events.push_back(Event::TransportSilent(handle));
                 self.hedge_against(now, handle);
+                // What waited for its queue may go elsewhere.
+                self.queues_changed();
             }
         }
     }
@@ -258,6 +260,7 @@ impl Session {
                 let retained = &self.retained;
                 other.purge(retained, |number| retained.is_on(number, hedge.to));
             }
+            self.queues_changed();
         } else if handle == hedge.to {
             self.hedge = None;
             self.retained.keep_copies(hedge.from, hedge.to);
@@ -338,13 +341,26 @@ impl Session {
     /// one against a soft one, and the initiator's of two alike. One whose transport this end has left
     /// since crosses nothing: it may have been lost with it.
     fn stands_against(&self, seen: u64, hard: bool) -> bool {
-        let last = self.status_last.filter(|_| seen < self.status_sent);
-        let ours = last.filter(|(h, _)| self.active == Some(*h));
-        ours.is_some_and(|(_, ours_hard)| match (ours_hard, hard) {
+        let ours = self.wins_against(seen, hard);
+        ours.is_some_and(|h| self.active == Some(h))
+    }
+
+    /// Whether this end follows the peer's request though its own wins: the peer may follow that one, to
+    /// a transport that this end left in the meantime, as a RESUME asked.
+    fn misleads(&self, seen: u64, hard: bool) -> bool {
+        let ours = self.wins_against(seen, hard);
+        ours.is_some_and(|h| self.active != Some(h))
+    }
+
+    /// The transport of our latest request, if that crossed the peer's and wins.
+    fn wins_against(&self, seen: u64, hard: bool) -> Option<Handle> {
+        let (ours, ours_hard) = self.status_last.filter(|_| seen < self.status_sent)?;
+        let wins = match (ours_hard, hard) {
             (true, false) => true,
             (false, true) => false,
             _ => self.role == Role::Initiator,
-        })
+        };
+        wins.then_some(ours)
     }
 
     pub(super) fn handle_status(
@@ -377,12 +393,16 @@ impl Session {
         if self.stands_against(seen, hard) {
             return;
         }
+        let misleads = self.misleads(seen, hard);
         if standby {
             self.leave(handle);
         } else if hard {
             self.activate(handle);
         } else {
             self.move_softly(handle);
+        }
+        if let Some(active) = self.active.filter(|_| misleads) {
+            self.ask_to_use(active, false);
         }
     }
 }

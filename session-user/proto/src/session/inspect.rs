@@ -1,7 +1,8 @@
 //! What the simulator's checkers look at: no driver needs it, and nothing here changes anything.
 
 use super::Session;
-use super::event::Handle;
+use super::event::{Handle, StreamId};
+use super::transport::Transport;
 
 impl Session {
     /// The number that the next record of space R gets.
@@ -32,6 +33,18 @@ impl Session {
     /// The silent transport and the one beside it, while records go out on both.
     pub fn hedged(&self) -> Option<(Handle, Handle)> {
         self.hedge.map(|h| (h.from, h.to))
+    }
+
+    /// Whether stream `id` could be written to while nothing waits for any socket: then nothing is left
+    /// that would tell the driver so.
+    pub fn could_write(&self, id: StreamId) -> bool {
+        let idle = self.transports.values().all(Transport::is_idle);
+        idle && self.events.is_empty() && self.capacity_of(id) > Some(0)
+    }
+
+    /// Whether [`Session::poll_event`] has one.
+    pub fn has_events(&self) -> bool {
+        !self.events.is_empty()
     }
 
     /// The transports that record `number` is scheduled on.

@@ -200,6 +200,7 @@ impl Session {
             transport.draining = true;
         }
         self.leave(handle);
+        self.queues_changed();
     }
 
     pub(super) fn leave(&mut self, handle: Handle) {
@@ -294,6 +295,7 @@ impl Session {
             self.ask_to_use(handle, false);
         }
         self.events.push_back(Event::TransportUp(handle));
+        self.queues_changed();
         self.look_again(self.active);
         Ok(())
     }
@@ -320,6 +322,7 @@ impl Session {
         self.handle_ack(now, handle, ack, Duration::ZERO)?;
         self.answered(now, handle);
         self.events.push_back(Event::TransportUp(handle));
+        self.queues_changed();
         let alone = self.active.is_none();
         if alone {
             self.activate(handle);
@@ -368,5 +371,6 @@ impl Session {
             transport.draining = true;
         }
         self.leave(handle);
+        self.queues_changed();
     }
 }

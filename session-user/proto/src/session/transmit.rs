@@ -116,6 +116,7 @@ impl Session {
     pub fn transmitted(&mut self, now: Time, handle: Handle, written: usize) {
         if let Some(transport) = self.transports.get_mut(&handle) {
             transport.advance(&self.retained, now, written);
+            transport.skip_acknowledged(&self.retained);
             self.queue_moved(handle);
         }
     }

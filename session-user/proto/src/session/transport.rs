@@ -207,6 +207,19 @@ impl Transport {
         ahead
     }
 
+    /// Leaves out the next records of the queue that were acknowledged over another transport. True if
+    /// there were any.
+    pub fn skip_acknowledged(&mut self, retained: &Retained) -> bool {
+        let before = self.queue.len();
+        while let Some(queued) = self.queue.front()
+            && retained.get(queued.number).is_none()
+        {
+            self.queued_bytes -= queued.len;
+            self.queue.pop_front();
+        }
+        self.queue.len() < before
+    }
+
     /// Moves queued items into the stage. Records acknowledged meanwhile (over another transport)
     /// are left out.
     pub fn stage(&mut self, retained: &Retained) {
@@ -216,6 +229,7 @@ impl Transport {
                 (urgent, None)
             } else if let Some(queued) = self.queue.pop_front() {
                 let Some(record) = retained.get(queued.number) else {
+                    self.queued_bytes -= queued.len;
                     continue;
                 };
                 (record.clone(), Some(queued))
@@ -224,10 +238,6 @@ impl Transport {
             };
             bytes += next.0.len();
             self.staged.push_back(next);
-        }
-        if self.queue.is_empty() && self.urgent.is_empty() {
-            // Records that were left out were counted when they were queued.
-            self.queued_bytes = bytes - self.front_written;
         }
     }
 

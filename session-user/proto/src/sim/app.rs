@@ -33,7 +33,7 @@ pub(super) struct App {
     /// The session has no such stream any more; the application is yet to be told.
     cut_off: bool,
     readable: bool,
-    blocked: bool,
+    pub blocked: bool,
     write_pauses: bool,
     read_pauses: bool,
 }

@@ -50,6 +50,7 @@ impl World<'_> {
             self.check_memory(side);
             self.check_acknowledged(side);
             self.check_doubt(side);
+            self.check_told(side);
             self.note_rekeys(side);
         }
         self.check_live();
@@ -58,6 +59,23 @@ impl World<'_> {
             if let Some(session) = self.session(Side::Responder) {
                 session.close(now, 0, "out of the blue");
             }
+        }
+    }
+
+    /// An application that had to wait is told once it need not.
+    fn check_told(&mut self, side: Side) {
+        let host = &self.hosts[side as usize];
+        let Some(session) = host.session.as_ref().filter(|_| !self.is_asleep(side)) else {
+            return;
+        };
+        let waits = |(_, a): &(&StreamId, &App)| a.blocked && a.over.is_none();
+        let mut waiting = host.apps.iter().filter(waits);
+        let forgotten = waiting.find(|(id, _)| session.could_write(**id));
+        if let Some((&id, _)) = forgotten {
+            self.fail(format!(
+                "{side:?} was not told that it can write on stream {id}: {}",
+                self.describe()
+            ));
         }
     }
 

@@ -27,11 +27,18 @@ impl World<'_> {
                     return;
                 }
             }
-            if !self.flush(side) && rested {
+            // What is left out of a queue may be an event.
+            let wrote = self.flush(side);
+            if !wrote && rested && !self.has_events(side) {
                 return self.arm(side);
             }
         }
         self.fail(format!("{side:?} does not come to rest"));
+    }
+
+    fn has_events(&self, side: Side) -> bool {
+        let session = self.hosts[side as usize].session.as_ref();
+        session.is_some_and(Session::has_events)
     }
 
     /// Writes what the session has for every transport; true if anything was written.

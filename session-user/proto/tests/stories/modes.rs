@@ -283,3 +283,27 @@ fn a_soft_move_under_load_lets_the_old_link_help_until_the_new_one_carries() {
     write(pair.now, &mut pair.a, id, &[0; 10_000]);
     assert!(retained(&drain(pair.now, &mut pair.a, first.0)).is_empty());
 }
+
+#[test]
+fn a_queue_that_need_not_be_sent_any_more_makes_room() {
+    let (mut pair, first, standby) = two_links();
+    let redundant = [(); 3].map(|()| open(&mut pair, Mode::Redundant, false));
+    let single = pair.stream();
+    // The first link's socket takes nothing: what it was to carry waits.
+    let mut copies = Vec::new();
+    for id in redundant {
+        write(pair.now, &mut pair.a, id, &vec![1; 200 * 1024]);
+        copies.extend(drain(pair.now, &mut pair.a, standby.0));
+    }
+    assert_eq!(pair.a.capacity(single), 0);
+    while pair.a.poll_event().is_some() {}
+    feed(pair.now, &mut pair.b, standby.1, &copies).unwrap();
+    assert_eq!(pair.a.capacity(single), 0, "the copies may not arrive");
+    pair.wait(Duration::from_millis(6));
+    let back = drain(pair.now, &mut pair.b, standby.1);
+    feed(pair.now, &mut pair.a, standby.0, &back).unwrap();
+    let mut events = std::iter::from_fn(|| pair.a.poll_event());
+    assert!(events.any(|event| event == Event::Writable));
+    assert!(pair.a.capacity(single) > 0);
+    assert_eq!(pair.a.queued_bytes(first.0), 0);
+}

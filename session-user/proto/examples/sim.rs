@@ -79,6 +79,7 @@ fn run_all(args: &Arguments) -> Outcome {
         }
         let mut told = Instant::now();
         while next.load(Ordering::Relaxed) < args.seeds {
+            // Only to tell how far it is: the work is done by the other threads.
             std::thread::sleep(Duration::from_millis(20));
             if told.elapsed() > Duration::from_secs(5) {
                 told = Instant::now();

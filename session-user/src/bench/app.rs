@@ -233,6 +233,7 @@ fn send(socket: &mut TcpStream, pace: Pace, stop: &AtomicBool, sent: &mut u64) -
                     *sent += bytes as u64;
                 }
                 let next = start + due * 1_000_000;
+                // The pace itself: one message each millisecond of the clock.
                 thread::sleep(Duration::from_nanos(next.saturating_sub(now_ns())));
             }
         }

@@ -316,6 +316,7 @@ impl Bed {
                 Instant::now() < deadline,
                 "the agent's cgroup does not obey"
             );
+            // The file can be polled for changes, but not by its content.
             std::thread::sleep(LOOK);
         }
         Ok(())
@@ -379,6 +380,7 @@ impl Bed {
                 agent.check()?;
             }
             ensure!(Instant::now() < deadline, "it took longer than {limit:?}");
+            // The control socket answers questions and tells nothing by itself.
             std::thread::sleep(LOOK);
         }
     }

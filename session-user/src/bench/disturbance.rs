@@ -45,6 +45,7 @@ impl Scenario {
             Self::Nat => lab.forget_mappings()?,
             Self::Wake => {
                 lab.forget_mappings()?;
+                // How long the host is away is what is measured.
                 std::thread::sleep(SLEEP);
                 from = now_ns();
             }
@@ -59,6 +60,7 @@ impl Scenario {
             }
             Self::Flap => {
                 for _ in 0..FLAPS {
+                    // The pauses are the flapping.
                     lab.cut(LinkName::Wifi)?;
                     std::thread::sleep(FLAP);
                     lab.restore(LinkName::Wifi)?;
@@ -68,6 +70,7 @@ impl Scenario {
             Self::Outage => {
                 lab.cut(LinkName::Lte)?;
                 lab.cut(LinkName::Wifi)?;
+                // How long no link is there is what is measured.
                 std::thread::sleep(OUTAGE);
                 lab.restore(LinkName::Lte)?;
                 from = now_ns();

@@ -71,6 +71,7 @@ fn wait(
             Instant::now() < deadline,
             "the session does not change as expected within {limit:?}"
         );
+        // The control socket answers questions and tells nothing by itself.
         std::thread::sleep(Duration::from_millis(5));
     }
     Ok(())
@@ -163,6 +164,7 @@ pub fn run(
 fn cut_once(link: &str, control: &Path) -> anyhow::Result<Cut> {
     wait(control, MOVE_LIMIT, |s| carried_by(s) == Some(link))?;
     let calm = now_ns();
+    // The undisturbed time that the cut is compared with.
     std::thread::sleep(CALM);
     let from = now_ns();
     let restore = Restore(link);
@@ -170,6 +172,7 @@ fn cut_once(link: &str, control: &Path) -> anyhow::Result<Cut> {
     wait(control, MOVE_LIMIT, |s| {
         carried_by(s).is_some_and(|l| l != link)
     })?;
+    // What was under way arrives; arrivals are watched meanwhile.
     std::thread::sleep(CALM);
     let window = (from, now_ns());
     let handovers = session(control)?.handovers;

@@ -213,6 +213,7 @@ fn cut_once(bed: &mut Bed, plan: &Plan, run: usize) -> anyhow::Result<(Cut, Dura
     let scenario = plan.scenario;
     scenario.ready(bed)?;
     if scenario == Scenario::Cut && run % IDLE_EVERY == IDLE_EVERY - 1 {
+        // Idleness is the condition: the kernel may shrink an idle window.
         std::thread::sleep(IDLE);
     }
     let soft_bulk = scenario.is_soft() && plan.pace == Pace::Bulk;

@@ -10,7 +10,7 @@ use std::collections::BinaryHeap;
 use std::io;
 use std::os::fd::AsFd;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -79,6 +79,12 @@ struct Shared {
     ending: AtomicBool,
 }
 
+impl Shared {
+    fn shapes(&self) -> MutexGuard<'_, Vec<Shape>> {
+        self.shapes.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
 /// A thread that holds packets back. Dropping it lets go of what it holds.
 pub(crate) struct Emulator {
     shared: Arc<Shared>,
@@ -129,22 +135,12 @@ impl Emulator {
 
     /// Gives a queue another shape, for the packets to come.
     pub fn shape(&self, queue: u16, shape: Shape) {
-        let mut shapes = self
-            .shared
-            .shapes
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
-        shapes[usize::from(queue)] = shape;
+        self.shared.shapes()[usize::from(queue)] = shape;
     }
 
     /// Opens or closes a hole in a queue; it concerns packets under way, too.
     pub fn hole(&self, queue: u16, hole: Hole) {
-        let mut shapes = self
-            .shared
-            .shapes
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
-        shapes[usize::from(queue)].hole = hole;
+        self.shared.shapes()[usize::from(queue)].hole = hole;
     }
 
     /// How late packets were let go since the last call: the 99th percentile. 10 ms stands for
@@ -300,12 +296,7 @@ impl Worker {
     }
 
     fn take(&mut self) -> io::Result<()> {
-        let shapes = self
-            .shared
-            .shapes
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .clone();
+        let shapes = self.shared.shapes().clone();
         let now = Instant::now();
         let mut lost = Vec::new();
         let Self {
@@ -341,12 +332,7 @@ impl Worker {
 
     fn release(&mut self) -> io::Result<()> {
         let now = Instant::now();
-        let shapes = self
-            .shared
-            .shapes
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .clone();
+        let shapes = self.shared.shapes().clone();
         while let Some(Reverse(held)) = self.due.peek()
             && held.at <= now
         {

@@ -131,7 +131,7 @@ pub const LANES_MAX: u64 = 8;
 
 /// The rate of a transport times this is the size of its records: what comes after one does not wait
 /// longer for it.
-pub const RECORD_TIME: Duration = Duration::from_millis(2);
+pub const RECORD_TIME: Duration = Duration::from_millis(1);
 
 /// Application bytes in one record, at least, where there are so many: a segment's worth.
 pub const RECORD_DATA_BYTES_MIN: usize = 1400;
@@ -149,8 +149,8 @@ pub const BOND_REORDER_BYTES: usize = 1 << 20;
 /// Credit of one bonded stream: what its receiver may have to hold beyond a gap.
 pub const BOND_WINDOW_BYTES: u64 = 4 << 20;
 
-/// Bytes queued in user space on the transport that a soft handover moves to above which the old one
-/// goes on sending.
+/// Bytes queued in user space on a transport that are little: above it, a soft handover goes on sending
+/// over the old one, and redundant records wait.
 pub const EASE_QUEUE_BYTES: usize = 16 * 1024;
 
 /// For so long, at most.

@@ -64,6 +64,8 @@ pub(super) struct Carrier {
     /// Segments that had come beyond a missing one then.
     out_of_order: u32,
     looked_at: Instant,
+    /// When to see whether the peer's TCP still acknowledges.
+    pub watch_at: Option<Instant>,
     /// It has fallen silent, and is given up then unless it answers.
     pub doomed_at: Option<Instant>,
     pub pacing: Pacing,
@@ -85,7 +87,11 @@ impl Carrier {
         self.looked_at = Instant::now();
         // Where all was delivered, answers may wait behind a segment of the peer's that is missing.
         let waiting = info.unacked == 0 && info.out_of_order != self.out_of_order;
-        if info.delivered != self.delivered || waiting {
+        if info.delivered != self.delivered {
+            // That was then, however long nobody looked.
+            let at = self.looked_at.checked_sub(info.last_ack);
+            self.acked_since = at.map_or(self.looked_at, |at| at.max(self.acked_since));
+        } else if waiting {
             self.acked_since = self.looked_at;
         }
         self.delivered = info.delivered;
@@ -141,6 +147,7 @@ impl Driver {
             acked_since: Instant::now(),
             out_of_order: 0,
             looked_at: Instant::now(),
+            watch_at: None,
             doomed_at: None,
             pacing,
             losses: Losses::default(),
@@ -255,6 +262,7 @@ impl Driver {
                     carrier.bytes_out += n as u64;
                     self.session.transmitted(now, handle, n);
                     self.pace(handle);
+                    self.watch(handle);
                 }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
                     if carrier

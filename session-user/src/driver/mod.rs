@@ -16,6 +16,7 @@ mod manual;
 mod moves;
 mod narrow;
 mod pacing;
+mod quiet;
 pub mod ready;
 mod reauth;
 mod rejoin;
@@ -442,7 +443,7 @@ impl Driver {
         let carriers = self
             .carriers
             .values()
-            .flat_map(|c| [c.must_be_up_by, c.doomed_at, c.swallow_at])
+            .flat_map(|c| [c.must_be_up_by, c.doomed_at, c.swallow_at, c.watch_at])
             .flatten()
             .min();
         let hold = self.adrift_since.map(|since| since + self.common.hold);
@@ -461,6 +462,7 @@ impl Driver {
 
     fn handle_deadline(&mut self) {
         let now = Instant::now();
+        self.look_for_quiet(now);
         self.vouch();
         self.session.handle_timeout(self.clock.now());
         self.drop_unauthenticated(now);

@@ -11,6 +11,8 @@ use super::Driver;
 use super::carrier::Path;
 use crate::transport::{Congestion, Paced, Pacing, pace};
 
+/// A pair of transports goes by one part of so many below what the slower link carries.
+const PAIR_BELOW: u64 = 20;
 /// Paths whose rate is remembered.
 const RATES_MAX: usize = 64;
 
@@ -41,6 +43,8 @@ impl Driver {
             return;
         }
         let Some(info) = carrier.look() else { return };
+        let window = info.snd_cwnd as usize * info.snd_mss as usize;
+        self.session.assume_window(handle, window);
         let paced = carrier.pacing.look(&info, carrier.bytes_out, now);
         let lossy = carrier.losses.look(&info);
         let in_bulk = auto && !lossy;
@@ -56,13 +60,37 @@ impl Driver {
         {
             self.rates.insert(key, rate);
         }
-        if let Some(carrier) = self.carriers.get(&handle) {
+        if !self.pace_pair(handle)
+            && let Some(carrier) = self.carriers.get(&handle)
+        {
             self.tell_pace(&carrier.socket, paced);
         }
         if self.carrying == Some(handle) {
             self.session_rate = rate;
             self.prepare_standbys();
         }
+    }
+
+    /// Where redundant records go over `handle` and another one, neither may lag: both go at the pace of the
+    /// slower one, and a little below what its link carries, so that no queue stands in front of either.
+    /// One that is far slower does not count. False: there is no such pair.
+    fn pace_pair(&self, handle: Handle) -> bool {
+        let Some(pair) = self.session.pair().filter(|pair| pair.contains(&handle)) else {
+            return false;
+        };
+        let pair = pair.map(|h| self.carriers.get(&h));
+        let limits = pair.map(|c| c.and_then(|c| c.pacing.limit()));
+        let ([Some(a), Some(b)], [Some(one), Some(two)]) = (limits, pair) else {
+            return false;
+        };
+        let common = a.min(b);
+        if common < a.max(b) / 2 {
+            return false;
+        }
+        let paced = Paced::at(common - common / PAIR_BELOW);
+        self.tell_pace(&one.socket, paced);
+        self.tell_pace(&two.socket, paced);
+        true
     }
 
     /// What a silent transport may have swallowed goes out on a standby all at once: it must not overrun

@@ -16,12 +16,6 @@ const LANE_LINGERS: Duration = Duration::from_secs(2);
 /// A silent transport that does not answer after this time, or after three round trips if that is
 /// more, is given up.
 const DOOM: Duration = Duration::from_secs(1);
-/// Least time between two looks at a socket that may be silent.
-const LOOK_AGAIN: Duration = Duration::from_millis(2);
-/// TCP's acknowledgements come later than usual by so much, at most, while hosts and links are busy.
-const HOST_BUSY: Duration = Duration::from_millis(30);
-/// A peer's process that is scheduled late answers within this time.
-const PEER_BUSY: Duration = Duration::from_millis(60);
 
 impl Driver {
     /// Dials the standby that is missing most, and parts with what is not wanted. `ordered` is the
@@ -156,34 +150,6 @@ impl Driver {
         if let Side::Initiator(initiator) = &mut self.side {
             let sooner = initiator.look_at.is_none_or(|known| at < known);
             initiator.look_at = if sooner { Some(at) } else { initiator.look_at };
-        }
-    }
-
-    /// What is late may wait in a queue, of the kernel or of the link, and then TCP's acknowledgements
-    /// go on coming. Where they do, the transport is not called silent yet.
-    pub(super) fn vouch(&mut self) {
-        let now = self.clock.now();
-        let suspects: Vec<Handle> = self.session.suspects(now).collect();
-        for handle in suspects {
-            let Some(carrier) = self.carriers.get_mut(&handle) else {
-                continue;
-            };
-            let Some(info) = carrier.look() else {
-                continue;
-            };
-            let still = carrier.acked_since.elapsed();
-            // Between two acknowledgements of a full window, with twice as much for delayed ones.
-            let usual = info.rtt * 4 / info.snd_cwnd.max(1);
-            // Where all was delivered, it is the peer's process that is late.
-            let longest = if info.unacked == 0 {
-                PEER_BUSY
-            } else {
-                HOST_BUSY + usual
-            };
-            if still < longest {
-                let until = now + longest.saturating_sub(still).max(LOOK_AGAIN);
-                self.session.vouch(handle, until);
-            }
         }
     }
 

@@ -31,6 +31,8 @@ pub struct TcpInfo {
     pub snd_mss: u32,
     /// Segments that the peer's TCP has acknowledged, out of order too.
     pub delivered: u32,
+    /// How long ago the peer's TCP last acknowledged anything, in whole milliseconds.
+    pub last_ack: Duration,
     /// Segments sent again since the connection was made.
     pub retransmitted: u32,
     /// Bytes in the socket's buffer that have not been sent.
@@ -76,6 +78,7 @@ pub fn tcp_info(stream: &TcpStream) -> io::Result<TcpInfo> {
         snd_cwnd: info.tcpi_snd_cwnd,
         snd_mss: info.tcpi_snd_mss,
         delivered: info.tcpi_delivered,
+        last_ack: Duration::from_millis(info.tcpi_last_ack_recv.into()),
         retransmitted: info.tcpi_total_retrans,
         notsent: info.tcpi_notsent_bytes,
         delivery_rate: info.tcpi_delivery_rate,

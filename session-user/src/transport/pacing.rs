@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use super::TcpInfo;
 
-/// A delay of so much beyond the least one is a queue, or a quarter of the least one if that is more.
+/// A delay of so much beyond the least one is a queue, or an eighth of the least one if that is more.
 const QUEUE: Duration = Duration::from_millis(4);
 /// Least time between two looks.
 const LOOK: Duration = Duration::from_millis(5);
@@ -19,6 +19,12 @@ const LOOK: Duration = Duration::from_millis(5);
 const BUSY_BYTES: u64 = 16 * 1024;
 /// So many rounds in a row that drain nothing: the delay is the path's own, or another's queue.
 const STUCK_MAX: u32 = 5;
+/// Rounds between two attempts to have more than the link was seen to carry: at first, and at most, when
+/// attempts lead to nothing but queues.
+const HELD_MIN: u32 = 4;
+const HELD_MAX: u32 = 24;
+/// Rounds until what a higher limit did is seen.
+const SEEN_AFTER: u32 = 2;
 /// The least limit, in bytes a second: 2 segments each 40 ms.
 const LIMIT_MIN: u64 = 72_000;
 /// `TCP_NOTSENT_LOWAT` is what goes out in this time, within bounds.
@@ -37,8 +43,18 @@ pub struct Pacing {
     last_rtt: Duration,
     /// What was delivered while a queue stood.
     link_rate: Option<u64>,
-    /// The highest rate of late.
+    /// That queue came of sending more than was delivered, and not of what others send, or of what goes
+    /// the other way.
+    ours: bool,
+    /// Rounds until more is tried, and how many they were when a queue last was the answer.
+    held: u32,
+    hold: u32,
+    /// Attempts in a row that were no queue's cause.
+    raised: u32,
+    /// What the link carries, once a queue has shown it, or the highest rate of late.
     carried: u64,
+    /// It was a queue that showed it.
+    certain: bool,
     looked_at: Instant,
     sent_then: u64,
 }
@@ -88,7 +104,12 @@ impl Pacing {
             stuck: 0,
             last_rtt: Duration::ZERO,
             link_rate: None,
+            ours: false,
+            held: 0,
+            hold: HELD_MIN,
+            raised: 0,
             carried: 0,
+            certain: false,
             looked_at: now,
             sent_then: 0,
         }
@@ -135,12 +156,12 @@ impl Pacing {
         if info.app_limited {
             // It says what the application does, not what the path takes.
             self.link_rate = None;
-        } else if info.rtt.saturating_sub(base) > QUEUE.max(base / 4) {
+        } else if info.rtt.saturating_sub(base) > QUEUE.max(base / 8) {
             self.drain(info, base);
         } else {
             self.probe(info.delivery_rate);
         }
-        if !info.app_limited {
+        if !info.app_limited && !self.certain {
             self.carried = info.delivery_rate.max(self.carried - self.carried / 16);
         }
         self.last_rtt = info.rtt;
@@ -153,6 +174,10 @@ impl Pacing {
         // While less is sent, less is delivered: what was seen first counts, unless not even that comes
         // through which is sent.
         let all = |limit: u64| info.delivery_rate >= limit - limit / 10;
+        if self.link_rate.is_none() {
+            let pushed = |limit: u64| limit > info.delivery_rate + info.delivery_rate / 20;
+            self.ours = self.limit.is_none_or(pushed);
+        }
         let held = self.link_rate.filter(|_| self.limit.is_none_or(all));
         let rate = held.unwrap_or_default().max(info.delivery_rate);
         self.link_rate = Some(rate);
@@ -169,16 +194,35 @@ impl Pacing {
         self.limit = Some(self.limit.map_or(below, |limit| limit.min(below)));
     }
 
-    /// None stands. Behind one, the link's rate is known; otherwise, if it is the limit that holds the
-    /// transport back, there may be more to have.
+    /// None stands. Behind one of our making, the link's rate is known, and just below it none builds
+    /// up; otherwise, if it is the limit that holds the transport back, there may be more to have.
     fn probe(&mut self, rate: u64) {
         self.stuck = 0;
         let Some(limit) = self.limit else { return };
-        self.limit = Some(match self.link_rate.take() {
-            Some(link) => limit.max(link),
-            None if rate >= limit - limit / 5 => limit + limit / 8,
-            None => limit,
-        });
+        if let Some(link) = self.link_rate.take() {
+            self.raised = 0;
+            if !self.ours {
+                self.held = SEEN_AFTER;
+                self.limit = Some(limit.max(link));
+                return;
+            }
+            self.carried = link;
+            self.certain = true;
+            self.hold = (self.hold * 2).min(HELD_MAX);
+            self.held = self.hold;
+            self.limit = Some(link - link / 50);
+        } else if self.held > 0 {
+            self.held -= 1;
+        } else if rate >= limit - limit / 5 {
+            self.carried = self.carried.max(rate);
+            self.held = SEEN_AFTER;
+            if self.raised > 0 {
+                self.hold = HELD_MIN;
+            }
+            let part = if self.raised == 0 { 8 } else { 4 };
+            self.raised += 1;
+            self.limit = Some(limit + limit / part);
+        }
     }
 }
 
@@ -275,6 +319,31 @@ mod tests {
         model.run(3000);
         let (rate, _) = model.run(4000);
         assert!(rate > 0.85 * RATE, "{} of the link", rate / RATE);
+    }
+
+    #[test]
+    fn a_link_that_became_faster_is_used() {
+        let mut model = Model::new();
+        model.run(4000);
+        model.rate = RATE * 2.0;
+        model.run(3000);
+        let (rate, _) = model.run(2000);
+        assert!(rate > 1.8 * RATE, "{} of the old link", rate / RATE);
+    }
+
+    #[test]
+    fn what_waits_on_the_way_back_does_not_make_it_slow() {
+        let mut model = Model::new();
+        model.run(1000);
+        // What the peer sends makes a queue now and then, and acknowledgements wait in it.
+        for _ in 0..20 {
+            model.base = 0.055;
+            model.run(100);
+            model.base = 0.040;
+            model.run(100);
+        }
+        let (rate, _) = model.run(1000);
+        assert!(rate > 0.9 * RATE, "{} of the link", rate / RATE);
     }
 
     #[test]

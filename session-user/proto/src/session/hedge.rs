@@ -50,12 +50,32 @@ impl Session {
             if transport.pulse.must_ask(now) {
                 self.ask(now, handle);
             } else if transport.pulse.falls_silent(now) {
-                self.events.push_back(Event::TransportSilent(handle));
-                self.hedge_against(now, handle);
-                // What waited for its queue may go elsewhere.
-                self.queues_changed();
+                self.fell_silent(now, handle);
             }
         }
+    }
+
+    fn fell_silent(&mut self, now: Time, handle: Handle) {
+        self.events.push_back(Event::TransportSilent(handle));
+        self.hedge_against(now, handle);
+        // What waited for its queue may go elsewhere.
+        self.queues_changed();
+    }
+
+    /// The driver knows that `handle` answers no more, before the session's own answers are late: such as
+    /// from TCP's acknowledgements, which have stopped while much is under way. No more than what silence
+    /// does follows from it, so it may be wrong.
+    pub fn suspect(&mut self, now: Time, handle: Handle) {
+        self.now = now;
+        let falls = |t: &mut Transport| t.can_fall_silent() && t.pulse.becomes_silent();
+        if self.is_open() && self.transports.get_mut(&handle).is_some_and(falls) {
+            self.fell_silent(now, handle);
+        }
+    }
+
+    /// Bytes that `handle`'s socket took and the peer has not acknowledged.
+    pub fn in_flight(&self, handle: Handle) -> u64 {
+        (self.transports.get(&handle)).map_or(0, |t| t.pulse.in_flight())
     }
 
     /// The driver knows a round-trip time of `handle` from elsewhere, such as the kernel's of the TCP

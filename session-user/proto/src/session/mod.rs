@@ -12,6 +12,7 @@
 mod app;
 mod buf;
 mod config;
+mod ease;
 mod event;
 mod flow;
 mod frames;
@@ -47,7 +48,7 @@ use flow::Flow;
 use hedge::Hedge;
 use rekey::{Epochs, Reauth};
 use retained::Retained;
-use schedule::Easing;
+use ease::Easing;
 use stream::Stream;
 pub use term::Firsts;
 use transmit::AckState;

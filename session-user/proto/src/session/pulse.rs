@@ -139,6 +139,11 @@ impl Pulse {
         self.rate.bytes_per_s()
     }
 
+    /// Bytes that were written and are not acknowledged.
+    pub fn in_flight(&self) -> u64 {
+        self.rate.in_flight()
+    }
+
     /// When what is written now behind `queued` bytes is through.
     pub fn through_in(&self, queued: usize) -> Duration {
         let ahead = self.rate.in_flight() + queued as u64;
@@ -295,7 +300,12 @@ impl Pulse {
 
     /// Whether the time has come to call it silent; then it is.
     pub fn falls_silent(&mut self, now: Time) -> bool {
-        if !self.is_waiting() || self.deadline().is_none_or(|at| now < at) {
+        self.deadline().is_some_and(|at| now >= at) && self.becomes_silent()
+    }
+
+    /// The driver knows that it is silent: true if anything is under way, and it was not known.
+    pub fn becomes_silent(&mut self) -> bool {
+        if self.silent || !self.is_waiting() {
             return false;
         }
         self.silent = true;

@@ -11,9 +11,8 @@ use super::event::{Event, Handle, StreamId};
 use super::transport::{Phase, Transport};
 use crate::Time;
 use crate::limits::{
-    BOND_QUEUE_BYTES, BOND_REORDER_BYTES, EASE_QUEUE_BYTES, EASE_TIME, LANES_MAX,
-    RECORD_DATA_BYTES_MIN, RECORD_WINDOW_RESERVE, RETAIN_RESERVE_BYTES, RETAINED_OVERHEAD_BYTES,
-    STREAM_DATA_BYTES_MAX,
+    BOND_QUEUE_BYTES, BOND_REORDER_BYTES, LANES_MAX, RECORD_DATA_BYTES_MIN, RECORD_WINDOW_RESERVE,
+    RETAIN_RESERVE_BYTES, RETAINED_OVERHEAD_BYTES, STREAM_DATA_BYTES_MAX,
 };
 use crate::wire::{Mode, Route, Service};
 
@@ -76,20 +75,13 @@ impl Appetite {
     }
 }
 
-/// A soft handover under load: the old transport goes on sending what the new one does not take yet.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Easing {
-    from: Handle,
-    until: Time,
-}
-
 impl Session {
     fn usable(&self, handle: Handle) -> Option<&Transport> {
         self.transports.get(&handle).filter(|t| t.can_carry())
     }
 
     /// One that the peer has answered on, and still does.
-    fn answering(&self, handle: Handle) -> Option<&Transport> {
+    pub(super) fn answering(&self, handle: Handle) -> Option<&Transport> {
         let answers = |t: &&Transport| t.phase == Phase::Up && !t.pulse.is_silent();
         self.usable(handle).filter(answers)
     }
@@ -106,7 +98,10 @@ impl Session {
         }
         Some(Place::one(match service.mode {
             Mode::Bonded => self.soonest()?,
-            Mode::Single | Mode::Redundant => self.single(id, service, active),
+            Mode::Single | Mode::Redundant => match self.lane(id, service, active) {
+                Some(lane) => lane,
+                None => self.eased(active)?,
+            },
         }))
     }
 
@@ -184,23 +179,7 @@ impl Session {
         (!full).then_some((Duration::ZERO, active))
     }
 
-    /// One transport: a lane of the active path, or the active one itself, or, while a move is eased,
-    /// the one that was left.
-    fn single(&self, id: StreamId, service: Service, active: Handle) -> Handle {
-        if let Some(lane) = self.lane(id, service, active) {
-            return lane;
-        }
-        let full = |h: Handle| {
-            self.transports
-                .get(&h)
-                .is_none_or(|t| t.queued_bytes() >= EASE_QUEUE_BYTES)
-        };
-        let eased = self.easing.filter(|e| self.now < e.until && full(active));
-        let from = eased.map(|e| e.from).filter(|h| !full(*h));
-        from.filter(|h| self.answering(*h).is_some())
-            .unwrap_or(active)
-    }
-
+    /// A lane of the active path, if the stream is to use one and it stands.
     fn lane(&self, id: StreamId, service: Service, active: Handle) -> Option<Handle> {
         let path = self.transports.get(&active)?.route.path;
         let lanes = || {
@@ -220,21 +199,6 @@ impl Session {
         }
         let count = lanes().count().max(1);
         lanes().nth((id >> 1) as usize % count).map(|(h, _)| h)
-    }
-
-    /// The session moves to `to` while the transport that it leaves works.
-    pub(super) fn ease(&mut self, from: Option<Handle>, to: Handle) {
-        let from = from.filter(|h| *h != to && self.answering(*h).is_some());
-        self.easing = from.map(|from| Easing {
-            from,
-            until: self.now + EASE_TIME,
-        });
-    }
-
-    /// Until when `handle`, which a soft handover has left, may still be needed, if it may at `now`.
-    pub fn eases(&self, now: Time, handle: Handle) -> Option<Time> {
-        let easing = self.easing.filter(|e| e.from == handle);
-        easing.map(|e| e.until).filter(|until| now < *until)
     }
 
     /// How many bytes [`Session::write`] takes for `id` now, at most one record's worth. Zero
@@ -269,8 +233,12 @@ impl Session {
             None => place,
         };
         let transport = |h: Handle| self.transports.get(&h);
-        let mut queues = counts.handles().filter_map(transport).peekable();
-        if queues.peek().is_some() && queues.all(Transport::is_full) {
+        let queues = || counts.handles().filter_map(transport);
+        let waits = match (counts.doubled, self.keeps_pace(counts)) {
+            (true, true) => queues().any(|t| t.queued_bytes() >= t.doubled_limit()),
+            _ => queues().next().is_some() && queues().all(Transport::is_full),
+        };
+        if waits {
             return None;
         }
         let sizes = place.handles().filter_map(transport);
@@ -279,6 +247,16 @@ impl Session {
             size.unwrap_or(STREAM_DATA_BYTES_MAX)
                 .min(self.flight_room()),
         )
+    }
+
+    /// Whether the two transports of redundant records are about as fast as each other. Then both are
+    /// waited for, so that neither lags: what it lags by is what a loss of the other costs. One that is
+    /// far slower must not hold the other back.
+    fn keeps_pace(&self, place: Place) -> bool {
+        let rate = |h: Handle| self.transports.get(&h).and_then(|t| t.pulse.rate());
+        let rates = place.handles().filter_map(rate);
+        let (least, most) = rates.fold((u64::MAX, 0), |(a, b), r| (a.min(r), b.max(r)));
+        least >= most / 2
     }
 
     /// A record that is sent again keeps its size: it must not be most of what a standby may send
@@ -336,6 +314,12 @@ impl Session {
         if let Some(transport) = self.transports.get_mut(&handle) {
             transport.window = Some(bytes);
         }
+    }
+
+    /// The two transports that redundant records travel on, while there are such streams and both stand.
+    pub fn pair(&self) -> Option<[Handle; 2]> {
+        let active = self.active.filter(|_| self.doubled_streams > 0)?;
+        Some([active, self.partner(active)?])
     }
 
     /// Where `handle` runs, as its dialler said.

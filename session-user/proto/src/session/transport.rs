@@ -11,7 +11,7 @@ use super::retained::Retained;
 use super::term::Term;
 use crate::Time;
 use crate::limits::{
-    QUEUE_TIME, RECORD_HEADER_BYTES, TRANSPORT_QUEUE_BYTES, TRANSPORT_QUEUE_BYTES_MIN,
+    EASE_QUEUE_BYTES, QUEUE_TIME, RECORD_HEADER_BYTES, TRANSPORT_QUEUE_BYTES, TRANSPORT_QUEUE_BYTES_MIN,
 };
 use crate::seal::{Epoch, RecordKey, SealKeys};
 use crate::wire::{Route, Space};
@@ -133,6 +133,11 @@ impl Transport {
     /// Whether no new data is to be sealed for it.
     pub fn is_full(&self) -> bool {
         self.queued_bytes >= self.queue_limit()
+    }
+
+    /// The same for records that go over a second transport too, at the pace of the slower one.
+    pub fn doubled_limit(&self) -> usize {
+        (self.pulse.record_bytes() * 2).max(EASE_QUEUE_BYTES)
     }
 
     /// Whether an answer can be expected on it. Records follow a dialler's RESUME at once, so they may

@@ -1,0 +1,130 @@
+//! What the kernel knows of transports that do not answer: TCP's own acknowledgements.
+//!
+//! The session's answers wait in the queues of both hosts, so in bulk their absence tells late; and what
+//! is late may only wait. TCP's acknowledgements come from the peer's kernel, steadily while much is under
+//! way: where they go on, a transport is not called silent, and where they stop, it is, at once.
+
+use std::time::{Duration, Instant};
+
+use session_proto::session::Handle;
+
+use super::Driver;
+use crate::transport::TcpInfo;
+
+/// Least time between two looks at a socket that may be silent.
+const LOOK_AGAIN: Duration = Duration::from_millis(2);
+/// TCP's acknowledgements come later than usual by so much, at most, while hosts and links are busy.
+const HOST_BUSY: Duration = Duration::from_millis(30);
+/// A peer's process that is scheduled late answers within this time.
+const PEER_BUSY: Duration = Duration::from_millis(60);
+/// Bytes under way from which on acknowledgements come steadily.
+const BUSY_BYTES: u64 = 32 * 1024;
+/// Segments in flight from which on the peer does not delay its acknowledgement: it does so for one of
+/// every two (RFC 9293 section 3.8.6.3), and some hosts for more.
+const STEADY_SEGMENTS: u32 = 8;
+
+impl Driver {
+    /// `handle` has taken bytes. While much is under way, its acknowledgements are looked at.
+    pub(super) fn watch(&mut self, handle: Handle) {
+        let busy = self.session.in_flight(handle) >= BUSY_BYTES;
+        if let Some(carrier) = self.carriers.get_mut(&handle).filter(|_| busy) {
+            (carrier.watch_at).get_or_insert_with(|| Instant::now() + HOST_BUSY);
+        }
+    }
+
+    /// Looks at the transports whose time has come, and calls those silent whose acknowledgements have
+    /// stopped while much is under way.
+    pub(super) fn look_for_quiet(&mut self, now: Instant) {
+        let due = |at: &mut Instant| now >= *at;
+        let mut quiet = Vec::new();
+        for (&handle, carrier) in &mut self.carriers {
+            if carrier.watch_at.take_if(due).is_none() || self.session.is_silent(handle) {
+                continue;
+            }
+            let oldest = self.session.unanswered_since(handle);
+            let (Some(info), Some(oldest)) = (carrier.look(), oldest) else {
+                continue;
+            };
+            if info.unacked < STEADY_SEGMENTS {
+                continue;
+            }
+            // What went out after a pause is not acknowledged before a round trip is over.
+            let under_way = self.clock.now().since(oldest);
+            let first = (info.rtt + HOST_BUSY.max(info.rttvar * 4)).saturating_sub(under_way);
+            let still = carrier.acked_since.elapsed();
+            let wait = longest(&info).saturating_sub(still).max(first);
+            if wait.is_zero() {
+                quiet.push(handle);
+            } else {
+                carrier.watch_at = Some(now + wait.max(LOOK_AGAIN));
+            }
+        }
+        for handle in quiet {
+            self.session.suspect(self.clock.now(), handle);
+        }
+    }
+
+    /// What is late may wait in a queue, of the kernel or of the link, and then TCP's acknowledgements
+    /// go on coming. Where they do, the transport is not called silent yet.
+    pub(super) fn vouch(&mut self) {
+        let now = self.clock.now();
+        let suspects: Vec<Handle> = self.session.suspects(now).collect();
+        for handle in suspects {
+            let Some(carrier) = self.carriers.get_mut(&handle) else {
+                continue;
+            };
+            let Some(info) = carrier.look() else {
+                continue;
+            };
+            let still = carrier.acked_since.elapsed();
+            let longest = longest(&info);
+            if still < longest {
+                let until = now + longest.saturating_sub(still).max(LOOK_AGAIN);
+                self.session.vouch(handle, until);
+            }
+        }
+    }
+}
+
+/// The longest time between two acknowledgements while the path works.
+fn longest(info: &TcpInfo) -> Duration {
+    if info.unacked == 0 {
+        // All was delivered: it is the peer's process that is late.
+        return PEER_BUSY;
+    }
+    // Between two acknowledgements of a full window, or of what is delivered, with twice as much for
+    // delayed ones.
+    let of_window = info.rtt * 4 / info.snd_cwnd.max(1);
+    let segments = u64::from(info.snd_mss) * 4;
+    let of_rate = (segments * 1_000_000).checked_div(info.delivery_rate);
+    let of_rate = Duration::from_micros(of_rate.unwrap_or_default());
+    HOST_BUSY + of_window.max(of_rate)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn slow_transports_are_given_more_time() {
+        let fast = TcpInfo {
+            rtt: Duration::from_millis(40),
+            unacked: 100,
+            snd_cwnd: 200,
+            snd_mss: 1448,
+            delivery_rate: 6_250_000,
+            ..TcpInfo::default()
+        };
+        assert!(longest(&fast) < HOST_BUSY + Duration::from_millis(1));
+        let slow = TcpInfo {
+            delivery_rate: 20_000,
+            ..fast
+        };
+        assert!(longest(&slow) > Duration::from_millis(300));
+        let delivered = TcpInfo {
+            unacked: 0,
+            ..fast
+        };
+        assert_eq!(longest(&delivered), PEER_BUSY);
+    }
+}

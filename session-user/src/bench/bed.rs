@@ -19,6 +19,11 @@ const START_TIMEOUT: Duration = Duration::from_secs(20);
 /// Between two looks at something that has no event to wait for.
 const LOOK: Duration = Duration::from_millis(5);
 
+/// The agents' log filter, as HOLDFAST_BENCH_LOG says, to look into what a measurement does.
+fn log_filter() -> String {
+    std::env::var("HOLDFAST_BENCH_LOG").map_or_else(|_| String::new(), |f| format!("log = {f:?}\n"))
+}
+
 /// A program that is ended with this value.
 pub struct Running {
     child: Child,
@@ -231,10 +236,11 @@ impl Bed {
             .map(|t| format!("\"{t}\""))
             .collect();
         format!(
-            "{}[agent]\ncontrol = \"{}\"\n[accept]\nlisten = [\"0.0.0.0:{PORT}\", \"[::]:{PORT}\"]\n{}\
+            "{}[agent]\ncontrol = \"{}\"\n{}[accept]\nlisten = [\"0.0.0.0:{PORT}\", \"[::]:{PORT}\"]\n{}\
              [[accept.allow]]\npeer = \"client\"\nto = [{}]\n{}",
             self.identity("gateway"),
             control.display(),
+            log_filter(),
             self.config.accept_extra,
             to.join(", "),
             self.config.gateway_extra
@@ -259,10 +265,11 @@ impl Bed {
             .collect();
         let users = users.join(", ");
         format!(
-            "{}[agent]\ncontrol = \"{}\"\ncapture_cgroups = [\"{}\"]\nrun_users = [{users}]\n[[peer]]\nname = \"gateway\"\naddresses = [{gateways}]\n\
+            "{}[agent]\ncontrol = \"{}\"\n{}capture_cgroups = [\"{}\"]\nrun_users = [{users}]\n[[peer]]\nname = \"gateway\"\naddresses = [{gateways}]\n\
              [[capture]]\npeer = \"gateway\"\nto = [\"{}\", \"{}\"]\n{}[links]\nprefer = [\"{wifi}\", \"{lte}\"]\n{}",
             self.identity("client"),
             control.display(),
+            log_filter(),
             self.cgroup.path().display(),
             Lab::target(false),
             Lab::target(true),

@@ -46,6 +46,18 @@ impl Driver {
         let window = info.snd_cwnd as usize * info.snd_mss as usize;
         self.session.assume_window(handle, window);
         let paced = carrier.pacing.look(&info, carrier.bytes_out, now);
+        tracing::trace!(
+            link = %carrier.path.link,
+            rtt = ?info.rtt,
+            min_rtt = ?info.min_rtt,
+            delivery_rate = info.delivery_rate,
+            app_limited = info.app_limited,
+            cwnd = info.snd_cwnd,
+            unacked = info.unacked,
+            notsent = info.notsent,
+            pacing = ?carrier.pacing,
+            "a transport's rate"
+        );
         let lossy = carrier.losses.look(&info);
         let in_bulk = auto && !lossy;
         if carrier.in_bulk != in_bulk {

@@ -121,10 +121,7 @@ mod tests {
             ..fast
         };
         assert!(longest(&slow) > Duration::from_millis(300));
-        let delivered = TcpInfo {
-            unacked: 0,
-            ..fast
-        };
+        let delivered = TcpInfo { unacked: 0, ..fast };
         assert_eq!(longest(&delivered), PEER_BUSY);
     }
 }

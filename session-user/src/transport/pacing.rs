@@ -23,6 +23,8 @@ const STUCK_MAX: u32 = 5;
 /// attempts lead to nothing but queues.
 const HELD_MIN: u32 = 4;
 const HELD_MAX: u32 = 24;
+/// Rounds whose best counts as what is delivered: a queue that grows on the way back makes one look slow.
+const RECENT: usize = 3;
 /// Rounds until what a higher limit did is seen.
 const SEEN_AFTER: u32 = 2;
 /// The least limit, in bytes a second: 2 segments each 40 ms.
@@ -41,11 +43,13 @@ pub struct Pacing {
     /// Rounds in a row in which the queue did not shrink.
     stuck: u32,
     last_rtt: Duration,
-    /// What was delivered while a queue stood.
+    /// What was delivered in the latest rounds, in bytes a second.
+    recent: [u64; RECENT],
+    /// A queue stands: the limit of before.
+    before_queue: Option<u64>,
+    /// It came of sending more than was delivered, and this is what the link carries; otherwise it is what
+    /// others send, or waits on the way back.
     link_rate: Option<u64>,
-    /// That queue came of sending more than was delivered, and not of what others send, or of what goes
-    /// the other way.
-    ours: bool,
     /// Rounds until more is tried, and how many they were when a queue last was the answer.
     held: u32,
     hold: u32,
@@ -103,8 +107,9 @@ impl Pacing {
             base: None,
             stuck: 0,
             last_rtt: Duration::ZERO,
+            recent: [0; RECENT],
+            before_queue: None,
             link_rate: None,
-            ours: false,
             held: 0,
             hold: HELD_MIN,
             raised: 0,
@@ -156,10 +161,15 @@ impl Pacing {
         if info.app_limited {
             // It says what the application does, not what the path takes.
             self.link_rate = None;
-        } else if info.rtt.saturating_sub(base) > QUEUE.max(base / 8) {
-            self.drain(info, base);
+            self.limit = self.before_queue.take().or(self.limit);
         } else {
-            self.probe(info.delivery_rate);
+            self.recent.rotate_right(1);
+            self.recent[0] = info.delivery_rate;
+            if info.rtt.saturating_sub(base) > QUEUE.max(base / 8) {
+                self.drain(info, base);
+            } else {
+                self.probe(info.delivery_rate);
+            }
         }
         if !info.app_limited && !self.certain {
             self.carried = info.delivery_rate.max(self.carried - self.carried / 16);
@@ -169,27 +179,43 @@ impl Pacing {
         Some(Paced::at(limit))
     }
 
-    /// A queue stands: what is delivered is what the link carries, and for a while less is to come.
+    /// A queue stands. Where more was sent than is delivered, it is of our making: what is delivered is
+    /// what the link carries, and for a while less is to come. Where it is not, a little less tells whether
+    /// some of it was.
     fn drain(&mut self, info: &TcpInfo, base: Duration) {
-        // While less is sent, less is delivered: what was seen first counts, unless not even that comes
-        // through which is sent.
-        let all = |limit: u64| info.delivery_rate >= limit - limit / 10;
-        if self.link_rate.is_none() {
-            let pushed = |limit: u64| limit > info.delivery_rate + info.delivery_rate / 20;
-            self.ours = self.limit.is_none_or(pushed);
+        let delivered = self.recent.iter().copied().max().unwrap_or_default();
+        if self.before_queue.is_none() {
+            self.before_queue = Some(self.limit.unwrap_or(u64::MAX));
         }
-        let held = self.link_rate.filter(|_| self.limit.is_none_or(all));
-        let rate = held.unwrap_or_default().max(info.delivery_rate);
-        self.link_rate = Some(rate);
+        let pushes = |limit: u64| limit > delivered + delivered / 20;
+        if self.link_rate.is_none() && self.limit.is_none_or(pushes) {
+            self.link_rate = Some(delivered);
+        }
         let shrinks = info.rtt + QUEUE / 4 < self.last_rtt;
         self.stuck = if shrinks { 0 } else { self.stuck + 1 };
         if self.stuck > STUCK_MAX {
             self.stuck = 0;
             self.base = Some(info.rtt);
-            self.limit = Some(rate.max(LIMIT_MIN));
+            self.before_queue = None;
+            self.link_rate = None;
+            self.limit = Some(delivered.max(LIMIT_MIN));
             return;
         }
-        let part = (base.as_secs_f64() / info.rtt.as_secs_f64()).clamp(0.5, 0.95);
+        let (rate, part) = match self.link_rate {
+            Some(link) => {
+                // Not even that comes through which is sent: the link carries less than was thought.
+                let slower = self.limit.is_some_and(|l| delivered < l - l / 10);
+                let link = if slower {
+                    delivered
+                } else {
+                    link.max(delivered)
+                };
+                self.link_rate = Some(link);
+                let part = base.as_secs_f64() / info.rtt.as_secs_f64();
+                (link, part.clamp(0.5, 0.95))
+            }
+            None => (delivered, 0.9),
+        };
         let below = ((rate as f64 * part) as u64).max(LIMIT_MIN);
         self.limit = Some(self.limit.map_or(below, |limit| limit.min(below)));
     }
@@ -199,18 +225,17 @@ impl Pacing {
     fn probe(&mut self, rate: u64) {
         self.stuck = 0;
         let Some(limit) = self.limit else { return };
+        let before = self.before_queue.take();
         if let Some(link) = self.link_rate.take() {
             self.raised = 0;
-            if !self.ours {
-                self.held = SEEN_AFTER;
-                self.limit = Some(limit.max(link));
-                return;
-            }
             self.carried = link;
             self.certain = true;
             self.hold = (self.hold * 2).min(HELD_MAX);
             self.held = self.hold;
             self.limit = Some(link - link / 50);
+        } else if let Some(before) = before {
+            self.held = SEEN_AFTER;
+            self.limit = Some(before.max(limit));
         } else if self.held > 0 {
             self.held -= 1;
         } else if rate >= limit - limit / 5 {
@@ -252,6 +277,8 @@ mod tests {
         queue: f64,
         base: f64,
         rate: f64,
+        /// What is seen a round trip later: delay and delivery rate of each millisecond.
+        seen: std::collections::VecDeque<(f64, f64)>,
     }
 
     impl Model {
@@ -264,25 +291,32 @@ mod tests {
                 queue: 0.0,
                 base: 0.040,
                 rate: RATE,
+                seen: std::collections::VecDeque::new(),
             }
         }
 
         /// Lets a millisecond pass; returns the bytes that came through.
         fn step(&mut self) -> f64 {
             let dt = 0.001;
-            let wanted = 2.0 * RATE;
+            let wanted = 3.0 * RATE;
             let rate = self.pacing.limit().map_or(wanted, |l| wanted.min(l as f64));
             self.sent += rate * dt;
             let through = (self.queue + rate * dt).min(self.rate * dt);
             self.queue += rate * dt - through;
             self.now += Duration::from_millis(1);
             let sent = self.sent as u64;
-            if self.pacing.is_due(sent, self.now) {
-                let rtt = self.base + self.queue / self.rate;
+            let rtt = self.base + self.queue / self.rate;
+            self.seen.push_back((rtt, through / dt));
+            let news = (self.seen.len() > 40)
+                .then(|| self.seen.pop_front())
+                .flatten();
+            if let Some((rtt, rate)) = news
+                && self.pacing.is_due(sent, self.now)
+            {
                 let info = TcpInfo {
                     rtt: Duration::from_secs_f64(rtt),
                     min_rtt: Duration::from_millis(40),
-                    delivery_rate: (through / dt) as u64,
+                    delivery_rate: rate as u64,
                     ..TcpInfo::default()
                 };
                 self.pacing.look(&info, sent, self.now);

@@ -11,7 +11,8 @@ use super::retained::Retained;
 use super::term::Term;
 use crate::Time;
 use crate::limits::{
-    EASE_QUEUE_BYTES, QUEUE_TIME, RECORD_HEADER_BYTES, TRANSPORT_QUEUE_BYTES, TRANSPORT_QUEUE_BYTES_MIN,
+    EASE_QUEUE_BYTES, QUEUE_TIME, RECORD_HEADER_BYTES, TRANSPORT_QUEUE_BYTES,
+    TRANSPORT_QUEUE_BYTES_MIN,
 };
 use crate::seal::{Epoch, RecordKey, SealKeys};
 use crate::wire::{Route, Space};

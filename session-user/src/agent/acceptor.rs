@@ -229,9 +229,12 @@ async fn reply(stream: &mut TcpStream, status: Status) {
 }
 
 /// Opens the listeners of `[accept]`; the error names the address.
-pub fn listen(addresses: &[SocketAddr]) -> Result<Vec<TcpListener>, (SocketAddr, std::io::Error)> {
+pub fn listen(
+    addresses: &[SocketAddr],
+    fast_open: bool,
+) -> Result<Vec<TcpListener>, (SocketAddr, std::io::Error)> {
     addresses
         .iter()
-        .map(|&addr| crate::transport::listen(addr).map_err(|e| (addr, e)))
+        .map(|&addr| crate::transport::listen(addr, fast_open).map_err(|e| (addr, e)))
         .collect()
 }

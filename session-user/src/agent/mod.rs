@@ -279,6 +279,7 @@ fn transport_options(config: &Config) -> TransportOptions {
         notsent_lowat: config.transport.notsent_lowat,
         user_timeout: config.transport.user_timeout,
         keepalive_idle: config.transport.keepalive,
+        fast_open: config.transport.fast_open,
         congestion: match config.transport.congestion.as_str() {
             "host" => Congestion::Host,
             "auto" => Congestion::Auto,
@@ -366,7 +367,7 @@ fn accept_sessions(
         strangers: Acceptor::strangers(),
         admit: Arc::clone(agent.admit),
     };
-    let listeners = acceptor::listen(&accept.listen)
+    let listeners = acceptor::listen(&accept.listen, config.transport.fast_open)
         .map_err(|(addr, error)| anyhow::anyhow!("[accept] cannot listen on {addr}: {error}"))?;
     for listener in listeners {
         tasks.spawn(acceptor.clone().serve(listener));

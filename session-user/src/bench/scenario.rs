@@ -127,6 +127,12 @@ impl Scenario {
         if self.warm() {
             bed.await_standby(LinkName::Lte, MOVE_LIMIT)?;
         }
+        if self == Self::CutCold {
+            // What was of use after the last cut is parted with a little later.
+            let none =
+                |s: &SessionReport| s.transports.iter().all(|t| t.link != LinkName::Lte.name());
+            bed.wait(MOVE_LIMIT, none)?;
+        }
         if self == Self::Return {
             bed.lab.cut(LinkName::Wifi)?;
             bed.await_link(LinkName::Lte, MOVE_LIMIT)?;

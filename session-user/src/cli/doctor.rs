@@ -38,6 +38,22 @@ impl Finding {
             advice,
         }
     }
+
+    /// What works as it is, and would be better otherwise.
+    fn advice(name: &str, detail: impl Into<String>, advice: &str) -> Self {
+        Self {
+            advice: advice.to_owned(),
+            ..Self::new(name, true, detail, "")
+        }
+    }
+
+    fn mark(&self) -> &'static str {
+        match (self.ok, self.advice.is_empty()) {
+            (true, true) => "ok  ",
+            (true, false) => "note",
+            (false, _) => "FAIL",
+        }
+    }
 }
 
 pub fn doctor(config: &Path, control: &Path, json: bool) -> Result<ExitCode, Failure> {
@@ -47,12 +63,13 @@ pub fn doctor(config: &Path, control: &Path, json: bool) -> Result<ExitCode, Fai
             name: c.name.to_owned(),
             ok: c.ok,
             detail: c.detail,
-            advice: c.advice,
+            advice: if c.ok { String::new() } else { c.advice },
         })
         .collect();
     findings.push(descriptors());
     findings.extend(configuration(config));
     findings.extend(reverse_path());
+    findings.push(fast_open());
     let running = Client::connect(control);
     let detail = running
         .as_ref()
@@ -70,9 +87,8 @@ pub fn doctor(config: &Path, control: &Path, json: bool) -> Result<ExitCode, Fai
         ));
     } else {
         for f in &findings {
-            let mark = if f.ok { "ok  " } else { "FAIL" };
-            print(&format!("{mark}  {}: {}\n", f.name, f.detail));
-            if !f.advice.is_empty() && !f.ok {
+            print(&format!("{}  {}: {}\n", f.mark(), f.name, f.detail));
+            if !f.advice.is_empty() {
                 print(&format!("      {}\n", f.advice));
             }
         }
@@ -195,6 +211,36 @@ fn reverse_path() -> Vec<Finding> {
     out
 }
 
+/// Without it transports are made in the usual way, so it is never a failure.
+fn fast_open() -> Finding {
+    let text = fs::read_to_string("/proc/sys/net/ipv4/tcp_fastopen").unwrap_or_default();
+    fast_open_of(text.trim().parse().unwrap_or(0))
+}
+
+/// The same from the sysctl's value: bit 1 for dialling, bit 2 for accepting (tcp(7)).
+fn fast_open_of(bits: u32) -> Finding {
+    let name = "TCP Fast Open";
+    let lacking = match (bits & 1 != 0, bits & 2 != 0) {
+        (true, true) => {
+            return Finding::new(
+                name,
+                true,
+                "transports may be dialled and accepted with it",
+                "",
+            );
+        }
+        (true, false) => "not for transports that are accepted",
+        (false, true) => "not for transports that are dialled",
+        (false, false) => "turned off",
+    };
+    let advice = "without it at both ends, a handover onto a link without a standby takes a round trip more: sysctl -w net.ipv4.tcp_fastopen=3";
+    Finding::advice(
+        name,
+        format!("{lacking} (net.ipv4.tcp_fastopen is {bits})"),
+        advice,
+    )
+}
+
 fn rp_filter(name: &str) -> u8 {
     let text =
         fs::read_to_string(format!("/proc/sys/net/ipv4/conf/{name}/rp_filter")).unwrap_or_default();
@@ -207,4 +253,25 @@ fn has_default_route(link: &str) -> bool {
         .lines()
         .map(|l| l.split_whitespace().collect::<Vec<_>>())
         .any(|f| f.len() > 7 && f[0] == link && f[1] == "00000000")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn fast_open_is_advice_and_never_a_failure() {
+        for (bits, mark) in [
+            (0, "note"),
+            (1, "note"),
+            (2, "note"),
+            (3, "ok  "),
+            (0x403, "ok  "),
+        ] {
+            let finding = fast_open_of(bits);
+            assert!(finding.ok && finding.mark() == mark, "{bits}: {finding:?}");
+            assert_eq!(finding.advice.contains("tcp_fastopen=3"), mark == "note");
+        }
+        assert_eq!(Finding::new("it", false, "", "do this").mark(), "FAIL");
+    }
 }

@@ -141,6 +141,7 @@ pub(super) struct Transport {
     pub keepalive: Option<Text>,
     pub congestion: Option<Text>,
     pub lanes: Option<Spanned<Lanes>>,
+    pub fast_open: Option<bool>,
     pub dial_timeout: Option<Text>,
 }
 

@@ -288,6 +288,7 @@ pub(super) fn transport(source: &Source<'_>, raw: &raw::Transport) -> Result<Tra
     };
     Ok(Transport {
         lanes,
+        fast_open: raw.fast_open.unwrap_or(true),
         user_timeout: source.or(
             "transport.user_timeout",
             raw.user_timeout.as_ref(),

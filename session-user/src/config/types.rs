@@ -151,6 +151,8 @@ pub struct Transport {
     pub keepalive: Duration,
     /// `TCP_CONGESTION` by name, "auto" or "host".
     pub congestion: String,
+    /// Whether transports are dialled and accepted with data in the SYN.
+    pub fast_open: bool,
     /// Further transports on the link in use.
     pub lanes: Lanes,
     /// Time for a TCP connection to a peer.

@@ -11,6 +11,7 @@ use tokio::net::TcpStream;
 
 use super::handover::{Move, path_info};
 use super::links::link_of;
+use super::opening::{Opening, had_opened, in_syn};
 use super::ready::Source;
 use super::{Driver, Name, Side};
 use crate::trace::Trigger;
@@ -52,6 +53,8 @@ pub(super) struct Carrier {
     pub path: Path,
     input: BytesMut,
     pub since: Instant,
+    /// Nobody has answered its SYN yet.
+    pub opening: Option<Opening>,
     /// A transport that is not authenticated by then is dropped.
     pub must_be_up_by: Option<Instant>,
     /// The driver's turn in which both ends were authenticated on it.
@@ -122,14 +125,6 @@ impl Driver {
         if path.link.is_empty() {
             path.link = link_of(&self.side.links(), path.local.ip());
         }
-        // The kernel has measured its handshake.
-        if let Ok(info) = tcp_info(&socket) {
-            if !info.rtt.is_zero() {
-                self.session.assume_rtt(handle, info.rtt);
-            }
-            let window = info.snd_cwnd as usize * info.snd_mss as usize;
-            self.session.assume_window(handle, window);
-        }
         let pacing = self.first_pacing(&socket, &path);
         let source = self.ready.add(Name::Carrier(handle));
         let must_be_up_by =
@@ -139,6 +134,7 @@ impl Driver {
             source,
             input,
             since: Instant::now(),
+            opening: None,
             must_be_up_by,
             up_turn: None,
             bytes_in: 0,
@@ -158,6 +154,7 @@ impl Driver {
             path,
         };
         self.carriers.insert(handle, carrier);
+        self.learn_from_kernel(handle);
     }
 
     /// The peer dialled a further transport.
@@ -215,6 +212,12 @@ impl Driver {
             Ok(0) => Err(CarrierEnd::Eof),
             Ok(n) => {
                 carrier.bytes_in += n as u64;
+                if carrier.opening.is_some() {
+                    self.opened(handle);
+                }
+                let Some(carrier) = self.carriers.get_mut(&handle) else {
+                    return Ok(false);
+                };
                 if carrier.looked_at.elapsed() >= LOOK_EVERY {
                     carrier.look();
                 }
@@ -257,7 +260,12 @@ impl Driver {
             };
             let mut slices = [IoSlice::new(&[]); WRITE_SLICES];
             let filled = self.session.slices(handle, &mut slices);
-            match carrier.socket.try_write_vectored(&slices[..filled]) {
+            let taken = if carrier.opening.is_some() && carrier.bytes_out == 0 {
+                carrier.socket.try_write(&in_syn(&slices[..filled]))
+            } else {
+                carrier.socket.try_write_vectored(&slices[..filled])
+            };
+            match taken {
                 Ok(n) => {
                     carrier.bytes_out += n as u64;
                     self.session.transmitted(now, handle, n);
@@ -283,9 +291,10 @@ impl Driver {
         if matches!(end, CarrierEnd::Eof) && self.session.is_parting(handle) {
             return self.transport_done(handle);
         }
-        let Some(carrier) = self.carriers.remove(&handle) else {
+        let Some(mut carrier) = self.carriers.remove(&handle) else {
             return;
         };
+        let opening = carrier.opening.take().filter(|_| !had_opened(end));
         tracing::info!(link = %carrier.path.link, remote = %carrier.path.remote, %end, "a transport ended");
         let path = carrier.path.clone();
         let was_active = self.session.active() == Some(handle);
@@ -296,7 +305,10 @@ impl Driver {
             .trace
             .path_ended(handle.as_u64(), &end.to_string());
         self.session.transport_lost(handle);
-        self.after_loss(&path, was_active, was_up, end, &before);
+        match opening {
+            Some(opening) => self.opening_failed(&path, &opening, was_active, end, &before),
+            None => self.after_loss(&path, was_active, was_up, end, &before),
+        }
     }
 
     /// What each path has under way tells what the next transport over it may send at once.
@@ -384,6 +396,11 @@ impl Driver {
             .map(|(&h, _)| h)
             .collect();
         for handle in late {
+            let opens = |c: &Carrier| c.opening.is_some();
+            if self.carriers.get(&handle).is_some_and(opens) && self.opened(handle) {
+                // It stands since: now it has the time of one that was dialled in the usual way.
+                continue;
+            }
             self.carrier_failed(handle, &CarrierEnd::Late);
         }
     }

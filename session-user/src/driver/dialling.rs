@@ -10,9 +10,10 @@ use tokio::net::TcpStream;
 use super::carrier::{Carrier, Path};
 use super::handover::Move;
 use super::initiator::Attempt;
+use super::opening::Opening;
 use super::{Driver, Ended, Internal, Side};
 use crate::policy;
-use crate::transport::{DialSpec, TransportError, dial};
+use crate::transport::{DialSpec, TransportError, dial, tcp_info};
 
 /// First and longest wait between attempts when every path has failed.
 const BACKOFF_FIRST: Duration = Duration::from_millis(100);
@@ -85,14 +86,19 @@ impl Driver {
             remote: path.remote,
             timeout: self.side.dial_timeout(),
             segment: self.side.segment(&path.link, path.remote),
+            // What goes in a SYN may come twice: RESUME's counter is taken once, and a record's number.
+            // It is asked for a standby as well, which brings the cookie, and shows what the path does
+            // with it while nobody waits.
+            fast_open: self.side.fast_open(&path.link, path.remote),
         };
         let options = self.common.transport.clone();
         if let Some(window) = &self.common.window {
             let known = self.side.known_window(&path.link, path.remote.ip());
             window.before_dial(path.source, path.remote, known);
         }
+        let dialled = spec.clone();
         let task = tokio::spawn(async move {
-            let result = dial(&spec, &options).await;
+            let result = dial(&dialled, &options).await;
             // The driver may have ended meanwhile; then the socket ends here.
             let _ = internal.send(Internal::Dialled(Dialled { number, result }));
         });
@@ -100,6 +106,7 @@ impl Driver {
             number,
             path,
             lane,
+            spec,
             task: task.abort_handle(),
         }
     }
@@ -137,26 +144,36 @@ impl Driver {
             return;
         };
         match result {
-            Ok(stream) => self.resume_on(&attempt.path, attempt.lane, stream),
+            Ok(stream) => self.resume_on(attempt, stream),
             Err(error) => {
                 let path = &attempt.path;
                 tracing::info!(%path, %error, "a dial failed");
+                if attempt.spec.fast_open {
+                    // There was no cookie; the question for one may be what did not pass.
+                    (initiator.history).record_unopened(&path.link, path.remote, Instant::now());
+                } else {
+                    initiator.history.record_dead(&path.link, path.remote);
+                }
                 self.path_failed(&path.link, path.remote, error.is_refused(), standby);
             }
         }
     }
 
-    /// The socket is connected. If nothing carries, RESUME and all that is unacknowledged go out in
+    /// The socket is connected, or will be with its first bytes. If nothing carries, RESUME and all that is unacknowledged go out in
     /// the same turn; otherwise it becomes a standby.
-    fn resume_on(&mut self, path: &policy::Path, lane: u64, stream: TcpStream) {
+    fn resume_on(&mut self, attempt: Attempt, stream: TcpStream) {
+        let Attempt {
+            path, lane, spec, ..
+        } = attempt;
         let local = stream
             .local_addr()
             .unwrap_or_else(|_| SocketAddr::new(path.source, 0));
         let path = Path {
-            link: path.link.clone(),
+            link: path.link,
             local,
             remote: path.remote,
         };
+        let opening = tcp_info(&stream).is_ok_and(|info| info.is_opening());
         let active = self.session.active();
         let works = |h| self.session.is_up(h) && !self.session.is_silent(h);
         let standby = active.is_some_and(works);
@@ -175,6 +192,9 @@ impl Driver {
         match self.session.dial_over(route, standby) {
             Ok(handle) => {
                 self.add_carrier(handle, stream, BytesMut::new(), path);
+                if opening {
+                    self.await_opening(handle, Opening { spec, standby });
+                }
                 if !standby {
                     self.moved(&before);
                 }

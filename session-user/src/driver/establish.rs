@@ -169,6 +169,9 @@ pub async fn initiate(request: Request) -> Result<Established, EstablishError> {
         remote: request.path.remote,
         timeout: request.dial_timeout,
         segment: request.segment,
+        // ClientHello is larger than a SYN, so that little would be gained; a replayed one would cost the
+        // peer a handshake; and whoever waits for a first session is to hear at once that nobody answers.
+        fast_open: false,
     };
     if let Some(window) = &request.window {
         window.before_dial(request.path.source, request.path.remote, None);

@@ -12,6 +12,7 @@ use tokio::task::AbortHandle;
 use crate::capture_queue::CaptureQueue;
 use crate::link::LinkSnapshot;
 use crate::policy::{self, Lanes, PathHistory, PolicyConfig, ServiceRules};
+use crate::transport::DialSpec;
 
 /// What a unit needs to dial a peer.
 pub struct InitiatorConfig {
@@ -80,6 +81,7 @@ pub(super) struct Attempt {
     pub(super) path: policy::Path,
     /// 0 for the first transport of the path.
     pub(super) lane: u64,
+    pub(super) spec: DialSpec,
     pub(super) task: AbortHandle,
 }
 

@@ -15,6 +15,7 @@ mod links;
 mod manual;
 mod moves;
 mod narrow;
+mod opening;
 mod pacing;
 mod quiet;
 pub mod ready;

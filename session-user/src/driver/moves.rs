@@ -168,6 +168,7 @@ impl Driver {
 
     /// What was sent on `handle` is not answered in time.
     pub(super) fn transport_silent(&mut self, handle: Handle) {
+        self.note_unopened(handle);
         let rtt = self.session.rtt(handle).unwrap_or_default();
         let Some(carrier) = self.carriers.get_mut(&handle) else {
             return;

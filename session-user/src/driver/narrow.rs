@@ -85,7 +85,9 @@ impl Driver {
             if carrier.swallow_at.take_if(due).is_none() {
                 continue;
             }
-            if carrier.look().is_some_and(|info| swallows(carrier, &info)) {
+            // A SYN is small: that nobody answers it says nothing of size.
+            let info = carrier.look().filter(|info| !info.is_opening());
+            if info.is_some_and(|info| swallows(carrier, &info)) {
                 swallowed.push(handle);
             } else {
                 carrier.swallow_at = Some(now + LOOK_AGAIN);

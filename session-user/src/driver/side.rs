@@ -79,6 +79,16 @@ impl Side {
         }
     }
 
+    /// Whether a dial over the path may put its first bytes in the SYN.
+    pub(super) fn fast_open(&self, link: &str, remote: SocketAddr) -> bool {
+        match self {
+            Self::Initiator(initiator) => {
+                (initiator.history).may_fast_open(link, remote, Instant::now())
+            }
+            Self::Responder(_) => false,
+        }
+    }
+
     pub(super) fn streams_available(&mut self) {
         if let Self::Initiator(initiator) = self {
             initiator.streams_full = false;

@@ -4,6 +4,7 @@ use std::time::{Duration, Instant};
 
 use session_proto::session::{Handle, StreamId, own_lane};
 
+use super::carrier::Carrier;
 use super::moves::wants_standby;
 use super::narrow::RETRIED_LONG;
 use super::{Driver, Side};
@@ -180,6 +181,13 @@ impl Driver {
         }
         for (handle, path) in dead {
             self.judge(handle, RETRIED_LONG);
+            let opens = |c: &Carrier| c.opening.is_some();
+            if self.carriers.get(&handle).is_some_and(opens)
+                && let Some(history) = self.history()
+            {
+                // Nobody has answered its SYN: a dial has failed.
+                history.record_failure(&path.link, path.remote, now);
+            }
             tracing::info!(link = %path.link, remote = %path.remote, "a silent transport is given up");
             self.drop_carrier(handle, "it stayed silent");
         }

@@ -28,12 +28,21 @@ struct Narrow {
     since: Instant,
 }
 
+/// A path on which a dial with data in its SYN did not come up.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Unopened {
+    since: Instant,
+    /// One without did not come up either, so the data may not have been the reason.
+    dead: bool,
+}
+
 /// What became of the dials over each path. Data only: times come from the caller.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct PathHistory {
     failures: BTreeMap<(String, SocketAddr), Failures>,
     silences: BTreeMap<(String, SocketAddr), Silences>,
     narrow: BTreeMap<(String, SocketAddr), Narrow>,
+    unopened: BTreeMap<(String, SocketAddr), Unopened>,
 }
 
 impl PathHistory {
@@ -53,6 +62,8 @@ impl PathHistory {
     pub const SEGMENTS: [u16; 2] = [1200, 1000];
     /// After so long a path is tried with full segments again (RFC 4821 section 7.3).
     pub const NARROW_FOR: Duration = Duration::from_secs(600);
+    /// For so long a path is dialled without data in the SYN after one with it did not come up.
+    pub const UNOPENED_FOR: Duration = Duration::from_secs(600);
     /// More paths than this are not remembered; the one that failed longest ago is forgotten.
     pub const PATHS_MAX: usize = 256;
 
@@ -138,6 +149,37 @@ impl PathHistory {
         (now < narrow.since + Self::NARROW_FOR).then_some(narrow.segment)
     }
 
+    /// A dial over the path with data in its SYN, or with the question for a cookie, did not come up.
+    pub fn record_unopened(&mut self, link: &str, remote: SocketAddr, now: Instant) {
+        let key = (link.to_owned(), remote);
+        if !self.unopened.contains_key(&key) && self.unopened.len() >= Self::PATHS_MAX {
+            let oldest = self.unopened.iter().min_by_key(|(_, u)| u.since);
+            if let Some(oldest) = oldest.map(|(key, _)| key.clone()) {
+                self.unopened.remove(&oldest);
+            }
+        }
+        let (since, dead) = (now, false);
+        self.unopened.insert(key, Unopened { since, dead });
+    }
+
+    /// One without did not come up either.
+    pub fn record_dead(&mut self, link: &str, remote: SocketAddr) {
+        if let Some(unopened) = self.unopened.get_mut(&(link.to_owned(), remote)) {
+            unopened.dead = true;
+        }
+    }
+
+    /// The path let a SYN with data through, and the peer took it.
+    pub fn record_fast_open(&mut self, link: &str, remote: SocketAddr) {
+        self.unopened.remove(&(link.to_owned(), remote));
+    }
+
+    /// Whether a dial over the path may put data in its SYN.
+    pub fn may_fast_open(&self, link: &str, remote: SocketAddr, now: Instant) -> bool {
+        let unopened = self.unopened.get(&(link.to_owned(), remote));
+        unopened.is_none_or(|u| now >= u.since + Self::UNOPENED_FOR)
+    }
+
     /// A link whose MTU is not what it was (`mtu` tells by name) may have another path behind it.
     pub fn forget_other_mtu(&mut self, mtu: impl Fn(&str) -> Option<u32>) {
         self.narrow
@@ -146,7 +188,12 @@ impl PathHistory {
 
     /// A dial over `link` to `remote` succeeded.
     pub fn record_success(&mut self, link: &str, remote: SocketAddr) {
-        self.failures.remove(&(link.to_owned(), remote));
+        let key = (link.to_owned(), remote);
+        self.failures.remove(&key);
+        // Where nothing at all came up before, data in the SYN was not the reason.
+        if self.unopened.get(&key).is_some_and(|u| u.dead) {
+            self.unopened.remove(&key);
+        }
     }
 
     /// A link came back: what failed over it before says nothing of it now.
@@ -154,6 +201,7 @@ impl PathHistory {
         self.failures.retain(|(name, _), _| name != link);
         self.silences.retain(|(name, _), _| name != link);
         self.narrow.retain(|(name, _), _| name != link);
+        self.unopened.retain(|(name, _), _| name != link);
     }
 
     /// Until when the path is demoted, if it is at `now`. Ask again then.
@@ -221,6 +269,39 @@ mod tests {
         assert_eq!(history.demoted_until("wlan0", remote, later), Some(anew));
         history.forget_link("wlan0");
         assert!(history.is_empty());
+    }
+
+    #[test]
+    fn a_path_that_drops_syns_with_data_is_dialled_without() {
+        let remote: SocketAddr = "192.0.2.1:7843".parse().unwrap();
+        let start = Instant::now();
+        let end = start + PathHistory::UNOPENED_FOR;
+        let mut history = PathHistory::default();
+        let may = |h: &PathHistory, now| h.may_fast_open("wlan0", remote, now);
+        assert!(may(&history, start));
+        history.record_unopened("wlan0", remote, start);
+        assert!(!may(&history, start) && may(&history, end));
+        assert!(history.may_fast_open("wwan0", remote, start));
+        // It is no reason to prefer another path, and one without data that comes up shows who was to blame.
+        assert_eq!(history.demoted_until("wlan0", remote, start), None);
+        history.record_success("wlan0", remote);
+        assert!(!may(&history, start));
+        // One without that does not come up either shows that it was something else.
+        history.record_dead("wlan0", remote);
+        assert!(!may(&history, start));
+        history.record_success("wlan0", remote);
+        assert!(may(&history, start));
+
+        history.record_unopened("wlan0", remote, start);
+        history.record_fast_open("wlan0", remote);
+        assert!(may(&history, start));
+        history.record_unopened("wlan0", remote, start);
+        history.forget_link("wlan0");
+        assert!(may(&history, start));
+        for port in 0..1000 {
+            history.record_unopened("wlan0", SocketAddr::new(remote.ip(), port), start);
+        }
+        assert_eq!(history.unopened.len(), PathHistory::PATHS_MAX);
     }
 
     #[test]

@@ -48,7 +48,7 @@ pub enum TransportError {
     },
 }
 
-pub(super) fn describe(spec: &DialSpec) -> String {
+fn describe(spec: &DialSpec) -> String {
     match &spec.device {
         Some(device) => format!("{} over {device}", spec.remote),
         None => spec.remote.to_string(),
@@ -56,7 +56,7 @@ pub(super) fn describe(spec: &DialSpec) -> String {
 }
 
 impl TransportError {
-    pub(super) fn of(spec: &DialSpec, error: io::Error) -> Self {
+    pub(crate) fn of(spec: &DialSpec, error: io::Error) -> Self {
         let path = describe(spec);
         match error.raw_os_error() {
             Some(libc::ECONNREFUSED | libc::ECONNRESET) => Self::Refused { path },
@@ -73,6 +73,14 @@ impl TransportError {
                 | libc::ENETDOWN,
             ) => Self::Link { path, error },
             _ => Self::Io { path, error },
+        }
+    }
+
+    /// Nobody answered within `spec.timeout`.
+    pub(crate) fn timeout(spec: &DialSpec) -> Self {
+        Self::Timeout {
+            path: describe(spec),
+            after: spec.timeout,
         }
     }
 

@@ -11,6 +11,10 @@ use tokio::net::TcpStream;
 /// The part of `struct tcp_info` (include/uapi/linux/tcp.h) that Holdfast reads.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct TcpInfo {
+    /// One of the kernel's `TCP_*` states (net/tcp_states.h).
+    pub state: u8,
+    /// The SYN carried data, and the peer took it (TCP Fast Open).
+    pub syn_data: bool,
     /// Smoothed round-trip time.
     pub rtt: Duration,
     /// Its mean deviation.
@@ -43,6 +47,18 @@ pub struct TcpInfo {
     pub app_limited: bool,
 }
 
+impl TcpInfo {
+    /// `TCP_SYN_SENT`.
+    const SYN_SENT: u8 = 2;
+    /// `TCPI_OPT_SYN_DATA` (linux/tcp.h).
+    const SYN_DATA: u8 = 32;
+
+    /// This end has asked for the connection, or will with its first bytes, and nobody has answered.
+    pub fn is_opening(&self) -> bool {
+        self.state == Self::SYN_SENT
+    }
+}
+
 /// Asks the kernel about `stream`.
 pub fn tcp_info(stream: &TcpStream) -> io::Result<TcpInfo> {
     let mut info = MaybeUninit::<libc::tcp_info>::zeroed();
@@ -65,6 +81,8 @@ pub fn tcp_info(stream: &TcpStream) -> io::Result<TcpInfo> {
     // SAFETY: every byte was zeroed or written by the kernel, and all fields are plain integers.
     let info = unsafe { info.assume_init() };
     Ok(TcpInfo {
+        state: info.tcpi_state,
+        syn_data: info.tcpi_options & TcpInfo::SYN_DATA != 0,
         rtt: Duration::from_micros(info.tcpi_rtt.into()),
         rttvar: Duration::from_micros(info.tcpi_rttvar.into()),
         // All ones until there is one.
@@ -89,14 +107,35 @@ pub fn tcp_info(stream: &TcpStream) -> io::Result<TcpInfo> {
 
 /// `IP_BIND_ADDRESS_NO_PORT` (ip(7)), for either family.
 pub(super) fn bind_address_no_port(socket: &Socket) -> io::Result<()> {
-    let one: libc::c_int = 1;
+    set_int(socket, libc::IPPROTO_IP, libc::IP_BIND_ADDRESS_NO_PORT, 1)
+}
+
+/// `TCP_FASTOPEN_CONNECT` (linux/tcp.h; Linux 4.11): with a cookie of the peer's, connect() returns at once
+/// and the first write goes in the SYN; without one, the SYN asks for it and all else is as usual. An
+/// error where `net.ipv4.tcp_fastopen` lacks bit 1.
+pub(super) fn fast_open_connect(socket: &Socket) -> io::Result<()> {
+    set_int(socket, libc::IPPROTO_TCP, libc::TCP_FASTOPEN_CONNECT, 1)
+}
+
+/// `TCP_FASTOPEN` (tcp(7)) of a listener: connections that may be open on the strength of a cookie, before
+/// the third packet of the handshake; 0: none. Without bit 2 of `net.ipv4.tcp_fastopen` it has no effect.
+pub(super) fn fast_open_queue(listener: &Socket, length: libc::c_int) -> io::Result<()> {
+    set_int(listener, libc::IPPROTO_TCP, libc::TCP_FASTOPEN, length)
+}
+
+fn set_int(
+    socket: &Socket,
+    level: libc::c_int,
+    name: libc::c_int,
+    value: libc::c_int,
+) -> io::Result<()> {
     // SAFETY: the value is a c_int that lives through the call, and the length is its size.
     let result = unsafe {
         libc::setsockopt(
             socket.as_fd().as_raw_fd(),
-            libc::IPPROTO_IP,
-            libc::IP_BIND_ADDRESS_NO_PORT,
-            (&raw const one).cast(),
+            level,
+            name,
+            (&raw const value).cast(),
             size_of::<libc::c_int>() as libc::socklen_t,
         )
     };

@@ -24,6 +24,10 @@ pub use window::{InitialWindow, WindowError};
 /// outage must not refuse any.
 const BACKLOG: i32 = 1024;
 
+/// Connections of a listener that may have brought data in their SYN and not confirmed it yet. Beyond it
+/// they are made in the usual way.
+const FAST_OPEN_QUEUE: i32 = 256;
+
 /// Receive window of a transport, in bytes: 800 Mbit/s at 40 ms, and somewhat more than the kernel
 /// would come to by itself. An agent never stops reading a transport, so this much is not held for long.
 const RECEIVE_BYTES: usize = 4 << 20;
@@ -47,6 +51,8 @@ pub struct TransportOptions {
     pub keepalive_interval: Duration,
     /// Unanswered keep-alive probes that end the connection.
     pub keepalive_probes: u32,
+    /// TCP Fast Open (RFC 7413): taken from peers, and used where [`DialSpec::fast_open`] asks for it.
+    pub fast_open: bool,
 }
 
 /// Which congestion control transports have.
@@ -86,6 +92,7 @@ impl Default for TransportOptions {
             keepalive_idle: Duration::from_secs(60),
             keepalive_interval: Duration::from_secs(10),
             keepalive_probes: 3,
+            fast_open: true,
         }
     }
 }
@@ -104,6 +111,9 @@ pub struct DialSpec {
     /// Largest segment in either direction, in bytes, where the path loses larger packets; `None`: what
     /// the link's MTU allows.
     pub segment: Option<u16>,
+    /// The first write may go in the SYN. [`dial`] may return then before anything was sent, and
+    /// [`TcpInfo::is_opening`] tells until the peer has answered.
+    pub fast_open: bool,
 }
 
 /// Dials one transport.
@@ -114,10 +124,7 @@ pub async fn dial(
     let socket = prepare(spec, options).map_err(|error| TransportError::of(spec, error))?;
     match tokio::time::timeout(spec.timeout, socket.connect(spec.remote)).await {
         Ok(connected) => connected.map_err(|error| TransportError::of(spec, error)),
-        Err(_) => Err(TransportError::Timeout {
-            path: error::describe(spec),
-            after: spec.timeout,
-        }),
+        Err(_) => Err(TransportError::timeout(spec)),
     }
 }
 
@@ -133,6 +140,13 @@ fn prepare(spec: &DialSpec, options: &TransportOptions) -> std::io::Result<TcpSo
     if let Some(segment) = spec.segment {
         // Before connect(): the SYN tells the peer.
         socket.set_tcp_mss(segment.into())?;
+    }
+    if spec.fast_open
+        && options.fast_open
+        && let Err(error) = info::fast_open_connect(&socket)
+    {
+        // The host may have turned it off; then the connection is made as ever.
+        tracing::debug!(%error, "no TCP Fast Open");
     }
     if let Some(source) = spec.source {
         // The port is chosen at connect(): a bind() without this takes one for all destinations.
@@ -183,8 +197,8 @@ pub fn tune_accepted(stream: &TcpStream, options: &TransportOptions) -> std::io:
 }
 
 /// Listens for transports. An IPv6 address takes IPv6 only, so that `[::]` and `0.0.0.0` can both
-/// be given.
-pub fn listen(addr: SocketAddr) -> std::io::Result<TcpListener> {
+/// be given. `fast_open`: data in a SYN is taken, where the host allows it.
+pub fn listen(addr: SocketAddr, fast_open: bool) -> std::io::Result<TcpListener> {
     let socket = Socket::new(
         Domain::for_address(addr),
         Type::STREAM.nonblocking(),
@@ -197,5 +211,11 @@ pub fn listen(addr: SocketAddr) -> std::io::Result<TcpListener> {
     open_window(&socket);
     socket.bind(&addr.into())?;
     socket.listen(BACKLOG)?;
+    let queue = if fast_open { FAST_OPEN_QUEUE } else { 0 };
+    // After listen(), because a host may turn it on for all listeners (net.ipv4.tcp_fastopen & 0x400),
+    // which happens there.
+    if let Err(error) = info::fast_open_queue(&socket, queue) {
+        tracing::debug!(%error, "no TCP Fast Open");
+    }
     TcpListener::from_std(socket.into())
 }

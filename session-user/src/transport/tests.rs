@@ -49,6 +49,7 @@ fn over(link: LinkName, remote: SocketAddr) -> DialSpec {
         remote,
         timeout: PATIENCE,
         segment: None,
+        fast_open: false,
     }
 }
 
@@ -84,6 +85,7 @@ fn two_links_carry_two_connections_to_one_address() {
             keepalive_idle: Duration::from_secs(61),
             keepalive_interval: Duration::from_secs(11),
             keepalive_probes: 4,
+            fast_open: true,
         };
         let mut both = Vec::new();
         for link in LinkName::ALL {
@@ -185,13 +187,72 @@ fn a_link_that_leads_nowhere_is_the_links_fault() {
     assert!(matches!(error, TransportError::Link { .. }), "{error}");
 }
 
+/// One connection after another over LTE: `(opening, syn_data)` of each, with fast open at both ends.
+fn fast_opened(lab: &Lab, count: usize) -> Vec<(bool, bool)> {
+    let (port, bound) = std::sync::mpsc::channel();
+    // Ends with the process, as the echo server.
+    let _ = lab.server().thread(move || {
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .unwrap();
+        runtime.block_on(async {
+            let listener = listen(SocketAddr::new(GATEWAY_V4.into(), 0), true).unwrap();
+            port.send(listener.local_addr().unwrap()).unwrap();
+            while let Ok((mut stream, _)) = listener.accept().await {
+                let mut word = [0; 4];
+                if stream.read_exact(&mut word).await.is_ok() {
+                    let _ = stream.write_all(&word).await;
+                }
+            }
+        });
+    });
+    let remote = bound.recv().unwrap();
+    on_client(lab, move || async move {
+        let mut seen = Vec::new();
+        for _ in 0..count {
+            let spec = DialSpec {
+                fast_open: true,
+                ..over(LinkName::Lte, remote)
+            };
+            let mut stream = dial(&spec, &TransportOptions::default()).await.unwrap();
+            let opening = tcp_info(&stream).unwrap().is_opening();
+            stream.write_all(b"ping").await.unwrap();
+            let mut back = [0; 4];
+            stream.read_exact(&mut back).await.unwrap();
+            assert_eq!(&back, b"ping");
+            let info = tcp_info(&stream).unwrap();
+            assert!(!info.is_opening());
+            seen.push((opening, info.syn_data));
+        }
+        seen
+    })
+}
+
+#[test]
+fn the_first_write_goes_in_the_syn_once_the_peer_is_known() {
+    // The first connection brings the cookie.
+    let seen = fast_opened(&lab(), 3);
+    assert_eq!(seen, [(false, false), (true, true), (true, true)]);
+}
+
+#[test]
+fn a_host_that_turned_fast_open_off_is_dialled_as_ever() {
+    let lab = lab();
+    lab.server().sysctl("net/ipv4/tcp_fastopen", "1").unwrap();
+    assert_eq!(fast_opened(&lab, 2), [(false, false); 2]);
+    lab.server().sysctl("net/ipv4/tcp_fastopen", "3").unwrap();
+    lab.client().sysctl("net/ipv4/tcp_fastopen", "2").unwrap();
+    assert_eq!(fast_opened(&lab, 2), [(false, false); 2]);
+}
+
 #[test]
 fn both_families_listen_on_one_port() {
     let lab = lab();
     on_client(&lab, || async {
-        let v4 = listen("0.0.0.0:0".parse().unwrap()).unwrap();
+        let v4 = listen("0.0.0.0:0".parse().unwrap(), true).unwrap();
         let port = v4.local_addr().unwrap().port();
-        let v6 = listen(SocketAddr::new("::".parse().unwrap(), port)).unwrap();
+        let v6 = listen(SocketAddr::new("::".parse().unwrap(), port), true).unwrap();
         for (address, listener) in [("127.0.0.1", &v4), ("::1", &v6)] {
             let to = SocketAddr::new(address.parse().unwrap(), port);
             let (dialled, accepted) =
@@ -199,7 +260,7 @@ fn both_families_listen_on_one_port() {
             let from = accepted.unwrap().1;
             assert_eq!(dialled.unwrap().local_addr().unwrap(), from);
         }
-        let taken = listen(SocketAddr::new("::".parse().unwrap(), port)).unwrap_err();
+        let taken = listen(SocketAddr::new("::".parse().unwrap(), port), true).unwrap_err();
         assert_eq!(taken.kind(), std::io::ErrorKind::AddrInUse);
     });
 }

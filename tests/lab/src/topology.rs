@@ -127,6 +127,10 @@ impl Lab {
             netns.sysctl("net/ipv6/conf/all/accept_dad", "0")?;
             netns.sysctl("net/ipv6/conf/default/accept_dad", "0")?;
         }
+        for netns in [&lab.client, &lab.server] {
+            // Both ends of TCP Fast Open, for IPv6 too, as `holdfast doctor` advises.
+            netns.sysctl("net/ipv4/tcp_fastopen", "3")?;
+        }
         for link in LinkName::ALL {
             lab.wire(&lab.client, link.name(), link.router_side())?;
             lab.router.ip(&[

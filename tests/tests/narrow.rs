@@ -81,7 +81,7 @@ fn shape(mtu: Option<usize>) -> Shape {
 }
 
 fn shaped() -> anyhow::Result<TestBed> {
-    TestBed::with(|c| c.shape = shape(None))
+    TestBed::with(|c| c.shapes = [shape(None); 2])
 }
 
 /// How many bytes the first stream of the session has received.

@@ -76,8 +76,8 @@ pub struct BedConfig {
     pub accept_extra: String,
     /// Whether the server has a second link, and the client's agent knows the gateway's address on it.
     pub second_gateway: bool,
-    /// What the links do to packets while nothing happens to them.
-    pub shape: Shape,
+    /// What each link does to packets while nothing happens to them.
+    pub shapes: [Shape; 2],
 }
 
 impl BedConfig {
@@ -98,7 +98,7 @@ impl BedConfig {
             capture_extra: String::new(),
             accept_extra: String::new(),
             second_gateway: false,
-            shape: Shape::default(),
+            shapes: [Shape::default(); 2],
         }
     }
 }
@@ -142,10 +142,9 @@ impl Bed {
             lab,
         };
         // Before anything runs over them: agents learn the round-trip time.
-        if bed.config.shape != Shape::default() {
-            for link in LinkName::ALL {
-                let both = session_lab::Direction::Both;
-                bed.lab.shape(link, both, bed.config.shape)?;
+        if bed.config.shapes != [Shape::default(); 2] {
+            for (link, shape) in LinkName::ALL.into_iter().zip(bed.config.shapes) {
+                bed.lab.shape(link, session_lab::Direction::Both, shape)?;
             }
         }
         if bed.config.holdfast {
@@ -199,9 +198,9 @@ impl Bed {
         self.lab.client().spawn(command)
     }
 
-    /// What the links do to packets while nothing happens to them.
-    pub fn shape(&self) -> Shape {
-        self.config.shape
+    /// What `link` does to packets while nothing happens to it.
+    pub fn shape(&self, link: LinkName) -> Shape {
+        self.config.shapes[link as usize]
     }
 
     /// The folder of identities, configurations and logs.

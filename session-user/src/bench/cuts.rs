@@ -7,6 +7,7 @@ use anyhow::Context;
 
 use super::app::{Direction, Pace, Seen, Served};
 use super::arrivals::Arrivals;
+use super::rates::Rates;
 use super::report::Row;
 use super::stats::Summary;
 use crate::control::HandoverReport;
@@ -34,8 +35,8 @@ pub struct Conditions {
     pub mode: String,
     /// The links' round-trip time.
     pub rtt: Duration,
-    /// The links' rate in Mbit/s, if limited.
-    pub rate: Option<u32>,
+    /// The links' rates, if limited.
+    pub rates: Option<Rates>,
     /// Over IPv6.
     pub v6: bool,
     /// Whether the old link works on, so that goodput before and around the move can be compared.
@@ -94,6 +95,7 @@ pub fn row(conditions: &Conditions, cuts: &[Cut], ends: &Ends<'_>) -> anyhow::Re
         .chain(ends.served.iter().flat_map(|s| &s.seen.errors));
     let errors: Vec<String> = errors.cloned().collect();
     let bulk = conditions.pace == Pace::Bulk;
+    let rates = conditions.rates.map(Rates::fields);
     Ok(Row {
         system: conditions.system.clone(),
         scenario: conditions.scenario.clone(),
@@ -101,7 +103,8 @@ pub fn row(conditions: &Conditions, cuts: &[Cut], ends: &Ends<'_>) -> anyhow::Re
         mode: conditions.mode.clone(),
         pace: conditions.pace.name(),
         rtt_ms: conditions.rtt.as_secs_f64() * 1e3,
-        rate_mbit: conditions.rate,
+        rate_mbit: rates.map(|(first, _)| first),
+        rates_mbit: rates.and_then(|(_, each)| each),
         v6: conditions.v6,
         runs: cuts.len(),
         survived: errors.is_empty(),

@@ -16,7 +16,7 @@ const FLAPS: u32 = 5;
 const FLAP: Duration = Duration::from_millis(60);
 
 impl Scenario {
-    /// Disturbs the links, whose usual shape is `shape`; returns when (CLOCK_MONOTONIC in
+    /// Disturbs the links; `shape` is the usual one of the link in use. Returns when (CLOCK_MONOTONIC in
     /// nanoseconds). `soft` disturbs nothing, and in `wake` the caller freezes what is to sleep.
     pub fn disturb(self, lab: &Lab, shape: Shape, run: usize) -> anyhow::Result<u64> {
         let mut from = now_ns();

@@ -13,6 +13,7 @@ use super::measure::{HOLDFAST, Mode, Plan, measure};
 use super::output::Output;
 use super::peers::PeerArgs;
 use super::progress::Plans;
+use super::rates::Rates;
 use super::rowfile::Kept;
 use super::scenario::Scenario;
 
@@ -20,8 +21,8 @@ use super::scenario::Scenario;
 const PACED_BYTES: usize = 1000;
 /// Cuts of a bulk measurement, at most: each moves hundreds of megabytes.
 const BULK_RUNS_MAX: usize = 10;
-/// The links' rate of bulk measurements with a round-trip time, in Mbit/s.
-const BULK_MBIT: u32 = 50;
+/// The links' rates of bulk measurements with a round-trip time.
+const BULK_RATES: Rates = Rates::both(50);
 
 /// Arguments of `bench handover`.
 #[derive(Debug, clap::Args)]
@@ -38,9 +39,10 @@ pub struct HandoverArgs {
     /// The links' round-trip time in milliseconds; with --lab.
     #[arg(long, default_value_t = 0, requires = "lab")]
     rtt: u16,
-    /// The links' rate in Mbit/s; bulk measurements with --rtt have 50 unless said otherwise.
-    #[arg(long, requires = "lab")]
-    rate: Option<u32>,
+    /// The links' rate in Mbit/s, or that of wifi0 and that of lte0 with a comma; bulk measurements
+    /// with --rtt have 50 unless said otherwise.
+    #[arg(long, requires = "lab", value_name = "RATE[,RATE]")]
+    rate: Option<Rates>,
     /// Only this direction.
     #[arg(long, value_enum)]
     direction: Option<Direction>,
@@ -159,7 +161,7 @@ impl HandoverArgs {
             runs,
             v6: self.v6,
             rtt,
-            rate: self.rate,
+            rates: self.rate,
             directions: Direction::ALL.into_iter().filter(wanted).collect(),
             pace: Pace::PerMillisecond(PACED_BYTES),
             mode,
@@ -174,8 +176,8 @@ impl HandoverArgs {
             } else {
                 runs.min(BULK_RUNS_MAX)
             },
-            rate: if limited {
-                self.rate.or(Some(BULK_MBIT))
+            rates: if limited {
+                self.rate.or(Some(BULK_RATES))
             } else {
                 None
             },

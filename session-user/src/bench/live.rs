@@ -139,7 +139,7 @@ pub fn run(
         scenario: "cut".to_owned(),
         mode: "single".to_owned(),
         rtt: round_trip(&first),
-        rate: None,
+        rates: None,
         v6: target.is_ipv6(),
         soft: false,
         pace,

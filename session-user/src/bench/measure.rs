@@ -11,6 +11,7 @@ use super::bed::{Bed, BedConfig, own_program};
 use super::cuts::{Conditions, Cut, Ends, row};
 use super::programs::{Client, Server, collect};
 use super::progress::progress;
+use super::rates::Rates;
 use super::report::{Key, Links, Row};
 use super::scenario::Scenario;
 
@@ -43,8 +44,8 @@ pub struct Plan {
     pub v6: bool,
     /// The links' round-trip time.
     pub rtt: Duration,
-    /// The links' rate in Mbit/s.
-    pub rate: Option<u32>,
+    /// The links' rates, if limited.
+    pub rates: Option<Rates>,
     /// What the application does, all at once.
     pub directions: Vec<Direction>,
     /// How much of it.
@@ -82,13 +83,14 @@ impl Mode {
 }
 
 impl Plan {
-    /// What the plan's links do to packets.
-    pub fn shape(&self) -> Shape {
-        Shape {
+    /// What each of the plan's links does to packets.
+    pub fn shapes(&self) -> [Shape; 2] {
+        let rates = self.rates.map_or([None; 2], |r| r.each().map(Some));
+        rates.map(|rate| Shape {
             delay: self.rtt / 2,
-            rate_mbit: self.rate.map(f64::from),
+            rate_mbit: rate.map(f64::from),
             ..Shape::default()
-        }
+        })
     }
 
     /// What its row of a system and direction is of.
@@ -101,7 +103,7 @@ impl Plan {
             pace: self.pace.name(),
             links: Links {
                 rtt_us: self.rtt.as_micros() as u64,
-                rate_mbit: self.rate,
+                rates: self.rates,
                 v6: self.v6,
             },
         }
@@ -123,7 +125,7 @@ pub fn measure(plan: &Plan) -> anyhow::Result<Vec<Row>> {
     let dir = super::scratch()?;
     let mut config = BedConfig {
         v6: plan.v6,
-        shape: plan.shape(),
+        shapes: plan.shapes(),
         ..BedConfig::new(own_program()?)
     };
     plan.scenario.bed(&mut config);
@@ -180,7 +182,7 @@ pub fn measure(plan: &Plan) -> anyhow::Result<Vec<Row>> {
         scenario: plan.scenario.name(),
         mode: plan.mode.name(),
         rtt: plan.rtt,
-        rate: plan.rate,
+        rates: plan.rates,
         v6: plan.v6,
         soft: plan.scenario.is_soft(),
         pace: plan.pace,

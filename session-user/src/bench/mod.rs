@@ -19,6 +19,7 @@ mod ping;
 mod programs;
 mod progress;
 mod proxy;
+mod rates;
 mod report;
 mod rowfile;
 mod scenario;

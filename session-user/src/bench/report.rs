@@ -2,6 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
+use super::rates::Rates;
 use super::stats::Summary;
 
 /// One system, scenario, direction and pace.
@@ -19,8 +20,11 @@ pub struct Row {
     pub pace: String,
     /// The links' round-trip time.
     pub rtt_ms: f64,
-    /// The links' rate, if limited.
+    /// The links' rate, if limited; the first link's where they differ.
     pub rate_mbit: Option<u32>,
+    /// The rate of each link, where they differ.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rates_mbit: Option<[u32; 2]>,
     /// Over IPv6.
     #[serde(default)]
     pub v6: bool,
@@ -87,18 +91,18 @@ pub struct Key {
 pub struct Links {
     /// Round-trip time in microseconds.
     pub rtt_us: u64,
-    /// Rate in Mbit/s, if limited.
-    pub rate_mbit: Option<u32>,
+    /// Their rates, if limited.
+    pub rates: Option<Rates>,
     /// Over IPv6.
     pub v6: bool,
 }
 
 impl Links {
-    /// For people, like `40 ms, 50 Mbit/s, IPv6`.
+    /// For people, like `40 ms, 50 Mbit/s, IPv6`, or `40 ms, 20 + 30 Mbit/s`.
     pub fn label(self) -> String {
         let mut out = format!("{} ms", self.rtt_us as f64 / 1e3);
-        if let Some(rate) = self.rate_mbit {
-            out.push_str(&format!(", {rate} Mbit/s"));
+        if let Some(rates) = self.rates {
+            out.push_str(&format!(", {rates} Mbit/s"));
         }
         if self.v6 {
             out.push_str(", IPv6");
@@ -127,7 +131,7 @@ impl Row {
     pub fn links(&self) -> Links {
         Links {
             rtt_us: (self.rtt_ms * 1e3).round() as u64,
-            rate_mbit: self.rate_mbit,
+            rates: (self.rates_mbit.map(Rates::new)).or(self.rate_mbit.map(Rates::both)),
             v6: self.v6,
         }
     }
@@ -192,6 +196,7 @@ pub mod tests {
             pace: "1 kB/ms".to_owned(),
             rtt_ms: 40.0,
             rate_mbit: None,
+            rates_mbit: None,
             v6: false,
             runs: stalls.len(),
             survived: true,

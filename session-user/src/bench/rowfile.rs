@@ -188,7 +188,7 @@ mod tests {
         let (key, runs) = (one.row.key(), one.row.runs);
         assert_eq!(file.find(&key, runs), Some(&newer));
         assert_eq!(file.find(&key, runs + 1), None);
-        let others: [fn(&mut Row); 8] = [
+        let others: [fn(&mut Row); 9] = [
             |r| r.system = "tcp".to_owned(),
             |r| r.scenario = "soft".to_owned(),
             |r| r.direction = "upload".to_owned(),
@@ -196,6 +196,7 @@ mod tests {
             |r| r.pace = "bulk".to_owned(),
             |r| r.rtt_ms += 1.0,
             |r| r.rate_mbit = Some(50),
+            |r| r.rates_mbit = Some([50, 20]),
             |r| r.v6 = true,
         ];
         for change in others {

@@ -150,12 +150,12 @@ impl Scenario {
             }
             Self::Wake => {
                 bed.freeze(true)?;
-                let from = self.disturb(&bed.lab, bed.shape(), run)?;
+                let from = self.disturb(&bed.lab, bed.shape(LinkName::Wifi), run)?;
                 bed.freeze(false)?;
                 bed.command(&Request::Woke)?;
                 Ok(from)
             }
-            _ => self.disturb(&bed.lab, bed.shape(), run),
+            _ => self.disturb(&bed.lab, bed.shape(LinkName::Wifi), run),
         }
     }
 
@@ -185,7 +185,7 @@ impl Scenario {
                 link: "auto".to_owned(),
             });
         }
-        self.undo(&bed.lab, bed.shape())?;
+        self.undo(&bed.lab, bed.shape(LinkName::Wifi))?;
         if self.is_silent() {
             // A path that fell silent is left alone for a while, unless its link goes and comes back.
             bed.lab.cut(LinkName::Wifi)?;

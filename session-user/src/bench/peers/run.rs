@@ -52,7 +52,7 @@ pub fn measure(peer: &dyn Peer, plan: &Plan) -> anyhow::Result<Vec<Row>> {
     let mut config = BedConfig {
         v6: plan.v6,
         holdfast: false,
-        shape: plan.shape(),
+        shapes: plan.shapes(),
         ..BedConfig::new(own_program()?)
     };
     plan.scenario.bed(&mut config);
@@ -114,7 +114,7 @@ pub fn measure(peer: &dyn Peer, plan: &Plan) -> anyhow::Result<Vec<Row>> {
 
 /// Makes everything as it was before it happened.
 fn heal(bed: &Bed, scenario: Scenario) -> anyhow::Result<()> {
-    scenario.undo(&bed.lab, bed.shape())?;
+    scenario.undo(&bed.lab, bed.shape(LinkName::Wifi))?;
     if scenario.is_silent() {
         // The link goes and comes back, as for Holdfast: whoever left it is told that it is there.
         bed.lab.cut(LinkName::Wifi)?;
@@ -249,7 +249,9 @@ impl Run<'_> {
         if asleep {
             attempt.freeze(true)?;
         }
-        let disturbed = plan.scenario.disturb(lab, self.bed.shape(), run);
+        let disturbed = plan
+            .scenario
+            .disturb(lab, self.bed.shape(LinkName::Wifi), run);
         if asleep {
             attempt.freeze(false)?;
         }
@@ -296,7 +298,7 @@ impl Run<'_> {
             scenario: self.plan.scenario.name(),
             mode: "single".to_owned(),
             rtt: self.plan.rtt,
-            rate: self.plan.rate,
+            rates: self.plan.rates,
             v6: self.plan.v6,
             soft: self.plan.scenario.is_soft(),
             pace: self.plan.pace,

@@ -13,6 +13,7 @@ use anyhow::{Context, bail};
 
 use super::app::{self, ClientOrders, Direction, Pace, Seen, Served};
 use super::bed::own_program;
+use crate::stdio::print_line;
 
 /// Arguments of the hidden `bench app-server`.
 #[derive(Debug, clap::Args)]
@@ -58,10 +59,10 @@ pub struct ClientArgs {
 pub fn server(args: &ServerArgs) -> anyhow::Result<ExitCode> {
     let listener = app::listen(args.listen, args.mptcp)
         .with_context(|| format!("cannot listen on {}", args.listen))?;
-    println!("{}", listener.local_addr()?);
+    print_line(listener.local_addr()?);
     let report = |served: Served| {
         if let Ok(line) = serde_json::to_string(&served) {
-            println!("{line}");
+            print_line(line);
         }
     };
     let standing = Arc::new(app::Standing::default());
@@ -106,7 +107,7 @@ pub fn client(args: &ClientArgs) -> anyhow::Result<ExitCode> {
         socket,
     };
     let seen = app::run_client(&orders, &stop);
-    println!("{}", serde_json::to_string(&seen)?);
+    print_line(serde_json::to_string(&seen)?);
     Ok(ExitCode::SUCCESS)
 }
 

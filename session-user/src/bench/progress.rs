@@ -2,6 +2,7 @@
 
 use std::time::{Duration, Instant};
 
+use crate::stdio::say;
 use indicatif::{HumanDuration, ProgressBar, ProgressStyle};
 
 /// A bar on standard error; where that is no terminal, nothing.
@@ -44,10 +45,10 @@ impl Plans {
         self.end_current();
         self.begun += 1;
         self.runs_left -= runs.min(self.runs_left);
-        eprintln!(
+        say(format_args!(
             "plan {} of {}: {label}: measured before",
             self.begun, self.all
-        );
+        ));
     }
 
     /// The next plan begins; the one before has ended.
@@ -58,7 +59,10 @@ impl Plans {
             format!("; about {} left", HumanDuration(left))
         });
         if self.all > 1 {
-            eprintln!("plan {} of {}: {label}{left}", self.begun, self.all);
+            say(format_args!(
+                "plan {} of {}: {label}{left}",
+                self.begun, self.all
+            ));
         }
         self.current = Some((Instant::now(), runs));
     }

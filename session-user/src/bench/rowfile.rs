@@ -13,6 +13,7 @@ use serde::{Deserialize, Serialize};
 
 use super::host::Host;
 use super::report::{Key, Row};
+use crate::stdio::say;
 
 /// A file of rows that cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -74,10 +75,10 @@ pub fn read(path: &Path) -> Result<Contents, RowFileError> {
         match serde_json::from_slice(line) {
             Ok(kept) => contents.kept.push(kept),
             Err(_) if number + 1 == lines.len() => {
-                eprintln!(
+                say(format_args!(
                     "holdfast: {}: the last line is damaged and is left out",
                     path.display()
-                );
+                ));
                 break;
             }
             Err(source) => {

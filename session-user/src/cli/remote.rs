@@ -6,10 +6,11 @@ use std::process::ExitCode;
 use serde::Serialize;
 
 use super::exit::{Exit, Failure};
-use super::table::{Table, age, bytes, print};
+use super::table::{Table, age, bytes};
 use crate::control::{
     Client, ClientError, LinkReport, Request, Response, SessionReport, StatusReport,
 };
+use crate::stdio::print;
 
 pub(super) fn ask(control: &Path, request: &Request) -> Result<Response, Failure> {
     Ok(Client::connect(control)?.call(request)?)

@@ -122,6 +122,7 @@ pub(super) fn session_report(s: &SessionSnapshot) -> SessionReport {
         duplicates: s.stats.duplicates,
         rekeys: s.stats.rekeys,
         memory_bytes: s.memory_bytes,
+        reorder_bytes_max: s.stats.reorder_bytes_max,
         handovers_total: s.handovers_total,
         handovers: s.handovers.iter().map(handover_report).collect(),
     }

@@ -352,13 +352,12 @@ impl Bed {
 
     /// The client's session, if there is one.
     pub fn session(&self) -> Option<SessionReport> {
-        let Ok(Response::Sessions(sessions)) = Client::connect(&self.client_control())
-            .ok()?
-            .call(&Request::Sessions)
-        else {
-            return None;
-        };
-        sessions.into_iter().find(|s| s.role == "initiator")
+        session_at(&self.client_control(), "initiator")
+    }
+
+    /// The gateway's session, if there is one.
+    pub fn gateway_session(&self) -> Option<SessionReport> {
+        session_at(&self.dir.join("gateway.sock"), "responder")
     }
 
     /// Waits until the session is as `good` says.
@@ -410,4 +409,13 @@ impl Bed {
             )
         })
     }
+}
+
+/// The session of the agent at `control` in which it has this role.
+fn session_at(control: &Path, role: &str) -> Option<SessionReport> {
+    let Ok(Response::Sessions(sessions)) = Client::connect(control).ok()?.call(&Request::Sessions)
+    else {
+        return None;
+    };
+    sessions.into_iter().find(|s| s.role == role)
 }

@@ -237,6 +237,8 @@ pub struct SessionReport {
     pub rekeys: u64,
     /// Bytes held in memory.
     pub memory_bytes: usize,
+    /// Bytes of one stream that were held beyond a gap, at most, since it was made.
+    pub reorder_bytes_max: usize,
     /// Handovers since it was made.
     pub handovers_total: u64,
     /// The latest handovers, oldest first.

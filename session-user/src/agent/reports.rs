@@ -142,6 +142,8 @@ fn transport_report(c: &driver::CarrierReport) -> TransportReport {
         bytes_out: c.bytes_out,
         queued_bytes: c.queued,
         rtt_ms: c.rtt.map(millis),
+        congestion: c.congestion.clone(),
+        window_segments: c.window,
     }
 }
 

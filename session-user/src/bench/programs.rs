@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
 
-use super::app::{self, ClientOrders, Direction, Pace, Seen, Served};
+use super::app::{self, ClientOrders, Direction, Pace, Rest, Seen, Served};
 use super::bed::own_program;
 use crate::stdio::print_line;
 
@@ -53,6 +53,12 @@ pub struct ClientArgs {
     /// With multipath TCP.
     #[arg(long)]
     mptcp: bool,
+    /// Sends nothing for so many milliseconds, once; 0: it does not rest.
+    #[arg(long, default_value_t = 0)]
+    rest_ms: u64,
+    /// How long it sends before that.
+    #[arg(long, default_value_t = 0)]
+    rest_after_ms: u64,
 }
 
 /// Serves; the first line says where, and every connection that ends is a line.
@@ -104,6 +110,10 @@ pub fn client(args: &ClientArgs) -> anyhow::Result<ExitCode> {
         arrivals: Some(args.arrivals.clone()),
         user_timeout: (!timeout.is_zero()).then_some(timeout),
         mptcp: args.mptcp,
+        rest: (args.rest_ms > 0).then(|| Rest {
+            after: Duration::from_millis(args.rest_after_ms),
+            length: Duration::from_millis(args.rest_ms),
+        }),
         socket,
     };
     let seen = app::run_client(&orders, &stop);

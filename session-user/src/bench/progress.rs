@@ -7,8 +7,14 @@ use indicatif::{HumanDuration, ProgressBar, ProgressStyle};
 
 /// A bar on standard error; where that is no terminal, nothing.
 pub fn progress(label: &str, runs: usize) -> ProgressBar {
-    let bar = ProgressBar::new(runs as u64);
-    let style = ProgressStyle::with_template("{msg:24} {bar:30} {pos}/{len} cuts  {eta} left");
+    bar(label, runs as u64, "cuts")
+}
+
+/// The same of something else than cuts.
+pub fn bar(label: &str, length: u64, unit: &str) -> ProgressBar {
+    let bar = ProgressBar::new(length);
+    let style = format!("{{msg:24}} {{bar:30}} {{pos}}/{{len}} {unit}  {{eta}} left");
+    let style = ProgressStyle::with_template(&style);
     bar.set_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()));
     bar.set_message(label.to_owned());
     bar

@@ -272,6 +272,10 @@ pub struct TransportReport {
     pub queued_bytes: usize,
     /// The kernel's smoothed round-trip time, in milliseconds.
     pub rtt_ms: Option<f64>,
+    /// Its congestion control, by the kernel's name.
+    pub congestion: Option<String>,
+    /// The congestion window, in segments: what it may have under way.
+    pub window_segments: Option<u32>,
 }
 
 /// A stream.

@@ -2,6 +2,9 @@
 //!
 //! `ARCHITECTURE.md` in the repository has the map.
 
+// Commands end quietly when their reader goes away: see `stdio`.
+#![cfg_attr(not(test), warn(clippy::print_stdout, clippy::print_stderr))]
+
 pub mod agent;
 pub mod bench;
 pub mod capture;
@@ -16,5 +19,6 @@ pub mod handshake;
 pub mod link;
 pub mod pki;
 pub mod policy;
+pub mod stdio;
 pub mod trace;
 pub mod transport;

@@ -6,7 +6,7 @@ mod lacking;
 mod reader;
 mod services;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
@@ -103,6 +103,33 @@ impl TestBed {
     }
 }
 
+/// A command of `holdfast` for the agent at `control`.
+pub fn command(control: &Path, arguments: &[&str]) -> Command {
+    let mut command = Command::new(program());
+    command
+        .arg("--control")
+        .arg(control)
+        .args(arguments)
+        .stdin(Stdio::null());
+    command
+}
+
+/// Runs a command of `holdfast` to its end.
+pub fn holdfast(control: &Path, arguments: &[&str]) -> anyhow::Result<Output> {
+    Ok(command(control, arguments).output()?)
+}
+
+/// [`holdfast`], which must succeed; returns what it printed.
+pub fn holdfast_says(control: &Path, arguments: &[&str]) -> anyhow::Result<String> {
+    let output = holdfast(control, arguments)?;
+    ensure!(
+        output.status.success(),
+        "{}",
+        String::from_utf8_lossy(&output.stderr)
+    );
+    Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+}
+
 /// Waits for a program's end, and kills it after `limit`: a test never hangs.
 pub fn finish(mut child: Child, limit: Duration) -> anyhow::Result<Output> {
     let (pid, deadline) = (child.id(), Instant::now() + limit);
@@ -167,7 +194,7 @@ pub fn await_listener(netns: &Netns, addr: std::net::SocketAddr) -> anyhow::Resu
 }
 
 /// A random-looking file of `bytes` bytes; returns its SHA-256.
-pub fn make_file(path: &std::path::Path, bytes: usize) -> anyhow::Result<String> {
+pub fn make_file(path: &Path, bytes: usize) -> anyhow::Result<String> {
     use sha2::{Digest, Sha256};
     use std::io::Write;
     let mut file = std::io::BufWriter::new(std::fs::File::create(path)?);
@@ -192,7 +219,7 @@ pub fn make_file(path: &std::path::Path, bytes: usize) -> anyhow::Result<String>
 }
 
 /// SHA-256 of a file.
-pub fn sha256(path: &std::path::Path) -> anyhow::Result<String> {
+pub fn sha256(path: &Path) -> anyhow::Result<String> {
     use sha2::{Digest, Sha256};
     let mut file = std::fs::File::open(path).with_context(|| path.display().to_string())?;
     let mut hash = Sha256::new();

@@ -1,4 +1,5 @@
-//! `holdfast bench handover` against a running agent, over links that somebody else configures.
+//! `holdfast bench handover` against a running agent, over links that somebody else configures, and
+//! `holdfast bench window`.
 
 use std::net::SocketAddr;
 use std::process::{Command, Stdio};
@@ -113,5 +114,34 @@ fn what_is_not_captured_is_not_measured() -> anyhow::Result<()> {
         "{errors}"
     );
     drop(listener);
+    Ok(())
+}
+
+/// What a handover sends goes out at once only if the standby's window outlives its idleness: an agent
+/// gives standbys bbr for that.
+#[test]
+fn the_window_of_a_standby_survives_idleness_with_bbr() -> anyhow::Result<()> {
+    let command = Command::new(program())
+        // Some retransmission timeouts, after each of which cubic's would be half as large.
+        .args(["bench", "window", "--lab", "--idle", "3", "--json"])
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()?;
+    let output = finish(command, LIMIT)?;
+    let said = String::from_utf8_lossy(&output.stderr);
+    let rows: Vec<serde_json::Value> =
+        serde_json::from_slice(&output.stdout).with_context(|| said.into_owned())?;
+    let figure = |congestion: &str, name: &str| {
+        let row = rows.iter().find(|r| r["congestion"] == congestion);
+        row.and_then(|r| r[name].as_u64()).context("no figure")
+    };
+    let lifted = figure("bbr", "established_segments")?;
+    // Ten are the kernel's own.
+    ensure!(lifted > 20, "{rows:#?}");
+    let carrying = figure("bbr", "carrying_segments")?;
+    ensure!(carrying * 10 >= lifted * 9, "{rows:#?}");
+    let flight = |congestion: &str| figure(congestion, "first_flight_bytes");
+    ensure!(flight("bbr")? > 2 * flight("cubic")?, "{rows:#?}");
     Ok(())
 }

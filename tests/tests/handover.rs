@@ -57,6 +57,23 @@ fn bulk_survives_too() -> anyhow::Result<()> {
     five("cut,soft,blackhole", &["--bulk-only"]).map(|_| ())
 }
 
+/// Not how near it comes to both rates: that is for a quiet machine.
+#[test]
+fn a_bonded_stream_gets_more_than_any_link_has() -> anyhow::Result<()> {
+    let rows = five("steady", &[])?;
+    ensure!(rows.len() == 2, "{rows:#?}");
+    for row in &rows {
+        let links = row["rates_mbit"].as_array().context("no rates")?;
+        let rates = links.iter().filter_map(serde_json::Value::as_f64);
+        let fastest = rates.fold(0.0, f64::max);
+        let goodput = row["goodput_mbit"].as_f64().context("no goodput")?;
+        ensure!(row["mode"] == "bonded" && goodput > fastest, "{row:#}");
+        let held = row["reorder_bytes_max"].as_u64().context("no memory")?;
+        ensure!(held > 0 && held <= 4 << 20, "{row:#}");
+    }
+    Ok(())
+}
+
 #[test]
 fn streams_over_two_links_survive_the_loss_of_one() -> anyhow::Result<()> {
     let modes = ["--mode", "single,redundant,bonded", "--paced-only"];

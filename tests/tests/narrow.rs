@@ -3,14 +3,14 @@
 use std::io::Read;
 use std::net::{SocketAddr, TcpListener};
 use std::path::Path;
-use std::process::{Child, Command, Stdio};
+use std::process::Child;
 use std::time::Duration;
 
 use anyhow::{Context, ensure};
 use serde_json::Value;
 use session_lab::{Direction, Lab, LinkName, Shape};
 use session_tests::{
-    Nginx, TestBed, begun, endless, eventually, finish, make_file, program, reader, sha256,
+    Nginx, TestBed, begun, endless, eventually, finish, holdfast_says, make_file, reader, sha256,
 };
 
 /// Nothing in these tests takes longer, unless it hangs.
@@ -66,10 +66,8 @@ fn sender(bed: &TestBed, to: SocketAddr) -> anyhow::Result<Child> {
 }
 
 fn handovers(control: &Path) -> anyhow::Result<Vec<Value>> {
-    let mut command = Command::new(program());
-    command.arg("--control").arg(control);
-    command.args(["handovers", "--json"]).stdin(Stdio::null());
-    Ok(serde_json::from_slice(&command.output()?.stdout)?)
+    let text = holdfast_says(control, &["handovers", "--json"])?;
+    Ok(serde_json::from_str(&text)?)
 }
 
 fn shape(mtu: Option<usize>) -> Shape {
@@ -81,7 +79,7 @@ fn shape(mtu: Option<usize>) -> Shape {
 }
 
 fn shaped() -> anyhow::Result<TestBed> {
-    TestBed::with(|c| c.shape = shape(None))
+    TestBed::with(|c| c.shapes = [shape(None); 2])
 }
 
 /// How many bytes the first stream of the session has received.

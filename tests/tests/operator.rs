@@ -2,27 +2,16 @@
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
-use std::path::Path;
 use std::process::{Command, Output, Stdio};
 use std::time::{Duration, SystemTime};
 
 use anyhow::{Context, ensure};
 use session_lab::{HostState, Lab, LinkName, TestCgroup, cgroup2_root};
-use session_tests::{Nginx, TestBed, eventually, finish, make_file, program, sha256};
+use session_tests::{Nginx, TestBed, eventually, finish, holdfast, make_file, program, sha256};
 use session_user::pki;
 
 /// Nothing in these tests takes longer, unless it hangs.
 const LIMIT: Duration = Duration::from_secs(60);
-
-fn holdfast(control: &Path, arguments: &[&str]) -> anyhow::Result<Output> {
-    let mut command = Command::new(program());
-    command
-        .arg("--control")
-        .arg(control)
-        .args(arguments)
-        .stdin(Stdio::null());
-    Ok(command.output()?)
-}
 
 fn out(output: &Output) -> String {
     String::from_utf8_lossy(&output.stdout).into_owned()

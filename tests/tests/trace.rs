@@ -3,36 +3,19 @@
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
-use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use anyhow::{Context, ensure};
 use serde_json::Value;
 use session_lab::{Direction, LinkName};
-use session_tests::{Cutter, TestBed, begun, endless, eventually, program, reader};
+use session_tests::{Cutter, TestBed, begun, endless, eventually, holdfast_says, reader};
 
 /// Nothing in these tests takes longer, unless it hangs.
 const LIMIT: Duration = Duration::from_secs(60);
 
-fn holdfast(control: &Path, arguments: &[&str]) -> anyhow::Result<String> {
-    let mut command = Command::new(program());
-    command
-        .arg("--control")
-        .arg(control)
-        .args(arguments)
-        .stdin(Stdio::null());
-    let output = command.output()?;
-    ensure!(
-        output.status.success(),
-        "{}",
-        String::from_utf8_lossy(&output.stderr)
-    );
-    Ok(String::from_utf8_lossy(&output.stdout).into_owned())
-}
-
 fn handovers(control: &Path, arguments: &[&str]) -> anyhow::Result<Vec<Value>> {
     let words = [&["handovers", "--json"], arguments].concat();
-    Ok(serde_json::from_str(&holdfast(control, &words)?)?)
+    Ok(serde_json::from_str(&holdfast_says(control, &words)?)?)
 }
 
 /// Waits for a handover that `wanted` says.
@@ -106,14 +89,14 @@ fn a_cut_is_told_by_command_log_and_file() -> anyhow::Result<()> {
     // The link comes back, and the session returns by itself; then an operator moves it.
     await_handover(&control, |h| h["trigger"] == "preferred-link")?;
     bed.bed.await_link(LinkName::Wifi, LIMIT)?;
-    holdfast(&control, &["handover", "lte0"])?;
+    holdfast_says(&control, &["handover", "lte0"])?;
     let by_hand = await_handover(&control, |h| h["trigger"] == "by-hand")?;
     ensure!(
         by_hand["soft"] == true && by_hand["resent_records"] == 0,
         "{by_hand:#}"
     );
 
-    let table = holdfast(&control, &["handovers", "-n", "50"])?;
+    let table = holdfast_says(&control, &["handovers", "-n", "50"])?;
     let row = table.lines().find(|l| l.contains("link-lost"));
     let row = row.with_context(|| table.clone())?;
     ensure!(

@@ -122,6 +122,7 @@ pub(super) fn session_report(s: &SessionSnapshot) -> SessionReport {
         duplicates: s.stats.duplicates,
         rekeys: s.stats.rekeys,
         memory_bytes: s.memory_bytes,
+        reorder_bytes_max: s.stats.reorder_bytes_max,
         handovers_total: s.handovers_total,
         handovers: s.handovers.iter().map(handover_report).collect(),
     }
@@ -141,6 +142,8 @@ fn transport_report(c: &driver::CarrierReport) -> TransportReport {
         bytes_out: c.bytes_out,
         queued_bytes: c.queued,
         rtt_ms: c.rtt.map(millis),
+        congestion: c.congestion.clone(),
+        window_segments: c.window,
     }
 }
 

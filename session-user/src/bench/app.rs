@@ -85,6 +85,15 @@ pub fn now_ns() -> u64 {
     now.map_or(0, |t| Duration::from(t).as_nanos() as u64)
 }
 
+/// A pause in what is sent in bulk.
+#[derive(Clone, Copy, Debug)]
+pub struct Rest {
+    /// How long it sends before.
+    pub after: Duration,
+    /// How long it sends nothing.
+    pub length: Duration,
+}
+
 /// A client's orders.
 #[derive(Clone, Debug)]
 pub struct ClientOrders {
@@ -100,6 +109,8 @@ pub struct ClientOrders {
     pub user_timeout: Option<Duration>,
     /// With the kernel's multipath TCP.
     pub mptcp: bool,
+    /// What it sends in bulk is interrupted once.
+    pub rest: Option<Rest>,
     /// Its socket, for whoever gives it up.
     pub socket: Arc<OnceLock<TcpStream>>,
 }
@@ -162,7 +173,7 @@ fn client(orders: &ClientOrders, stop: &Arc<AtomicBool>, seen: &mut Seen) -> io:
             received
         }
         Direction::Upload => {
-            send(&mut socket, orders.pace, stop, &mut seen.sent)?;
+            send(&mut socket, orders.pace, orders.rest, stop, &mut seen.sent)?;
             socket.shutdown(Shutdown::Write)?;
             let mut total = [0; 8];
             socket.read_exact(&mut total)?;
@@ -174,7 +185,7 @@ fn client(orders: &ClientOrders, stop: &Arc<AtomicBool>, seen: &mut Seen) -> io:
             let (pace, stop) = (orders.pace, Arc::clone(stop));
             let sender = thread::spawn(move || {
                 let mut sent = 0;
-                let outcome = send(&mut sending, pace, &stop, &mut sent);
+                let outcome = send(&mut sending, pace, None, &stop, &mut sent);
                 // A connection that has died already cannot be ended again.
                 let _ = sending.shutdown(Shutdown::Write);
                 (sent, outcome)
@@ -214,12 +225,23 @@ fn receive(socket: &mut TcpStream, arrivals: Option<&Path>, seen: &mut Seen) -> 
 
 /// Sends at `pace` until `stop`; counts in `sent` the bytes that the socket took, also where it fails
 /// later.
-fn send(socket: &mut TcpStream, pace: Pace, stop: &AtomicBool, sent: &mut u64) -> io::Result<()> {
+fn send(
+    socket: &mut TcpStream,
+    pace: Pace,
+    mut rest: Option<Rest>,
+    stop: &AtomicBool,
+    sent: &mut u64,
+) -> io::Result<()> {
     let pattern = Pattern::new();
     let start = now_ns();
     while !stop.load(Ordering::Acquire) {
         match pace {
             Pace::Bulk => {
+                let sending = Duration::from_nanos(now_ns() - start);
+                if let Some(rest) = rest.take_if(|rest| sending >= rest.after) {
+                    // What is measured is what follows it.
+                    thread::sleep(rest.length);
+                }
                 let chunk = pattern.at(*sent, 64 * 1024);
                 socket.write_all(chunk)?;
                 *sent += chunk.len() as u64;
@@ -329,7 +351,7 @@ fn serve_direction(
                 let _ = ending.read(&mut [0]);
                 told.store(true, Ordering::Release);
             });
-            let sent = send(socket, pace, &stop, &mut served.seen.sent);
+            let sent = send(socket, pace, None, &stop, &mut served.seen.sent);
             let ended = socket.shutdown(Shutdown::Write);
             join(ender);
             sent.and(ended)

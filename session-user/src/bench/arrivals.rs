@@ -102,6 +102,12 @@ impl Arrivals {
         longest as f64 / 1e6
     }
 
+    /// When the first came after `at`.
+    pub fn first_after(&self, at: u64) -> Option<u64> {
+        let before = self.times.partition_point(|t| *t <= at);
+        self.times.get(before).copied()
+    }
+
     /// Bytes that had arrived at `at`.
     pub fn total_at(&self, at: u64) -> u64 {
         let after = self.times.partition_point(|t| *t <= at);
@@ -144,6 +150,8 @@ mod tests {
     fn bytes_are_counted_up_to_a_moment() {
         let a = arrivals(&[(1, 100), (2, 250), (10, 400)]);
         assert_eq!(a.total_at(0), 0);
+        assert_eq!(a.first_after(2 * MS), Some(10 * MS));
+        assert_eq!(a.first_after(10 * MS), None);
         assert_eq!(a.total_at(2 * MS), 250);
         assert_eq!(a.total_at(9 * MS), 250);
         assert_eq!(a.series(MS, 11 * MS, 5 * MS), [0, 150, 300]);

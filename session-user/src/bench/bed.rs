@@ -81,8 +81,8 @@ pub struct BedConfig {
     pub accept_extra: String,
     /// Whether the server has a second link, and the client's agent knows the gateway's address on it.
     pub second_gateway: bool,
-    /// What the links do to packets while nothing happens to them.
-    pub shape: Shape,
+    /// What each link does to packets while nothing happens to them.
+    pub shapes: [Shape; 2],
 }
 
 impl BedConfig {
@@ -103,7 +103,7 @@ impl BedConfig {
             capture_extra: String::new(),
             accept_extra: String::new(),
             second_gateway: false,
-            shape: Shape::default(),
+            shapes: [Shape::default(); 2],
         }
     }
 }
@@ -147,10 +147,9 @@ impl Bed {
             lab,
         };
         // Before anything runs over them: agents learn the round-trip time.
-        if bed.config.shape != Shape::default() {
-            for link in LinkName::ALL {
-                let both = session_lab::Direction::Both;
-                bed.lab.shape(link, both, bed.config.shape)?;
+        if bed.config.shapes != [Shape::default(); 2] {
+            for (link, shape) in LinkName::ALL.into_iter().zip(bed.config.shapes) {
+                bed.lab.shape(link, session_lab::Direction::Both, shape)?;
             }
         }
         if bed.config.holdfast {
@@ -204,9 +203,9 @@ impl Bed {
         self.lab.client().spawn(command)
     }
 
-    /// What the links do to packets while nothing happens to them.
-    pub fn shape(&self) -> Shape {
-        self.config.shape
+    /// What `link` does to packets while nothing happens to it.
+    pub fn shape(&self, link: LinkName) -> Shape {
+        self.config.shapes[link as usize]
     }
 
     /// The folder of identities, configurations and logs.
@@ -360,13 +359,12 @@ impl Bed {
 
     /// The client's session, if there is one.
     pub fn session(&self) -> Option<SessionReport> {
-        let Ok(Response::Sessions(sessions)) = Client::connect(&self.client_control())
-            .ok()?
-            .call(&Request::Sessions)
-        else {
-            return None;
-        };
-        sessions.into_iter().find(|s| s.role == "initiator")
+        session_at(&self.client_control(), "initiator")
+    }
+
+    /// The gateway's session, if there is one.
+    pub fn gateway_session(&self) -> Option<SessionReport> {
+        session_at(&self.dir.join("gateway.sock"), "responder")
     }
 
     /// Waits until the session is as `good` says.
@@ -418,4 +416,13 @@ impl Bed {
             )
         })
     }
+}
+
+/// The session of the agent at `control` in which it has this role.
+fn session_at(control: &Path, role: &str) -> Option<SessionReport> {
+    let Ok(Response::Sessions(sessions)) = Client::connect(control).ok()?.call(&Request::Sessions)
+    else {
+        return None;
+    };
+    sessions.into_iter().find(|s| s.role == role)
 }

@@ -7,8 +7,9 @@ use anyhow::Context;
 
 use super::app::{Direction, Pace, Seen, Served};
 use super::arrivals::Arrivals;
-use super::report::Row;
-use super::stats::Summary;
+use super::rates::Rates;
+use super::report::{Row, RowError, longest_run};
+use super::stats::{Lows, Summary};
 use crate::control::HandoverReport;
 
 /// Goodput is compared over this time around a soft handover, in nanoseconds.
@@ -34,12 +35,14 @@ pub struct Conditions {
     pub mode: String,
     /// The links' round-trip time.
     pub rtt: Duration,
-    /// The links' rate in Mbit/s, if limited.
-    pub rate: Option<u32>,
+    /// The links' rates, if limited.
+    pub rates: Option<Rates>,
     /// Over IPv6.
     pub v6: bool,
     /// Whether the old link works on, so that goodput before and around the move can be compared.
     pub soft: bool,
+    /// Whether nothing happens, so that each run's goodput is what is looked at.
+    pub steady: bool,
     /// What the application sent.
     pub pace: Pace,
     /// For how long.
@@ -60,6 +63,8 @@ pub struct Ends<'a> {
     pub seen: &'a Seen,
     /// What the server saw.
     pub served: Option<&'a Served>,
+    /// In which run, counted from 1, the client ended by itself.
+    pub died_in: Option<usize>,
 }
 
 /// What one direction saw of the cuts.
@@ -92,8 +97,24 @@ pub fn row(conditions: &Conditions, cuts: &[Cut], ends: &Ends<'_>) -> anyhow::Re
         .errors
         .iter()
         .chain(ends.served.iter().flat_map(|s| &s.seen.errors));
-    let errors: Vec<String> = errors.cloned().collect();
+    let errors: Vec<RowError> = errors
+        .map(|text| RowError {
+            run: ends.died_in,
+            text: text.clone(),
+        })
+        .collect();
+    let goodputs = if conditions.steady {
+        goodputs(&arrivals, cuts)
+    } else {
+        Vec::new()
+    };
+    let goodput_mbit = if conditions.steady {
+        goodputs.iter().sum::<f64>() / goodputs.len().max(1) as f64
+    } else {
+        received as f64 * 8.0 / 1e6 / conditions.seconds.max(1e-3)
+    };
     let bulk = conditions.pace == Pace::Bulk;
+    let rates = conditions.rates.map(Rates::fields);
     Ok(Row {
         system: conditions.system.clone(),
         scenario: conditions.scenario.clone(),
@@ -101,7 +122,8 @@ pub fn row(conditions: &Conditions, cuts: &[Cut], ends: &Ends<'_>) -> anyhow::Re
         mode: conditions.mode.clone(),
         pace: conditions.pace.name(),
         rtt_ms: conditions.rtt.as_secs_f64() * 1e3,
-        rate_mbit: conditions.rate,
+        rate_mbit: rates.map(|(first, _)| first),
+        rates_mbit: rates.and_then(|(_, each)| each),
         v6: conditions.v6,
         runs: cuts.len(),
         survived: errors.is_empty(),
@@ -109,11 +131,15 @@ pub fn row(conditions: &Conditions, cuts: &[Cut], ends: &Ends<'_>) -> anyhow::Re
         app_errors: errors.len(),
         errors,
         stall_ms: Summary::of(&stalls),
+        longest_stall_run: longest_run(&stalls),
         control_ms: Summary::of(&controls),
         detection_ms: Summary::of(&since(|h| Some(h.noticed_ns))),
         resume_ms: Summary::of(&since(|h| h.resumed_ns)),
         replayed_bytes: Summary::of(&replayed),
-        goodput_mbit: received as f64 * 8.0 / 1e6 / conditions.seconds.max(1e-3),
+        goodput_mbit,
+        goodput_run_mbit: conditions.steady.then(|| Lows::of(&goodputs)),
+        goodputs,
+        reorder_bytes_max: None,
         goodput_around: (bulk && conditions.soft).then(|| around(&arrivals, cuts)),
         repeated: conditions.repeated,
         lateness_ms: conditions.lateness.as_secs_f64() * 1e3,
@@ -121,6 +147,16 @@ pub fn row(conditions: &Conditions, cuts: &[Cut], ends: &Ends<'_>) -> anyhow::Re
         controls,
         series: series(&arrivals, cuts),
     })
+}
+
+/// What was delivered in each run, in Mbit/s. All runs are as long.
+fn goodputs(arrivals: &Arrivals, cuts: &[Cut]) -> Vec<f64> {
+    let one = |cut: &Cut| {
+        let (from, to) = cut.window;
+        let bytes = arrivals.total_at(to) - arrivals.total_at(from);
+        bytes as f64 * 8e3 / to.saturating_sub(from).max(1) as f64
+    };
+    cuts.iter().map(one).collect()
 }
 
 /// Bytes delivered in the second around each cut, as a part of those of the second before it.

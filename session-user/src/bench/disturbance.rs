@@ -16,13 +16,13 @@ const FLAPS: u32 = 5;
 const FLAP: Duration = Duration::from_millis(60);
 
 impl Scenario {
-    /// Disturbs the links, whose usual shape is `shape`; returns when (CLOCK_MONOTONIC in
-    /// nanoseconds). `soft` disturbs nothing, and in `wake` the caller freezes what is to sleep.
+    /// Disturbs the links; `shape` is the usual one of the link in use. Returns when (CLOCK_MONOTONIC in
+    /// nanoseconds). `soft` and `steady` disturb nothing, and in `wake` the caller freezes what is to sleep.
     pub fn disturb(self, lab: &Lab, shape: Shape, run: usize) -> anyhow::Result<u64> {
         let mut from = now_ns();
         match self {
             Self::Cut | Self::CutCold | Self::All => drop(lab.cut(LinkName::Wifi)?),
-            Self::Soft => {}
+            Self::Soft | Self::Steady => {}
             Self::BlackholeDown => lab.blackhole(LinkName::Wifi, Direction::Down)?,
             Self::BlackholeUp => lab.blackhole(LinkName::Wifi, Direction::Up)?,
             Self::Blackhole => lab.blackhole(LinkName::Wifi, Direction::Both)?,
@@ -91,9 +91,13 @@ impl Scenario {
                 lab.restore_server()?;
                 lab.restore(LinkName::Wifi)
             }
-            Self::Soft | Self::Nat | Self::Wake | Self::Address | Self::Return | Self::Flap => {
-                Ok(())
-            }
+            Self::Soft
+            | Self::Nat
+            | Self::Wake
+            | Self::Address
+            | Self::Return
+            | Self::Flap
+            | Self::Steady => Ok(()),
         }
     }
 

@@ -13,6 +13,7 @@ use super::measure::{HOLDFAST, Mode, Plan, measure};
 use super::output::Output;
 use super::peers::PeerArgs;
 use super::progress::Plans;
+use super::rates::Rates;
 use super::rowfile::Kept;
 use super::scenario::Scenario;
 
@@ -20,8 +21,10 @@ use super::scenario::Scenario;
 const PACED_BYTES: usize = 1000;
 /// Cuts of a bulk measurement, at most: each moves hundreds of megabytes.
 const BULK_RUNS_MAX: usize = 10;
-/// The links' rate of bulk measurements with a round-trip time, in Mbit/s.
-const BULK_MBIT: u32 = 50;
+/// The links' rates of bulk measurements with a round-trip time.
+const BULK_RATES: Rates = Rates::both(50);
+/// The links' rates where both are used at once: they are not alike.
+const STEADY_RATES: Rates = Rates::new([20, 30]);
 
 /// Arguments of `bench handover`.
 #[derive(Debug, clap::Args)]
@@ -32,15 +35,17 @@ pub struct HandoverArgs {
     /// What happens to the link; several with commas, or `all`.
     #[arg(long, value_enum, value_delimiter = ',', default_values_t = [Scenario::Cut])]
     scenario: Vec<Scenario>,
-    /// How streams use the links; several with commas. With --lab.
-    #[arg(long, value_enum, value_delimiter = ',', default_values_t = [Mode::Single], requires = "lab")]
+    /// How streams use the links; several with commas. With --lab. Unless said otherwise `single`, and
+    /// `bonded` in `steady`.
+    #[arg(long, value_enum, value_delimiter = ',', requires = "lab")]
     mode: Vec<Mode>,
     /// The links' round-trip time in milliseconds; with --lab.
     #[arg(long, default_value_t = 0, requires = "lab")]
     rtt: u16,
-    /// The links' rate in Mbit/s; bulk measurements with --rtt have 50 unless said otherwise.
-    #[arg(long, requires = "lab")]
-    rate: Option<u32>,
+    /// The links' rate in Mbit/s, or that of wifi0 and that of lte0 with a comma; bulk measurements
+    /// with --rtt have 50 unless said otherwise, and `steady` has 20,30.
+    #[arg(long, requires = "lab", value_name = "RATE[,RATE]")]
+    rate: Option<Rates>,
     /// Only this direction.
     #[arg(long, value_enum)]
     direction: Option<Direction>,
@@ -138,19 +143,22 @@ impl HandoverArgs {
     /// With `all` scenarios, the other modes run those in which they differ from the single one.
     fn modes(&self, scenario: Scenario) -> impl Iterator<Item = Mode> {
         let all = self.scenario.contains(&Scenario::All);
-        let told = self.mode != [Mode::Single];
-        let modes = if all && !told {
-            vec![Mode::Single, Mode::Redundant, Mode::Bonded]
-        } else {
-            self.mode.clone()
-        };
         let differs = scenario.differs_by_mode();
-        let fits = move |m: &Mode| *m == Mode::Single || differs || !all;
+        let modes = match self.mode.as_slice() {
+            [] if scenario.is_steady() => vec![Mode::Bonded],
+            [] if all => vec![Mode::Single, Mode::Redundant, Mode::Bonded],
+            [] => vec![Mode::Single],
+            told => told.to_vec(),
+        };
+        let fits = move |m: &Mode| *m == Mode::Single || differs || scenario.is_steady() || !all;
         modes.into_iter().filter(fits)
     }
 
     /// What is measured of a scenario: paced in all directions at once, then bulk.
     fn plans(&self, scenario: Scenario, mode: Mode) -> Vec<Plan> {
+        if scenario.is_steady() {
+            return self.steady_plans(mode);
+        }
         let runs = usize::from(self.runs);
         let rtt = Duration::from_millis(self.rtt.into());
         let wanted = |d: &Direction| self.direction.is_none_or(|only| only == *d);
@@ -159,7 +167,7 @@ impl HandoverArgs {
             runs,
             v6: self.v6,
             rtt,
-            rate: self.rate,
+            rates: self.rate,
             directions: Direction::ALL.into_iter().filter(wanted).collect(),
             pace: Pace::PerMillisecond(PACED_BYTES),
             mode,
@@ -174,8 +182,8 @@ impl HandoverArgs {
             } else {
                 runs.min(BULK_RUNS_MAX)
             },
-            rate: if limited {
-                self.rate.or(Some(BULK_MBIT))
+            rates: if limited {
+                self.rate.or(Some(BULK_RATES))
             } else {
                 None
             },
@@ -198,5 +206,26 @@ impl HandoverArgs {
         }
         plans.retain(|plan| !plan.directions.is_empty());
         plans
+    }
+
+    /// What is measured while nothing happens: a bulk stream down, then one up.
+    fn steady_plans(&self, mode: Mode) -> Vec<Plan> {
+        let wanted = |d: &Direction| self.direction.is_none_or(|only| only == *d);
+        let directions = [Direction::Download, Direction::Upload];
+        let directions = directions.into_iter().filter(wanted);
+        let plan = |direction| Plan {
+            scenario: Scenario::Steady,
+            runs: usize::from(self.runs),
+            v6: self.v6,
+            rtt: Duration::from_millis(self.rtt.into()),
+            rates: self.rate.or(Some(STEADY_RATES)),
+            directions: vec![direction],
+            pace: Pace::Bulk,
+            mode,
+        };
+        if self.paced_only {
+            return Vec::new();
+        }
+        directions.map(plan).collect()
     }
 }

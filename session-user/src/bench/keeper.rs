@@ -91,7 +91,7 @@ mod tests {
             runs: 5,
             v6: false,
             rtt: Duration::from_millis(40),
-            rate: None,
+            rates: None,
             directions: vec![Direction::Download, Direction::Upload],
             mode: Mode::Single,
             pace: Pace::PerMillisecond(1000),

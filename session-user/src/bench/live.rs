@@ -17,6 +17,7 @@ use super::programs::Client;
 use super::progress::progress;
 use super::report::Row;
 use crate::control::{Client as Control, Request, Response, SessionReport, TransportReport};
+use crate::stdio::say;
 
 /// Bytes each millisecond.
 const PACED_BYTES: usize = 1000;
@@ -33,7 +34,10 @@ struct Restore<'a>(&'a str);
 impl Drop for Restore<'_> {
     fn drop(&mut self) {
         if let Err(error) = set(self.0, "up") {
-            eprintln!("holdfast: {} could not be set up again: {error:#}", self.0);
+            say(format_args!(
+                "holdfast: {} could not be set up again: {error:#}",
+                self.0
+            ));
         }
     }
 }
@@ -139,9 +143,10 @@ pub fn run(
         scenario: "cut".to_owned(),
         mode: "single".to_owned(),
         rtt: round_trip(&first),
-        rate: None,
+        rates: None,
         v6: target.is_ipv6(),
         soft: false,
+        steady: false,
         pace,
         seconds,
         repeated: 0,
@@ -155,6 +160,7 @@ pub fn run(
             arrivals: &arrivals,
             seen: &seen,
             served: None,
+            died_in: None,
         };
         row(&conditions, &cuts, &ends)
     });

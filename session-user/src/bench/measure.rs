@@ -11,6 +11,7 @@ use super::bed::{Bed, BedConfig, own_program};
 use super::cuts::{Conditions, Cut, Ends, row};
 use super::programs::{Client, Server, collect};
 use super::progress::progress;
+use super::rates::Rates;
 use super::report::{Key, Links, Row};
 use super::scenario::Scenario;
 
@@ -43,8 +44,8 @@ pub struct Plan {
     pub v6: bool,
     /// The links' round-trip time.
     pub rtt: Duration,
-    /// The links' rate in Mbit/s.
-    pub rate: Option<u32>,
+    /// The links' rates, if limited.
+    pub rates: Option<Rates>,
     /// What the application does, all at once.
     pub directions: Vec<Direction>,
     /// How much of it.
@@ -82,13 +83,14 @@ impl Mode {
 }
 
 impl Plan {
-    /// What the plan's links do to packets.
-    pub fn shape(&self) -> Shape {
-        Shape {
+    /// What each of the plan's links does to packets.
+    pub fn shapes(&self) -> [Shape; 2] {
+        let rates = self.rates.map_or([None; 2], |r| r.each().map(Some));
+        rates.map(|rate| Shape {
             delay: self.rtt / 2,
-            rate_mbit: self.rate.map(f64::from),
+            rate_mbit: rate.map(f64::from),
             ..Shape::default()
-        }
+        })
     }
 
     /// What its row of a system and direction is of.
@@ -101,7 +103,7 @@ impl Plan {
             pace: self.pace.name(),
             links: Links {
                 rtt_us: self.rtt.as_micros() as u64,
-                rate_mbit: self.rate,
+                rates: self.rates,
                 v6: self.v6,
             },
         }
@@ -123,7 +125,7 @@ pub fn measure(plan: &Plan) -> anyhow::Result<Vec<Row>> {
     let dir = super::scratch()?;
     let mut config = BedConfig {
         v6: plan.v6,
-        shape: plan.shape(),
+        shapes: plan.shapes(),
         ..BedConfig::new(own_program()?)
     };
     plan.scenario.bed(&mut config);
@@ -148,8 +150,11 @@ pub fn measure(plan: &Plan) -> anyhow::Result<Vec<Row>> {
             |command| bed.spawn_captured(command),
         )?);
     }
+    // Not before the transfer has found out what the links carry.
+    std::thread::sleep(plan.scenario.begins());
     let bar = progress(&plan.label(), plan.runs);
     let began = now_ns();
+    let mut died_in = vec![None; clients.len()];
     let mut cuts = Vec::new();
     let mut repeated = 0;
     let mut lateness = Duration::ZERO;
@@ -171,6 +176,11 @@ pub fn measure(plan: &Plan) -> anyhow::Result<Vec<Row>> {
         }
         lateness = lateness.max(late);
         cuts.push(cut);
+        for (client, died_in) in clients.iter_mut().zip(&mut died_in) {
+            if died_in.is_none() && client.ended() {
+                *died_in = Some(cuts.len());
+            }
+        }
         bar.inc(1);
     }
     bar.finish_and_clear();
@@ -180,31 +190,46 @@ pub fn measure(plan: &Plan) -> anyhow::Result<Vec<Row>> {
         scenario: plan.scenario.name(),
         mode: plan.mode.name(),
         rtt: plan.rtt,
-        rate: plan.rate,
+        rates: plan.rates,
         v6: plan.v6,
         soft: plan.scenario.is_soft(),
+        steady: plan.scenario.is_steady(),
         pace: plan.pace,
         seconds,
         repeated,
         lateness,
     };
     let mut seen = Vec::new();
-    for client in clients {
+    for (client, died_in) in clients.into_iter().zip(died_in) {
         let (direction, arrivals) = (client.direction, client.arrivals.clone());
-        seen.push((direction, arrivals, client.finish(FINISH_LIMIT)?));
+        seen.push((direction, arrivals, client.finish(FINISH_LIMIT)?, died_in));
     }
     let served = collect(&server, seen.len(), FINISH_LIMIT);
     seen.iter()
-        .map(|(direction, arrivals, seen)| {
+        .map(|(direction, arrivals, seen, died_in)| {
             let ends = Ends {
                 direction: *direction,
                 arrivals,
                 seen,
                 served: served.get(direction.name()),
+                died_in: *died_in,
             };
-            row(&conditions, &cuts, &ends)
+            let mut row = row(&conditions, &cuts, &ends)?;
+            if plan.scenario.is_steady() {
+                row.reorder_bytes_max = reorder_bytes(&bed, *direction);
+            }
+            Ok(row)
         })
         .collect()
+}
+
+/// What the end that receives had to hold beyond gaps, at most.
+fn reorder_bytes(bed: &Bed, direction: Direction) -> Option<u64> {
+    let session = match direction {
+        Direction::Upload => bed.gateway_session()?,
+        Direction::Download | Direction::Echo => bed.session()?,
+    };
+    Some(session.reorder_bytes_max as u64)
 }
 
 /// Waits until all is ready, takes a control, strikes, waits for what must follow, heals. Returns how
@@ -236,7 +261,9 @@ fn cut_once(bed: &mut Bed, plan: &Plan, run: usize) -> anyhow::Result<(Cut, Dura
     } else {
         AFTER_MOVE
     };
-    std::thread::sleep(after + plan.rtt * 4);
+    if !scenario.is_steady() {
+        std::thread::sleep(after + plan.rtt * 4);
+    }
     let window = (from, now_ns());
     let late = bed.lab.lateness_p99();
     let session = bed.session().context("the agent has no session any more")?;

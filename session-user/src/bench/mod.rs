@@ -19,12 +19,14 @@ mod ping;
 mod programs;
 mod progress;
 mod proxy;
+mod rates;
 mod report;
 mod rowfile;
 mod scenario;
 mod stats;
 mod text;
 mod throughput;
+mod window;
 
 use std::path::Path;
 use std::process::ExitCode;
@@ -38,6 +40,8 @@ pub enum Bench {
     Report(output::ReportArgs),
     /// Bulk throughput, CPU and latency, next to a direct connection and a plain proxy. Needs root.
     Throughput(throughput::ThroughputArgs),
+    /// The congestion window of a standby that has idled, by congestion control. Needs root.
+    Window(window::WindowArgs),
     /// The server that `handover --target` talks to. Runs until it is ended.
     AppServer(programs::ServerArgs),
     /// The application's client.
@@ -65,6 +69,7 @@ pub fn run(bench: &Bench, control: &Path) -> anyhow::Result<ExitCode> {
         Bench::AppProxy(args) => proxy::run(args),
         Bench::Peer(program) => peers::run_program(program),
         Bench::Throughput(args) => throughput::run(args),
+        Bench::Window(args) => window::run(args),
     }
 }
 

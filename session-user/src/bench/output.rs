@@ -7,6 +7,7 @@ use anyhow::{Context, ensure};
 
 use super::rowfile::{self, Kept};
 use super::{html, report, text};
+use crate::stdio::print;
 
 /// Arguments of whatever shows rows.
 #[derive(Debug, clap::Args)]
@@ -50,7 +51,7 @@ impl Output {
         if self.json {
             return report::print_json(rows, self.series);
         }
-        text::print(rows, self.verbose);
+        print(&text::render(rows, self.verbose));
         Ok(())
     }
 }

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use serde::{Deserialize, Serialize};
 
 use super::app::Direction;
+use crate::stdio::print_line;
 
 /// Bytes of a question.
 const BYTES: usize = 64;
@@ -63,6 +64,6 @@ pub fn run(args: &PingArgs) -> anyhow::Result<ExitCode> {
         p50_us: rank(0.5),
         p99_us: rank(0.99),
     };
-    println!("{}", serde_json::to_string(&pinged)?);
+    print_line(serde_json::to_string(&pinged)?);
     Ok(ExitCode::SUCCESS)
 }

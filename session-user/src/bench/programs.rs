@@ -11,8 +11,9 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
 
-use super::app::{self, ClientOrders, Direction, Pace, Seen, Served};
+use super::app::{self, ClientOrders, Direction, Pace, Rest, Seen, Served};
 use super::bed::own_program;
+use crate::stdio::print_line;
 
 /// Arguments of the hidden `bench app-server`.
 #[derive(Debug, clap::Args)]
@@ -52,16 +53,22 @@ pub struct ClientArgs {
     /// With multipath TCP.
     #[arg(long)]
     mptcp: bool,
+    /// Sends nothing for so many milliseconds, once; 0: it does not rest.
+    #[arg(long, default_value_t = 0)]
+    rest_ms: u64,
+    /// How long it sends before that.
+    #[arg(long, default_value_t = 0)]
+    rest_after_ms: u64,
 }
 
 /// Serves; the first line says where, and every connection that ends is a line.
 pub fn server(args: &ServerArgs) -> anyhow::Result<ExitCode> {
     let listener = app::listen(args.listen, args.mptcp)
         .with_context(|| format!("cannot listen on {}", args.listen))?;
-    println!("{}", listener.local_addr()?);
+    print_line(listener.local_addr()?);
     let report = |served: Served| {
         if let Ok(line) = serde_json::to_string(&served) {
-            println!("{line}");
+            print_line(line);
         }
     };
     let standing = Arc::new(app::Standing::default());
@@ -103,10 +110,14 @@ pub fn client(args: &ClientArgs) -> anyhow::Result<ExitCode> {
         arrivals: Some(args.arrivals.clone()),
         user_timeout: (!timeout.is_zero()).then_some(timeout),
         mptcp: args.mptcp,
+        rest: (args.rest_ms > 0).then(|| Rest {
+            after: Duration::from_millis(args.rest_after_ms),
+            length: Duration::from_millis(args.rest_ms),
+        }),
         socket,
     };
     let seen = app::run_client(&orders, &stop);
-    println!("{}", serde_json::to_string(&seen)?);
+    print_line(serde_json::to_string(&seen)?);
     Ok(ExitCode::SUCCESS)
 }
 

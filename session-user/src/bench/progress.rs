@@ -2,12 +2,19 @@
 
 use std::time::{Duration, Instant};
 
+use crate::stdio::say;
 use indicatif::{HumanDuration, ProgressBar, ProgressStyle};
 
 /// A bar on standard error; where that is no terminal, nothing.
 pub fn progress(label: &str, runs: usize) -> ProgressBar {
-    let bar = ProgressBar::new(runs as u64);
-    let style = ProgressStyle::with_template("{msg:24} {bar:30} {pos}/{len} cuts  {eta} left");
+    bar(label, runs as u64, "cuts")
+}
+
+/// The same of something else than cuts.
+pub fn bar(label: &str, length: u64, unit: &str) -> ProgressBar {
+    let bar = ProgressBar::new(length);
+    let style = format!("{{msg:24}} {{bar:30}} {{pos}}/{{len}} {unit}  {{eta}} left");
+    let style = ProgressStyle::with_template(&style);
     bar.set_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()));
     bar.set_message(label.to_owned());
     bar
@@ -44,10 +51,10 @@ impl Plans {
         self.end_current();
         self.begun += 1;
         self.runs_left -= runs.min(self.runs_left);
-        eprintln!(
+        say(format_args!(
             "plan {} of {}: {label}: measured before",
             self.begun, self.all
-        );
+        ));
     }
 
     /// The next plan begins; the one before has ended.
@@ -58,7 +65,10 @@ impl Plans {
             format!("; about {} left", HumanDuration(left))
         });
         if self.all > 1 {
-            eprintln!("plan {} of {}: {label}{left}", self.begun, self.all);
+            say(format_args!(
+                "plan {} of {}: {label}{left}",
+                self.begun, self.all
+            ));
         }
         self.current = Some((Instant::now(), runs));
     }

@@ -3,6 +3,7 @@
 use std::net::SocketAddr;
 use std::process::ExitCode;
 
+use crate::stdio::print_line;
 use tokio::io::copy_bidirectional_with_sizes;
 use tokio::net::{TcpListener, TcpStream};
 
@@ -27,7 +28,7 @@ pub fn run(args: &ProxyArgs) -> anyhow::Result<ExitCode> {
         .build()?;
     runtime.block_on(async {
         let listener = TcpListener::bind(args.listen).await?;
-        println!("{}", listener.local_addr()?);
+        print_line(listener.local_addr()?);
         loop {
             let (mut from, _) = listener.accept().await?;
             let to = args.to;

@@ -2,7 +2,9 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::stats::Summary;
+use super::rates::Rates;
+use super::stats::{Lows, Summary};
+use crate::stdio::print_line;
 
 /// One system, scenario, direction and pace.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -19,8 +21,11 @@ pub struct Row {
     pub pace: String,
     /// The links' round-trip time.
     pub rtt_ms: f64,
-    /// The links' rate, if limited.
+    /// The links' rate, if limited; the first link's where they differ.
     pub rate_mbit: Option<u32>,
+    /// The rate of each link, where they differ.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rates_mbit: Option<[u32; 2]>,
     /// Over IPv6.
     #[serde(default)]
     pub v6: bool,
@@ -34,9 +39,12 @@ pub struct Row {
     pub app_errors: usize,
     /// Those errors in words.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub errors: Vec<String>,
+    pub errors: Vec<RowError>,
     /// Longest gap in delivered bytes at each cut.
     pub stall_ms: Summary,
+    /// In which run, counted from 1, the longest was.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub longest_stall_run: Option<usize>,
     /// The same in an equal time without a cut.
     pub control_ms: Summary,
     /// From the cut to its being noticed.
@@ -45,8 +53,18 @@ pub struct Row {
     pub resume_ms: Summary,
     /// Sealed bytes sent again at each cut.
     pub replayed_bytes: Summary,
-    /// Delivered bytes over the whole time.
+    /// Delivered bytes over the whole time; where nothing happens, over that of the runs.
     pub goodput_mbit: f64,
+    /// Where nothing happens: the same of each run.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub goodput_run_mbit: Option<Lows>,
+    /// Every run's.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub goodputs: Vec<f64>,
+    /// Where nothing happens: bytes that the receiving end held beyond a gap, at most. Only an agent
+    /// tells.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reorder_bytes_max: Option<u64>,
     /// Bulk: bytes delivered in the second around each cut, as a part of those of the second before.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub goodput_around: Option<Summary>,
@@ -63,6 +81,48 @@ pub struct Row {
     /// Long: `--json` has it only with `--series`.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub series: Vec<u64>,
+}
+
+/// An error that the application saw.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(from = "ErrorFields")]
+pub struct RowError {
+    /// In which run, counted from 1; none where that is not known, or after the last.
+    pub run: Option<usize>,
+    /// In words.
+    pub text: String,
+}
+
+/// Rows of earlier versions have the words alone.
+#[derive(Deserialize)]
+#[serde(untagged)]
+enum ErrorFields {
+    Words(String),
+    Told { run: Option<usize>, text: String },
+}
+
+impl From<ErrorFields> for RowError {
+    fn from(fields: ErrorFields) -> Self {
+        match fields {
+            ErrorFields::Words(text) => Self { run: None, text },
+            ErrorFields::Told { run, text } => Self { run, text },
+        }
+    }
+}
+
+impl std::fmt::Display for RowError {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self.run {
+            Some(run) => write!(f, "run {run}: {}", self.text),
+            None => f.write_str(&self.text),
+        }
+    }
+}
+
+/// In which run, counted from 1, the longest of `stalls` was.
+pub fn longest_run(stalls: &[f64]) -> Option<usize> {
+    let longest = (stalls.iter().enumerate()).max_by(|a, b| a.1.total_cmp(b.1));
+    longest.map(|(index, _)| index + 1)
 }
 
 /// What a row is of: two rows with one key say the same thing, the newer one better.
@@ -87,18 +147,18 @@ pub struct Key {
 pub struct Links {
     /// Round-trip time in microseconds.
     pub rtt_us: u64,
-    /// Rate in Mbit/s, if limited.
-    pub rate_mbit: Option<u32>,
+    /// Their rates, if limited.
+    pub rates: Option<Rates>,
     /// Over IPv6.
     pub v6: bool,
 }
 
 impl Links {
-    /// For people, like `40 ms, 50 Mbit/s, IPv6`.
+    /// For people, like `40 ms, 50 Mbit/s, IPv6`, or `40 ms, 20 + 30 Mbit/s`.
     pub fn label(self) -> String {
         let mut out = format!("{} ms", self.rtt_us as f64 / 1e3);
-        if let Some(rate) = self.rate_mbit {
-            out.push_str(&format!(", {rate} Mbit/s"));
+        if let Some(rates) = self.rates {
+            out.push_str(&format!(", {rates} Mbit/s"));
         }
         if self.v6 {
             out.push_str(", IPv6");
@@ -127,7 +187,7 @@ impl Row {
     pub fn links(&self) -> Links {
         Links {
             rtt_us: (self.rtt_ms * 1e3).round() as u64,
-            rate_mbit: self.rate_mbit,
+            rates: (self.rates_mbit.map(Rates::new)).or(self.rate_mbit.map(Rates::both)),
             v6: self.v6,
         }
     }
@@ -155,6 +215,9 @@ impl Row {
         self.errors.extend(other.errors.iter().cloned());
         self.stalls.extend(&other.stalls);
         self.stall_ms = Summary::of(&self.stalls);
+        self.longest_stall_run = longest_run(&self.stalls);
+        self.goodputs.extend(&other.goodputs);
+        self.goodput_run_mbit = (self.goodput_run_mbit).map(|_| Lows::of(&self.goodputs));
         self.controls.extend(&other.controls);
         self.control_ms = Summary::of(&self.controls);
         self.repeated += other.repeated;
@@ -173,7 +236,7 @@ pub fn print_json<'a>(rows: impl Iterator<Item = &'a Row>, series: bool) -> anyh
             row
         })
         .collect();
-    println!("{}", serde_json::to_string_pretty(&shown)?);
+    print_line(serde_json::to_string_pretty(&shown)?);
     Ok(())
 }
 
@@ -192,6 +255,7 @@ pub mod tests {
             pace: "1 kB/ms".to_owned(),
             rtt_ms: 40.0,
             rate_mbit: None,
+            rates_mbit: None,
             v6: false,
             runs: stalls.len(),
             survived: true,
@@ -199,11 +263,15 @@ pub mod tests {
             app_errors: 0,
             errors: Vec::new(),
             stall_ms: Summary::of(&stalls),
+            longest_stall_run: longest_run(&stalls),
             control_ms: Summary::of(&[1.5]),
             detection_ms: Summary::of(&[0.25]),
             resume_ms: Summary::of(&[41.0]),
             replayed_bytes: Summary::of(&[40_000.0]),
             goodput_mbit: 8.0,
+            goodput_run_mbit: None,
+            goodputs: Vec::new(),
+            reorder_bytes_max: None,
             goodput_around: None,
             repeated: 1,
             lateness_ms: 0.5,
@@ -238,6 +306,43 @@ pub mod tests {
             assert!(json["stall_ms"][name].is_f64(), "{name}");
         }
         Ok(())
+    }
+
+    /// A row of the scenario in which nothing happens.
+    pub fn steady(system: &str, mode: &str, goodputs: &[f64]) -> Row {
+        Row {
+            mode: mode.to_owned(),
+            pace: "bulk".to_owned(),
+            rate_mbit: Some(20),
+            rates_mbit: Some([20, 30]),
+            goodput_mbit: goodputs.iter().sum::<f64>() / goodputs.len() as f64,
+            goodput_run_mbit: Some(Lows::of(goodputs)),
+            goodputs: goodputs.to_vec(),
+            reorder_bytes_max: (mode == "bonded").then_some(700_000),
+            ..row(system, "steady", "download")
+        }
+    }
+
+    #[test]
+    fn errors_of_earlier_versions_are_read() -> anyhow::Result<()> {
+        let errors: Vec<RowError> =
+            serde_json::from_str(r#"["timed out", {"run": 3, "text": "reset"}]"#)?;
+        let shown: Vec<String> = errors.iter().map(ToString::to_string).collect();
+        assert_eq!(shown, ["timed out", "run 3: reset"]);
+        let again: Vec<RowError> = serde_json::from_str(&serde_json::to_string(&errors)?)?;
+        assert_eq!(again, errors);
+        Ok(())
+    }
+
+    #[test]
+    fn further_runs_are_counted_on() {
+        let mut row = row("tcp", "cut", "download");
+        assert_eq!(row.longest_stall_run, Some(5));
+        let mut more = row.clone();
+        more.stalls = vec![1.0, 900.0];
+        more.runs = 2;
+        row.add(&more);
+        assert_eq!((row.runs, row.longest_stall_run), (7, Some(7)));
     }
 
     #[test]

@@ -13,6 +13,7 @@ use serde::{Deserialize, Serialize};
 
 use super::host::Host;
 use super::report::{Key, Row};
+use crate::stdio::say;
 
 /// A file of rows that cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -74,10 +75,10 @@ pub fn read(path: &Path) -> Result<Contents, RowFileError> {
         match serde_json::from_slice(line) {
             Ok(kept) => contents.kept.push(kept),
             Err(_) if number + 1 == lines.len() => {
-                eprintln!(
+                say(format_args!(
                     "holdfast: {}: the last line is damaged and is left out",
                     path.display()
-                );
+                ));
                 break;
             }
             Err(source) => {
@@ -188,7 +189,7 @@ mod tests {
         let (key, runs) = (one.row.key(), one.row.runs);
         assert_eq!(file.find(&key, runs), Some(&newer));
         assert_eq!(file.find(&key, runs + 1), None);
-        let others: [fn(&mut Row); 8] = [
+        let others: [fn(&mut Row); 9] = [
             |r| r.system = "tcp".to_owned(),
             |r| r.scenario = "soft".to_owned(),
             |r| r.direction = "upload".to_owned(),
@@ -196,6 +197,7 @@ mod tests {
             |r| r.pace = "bulk".to_owned(),
             |r| r.rtt_ms += 1.0,
             |r| r.rate_mbit = Some(50),
+            |r| r.rates_mbit = Some([50, 20]),
             |r| r.v6 = true,
         ];
         for change in others {

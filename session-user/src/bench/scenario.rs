@@ -12,7 +12,11 @@ use crate::control::{Request, SessionReport};
 /// A session that has not moved by then has not survived.
 const MOVE_LIMIT: Duration = Duration::from_secs(20);
 /// How long a half-dead link is watched at least.
-pub const WATCH: Duration = Duration::from_millis(1500);
+const WATCH: Duration = Duration::from_millis(1500);
+/// How long a run is in which nothing happens.
+const STEADY_RUN: Duration = Duration::from_secs(2);
+/// Time for a bulk transfer to find out what the links carry.
+const STEADY_BEGINS: Duration = Duration::from_secs(3);
 
 /// What happens to the link in use.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
@@ -47,13 +51,15 @@ pub enum Scenario {
     Flap,
     /// Both links are away for two seconds.
     Outage,
+    /// Nothing happens: what a bulk stream gets out of both links together.
+    Steady,
     /// Every one of them.
     All,
 }
 
 impl Scenario {
     /// Every one of them, in the order of reports.
-    pub const EACH: [Self; 15] = [
+    pub const EACH: [Self; 16] = [
         Self::Cut,
         Self::CutCold,
         Self::Soft,
@@ -69,6 +75,7 @@ impl Scenario {
         Self::Return,
         Self::Flap,
         Self::Outage,
+        Self::Steady,
     ];
 
     /// Its name, as on the command line.
@@ -109,6 +116,30 @@ impl Scenario {
             self,
             Self::Cut | Self::BlackholeDown | Self::BlackholeUp | Self::Blackhole | Self::Return
         )
+    }
+
+    /// Whether nothing happens.
+    pub fn is_steady(self) -> bool {
+        self == Self::Steady
+    }
+
+    /// How long the application runs before the first run.
+    pub fn begins(self) -> Duration {
+        if self.is_steady() {
+            STEADY_BEGINS
+        } else {
+            Duration::ZERO
+        }
+    }
+
+    /// How long to watch what follows, whatever the system.
+    pub fn watch(self) -> Duration {
+        match self {
+            Self::Steady => STEADY_RUN,
+            // Small packets may all get through at first; and a host that slept has much to do.
+            Self::Loss30 | Self::Mtu | Self::Flap | Self::Wake => WATCH,
+            _ => Duration::ZERO,
+        }
     }
 
     /// Whether a standby stands on the other link before anything happens.
@@ -156,30 +187,22 @@ impl Scenario {
             }
             Self::Wake => {
                 bed.freeze(true)?;
-                let from = self.disturb(&bed.lab, bed.shape(), run)?;
+                let from = self.disturb(&bed.lab, bed.shape(LinkName::Wifi), run)?;
                 bed.freeze(false)?;
                 bed.command(&Request::Woke)?;
                 Ok(from)
             }
-            _ => self.disturb(&bed.lab, bed.shape(), run),
+            _ => self.disturb(&bed.lab, bed.shape(LinkName::Wifi), run),
         }
     }
 
     /// Waits until it has led to what it must lead to.
     pub fn settle(self, bed: &mut Bed) -> anyhow::Result<()> {
+        std::thread::sleep(self.watch());
         match self {
             Self::Return => bed.await_link(LinkName::Wifi, MOVE_LIMIT),
-            Self::Flap | Self::Wake => {
-                std::thread::sleep(WATCH);
-                bed.await_session()
-            }
-            Self::Outage => bed.await_session(),
-            Self::Loss30 | Self::Mtu => {
-                // Small packets may all get through.
-                std::thread::sleep(WATCH);
-                Ok(())
-            }
-            Self::Address => bed.await_session(),
+            Self::Flap | Self::Wake | Self::Outage | Self::Address => bed.await_session(),
+            Self::Loss30 | Self::Mtu | Self::Steady => Ok(()),
             _ => bed.await_link(LinkName::Lte, MOVE_LIMIT),
         }
     }
@@ -191,7 +214,7 @@ impl Scenario {
                 link: "auto".to_owned(),
             });
         }
-        self.undo(&bed.lab, bed.shape())?;
+        self.undo(&bed.lab, bed.shape(LinkName::Wifi))?;
         if self.is_silent() {
             // A path that fell silent is left alone for a while, unless its link goes and comes back.
             bed.lab.cut(LinkName::Wifi)?;

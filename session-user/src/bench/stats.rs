@@ -18,16 +18,44 @@ impl Summary {
     pub fn of(values: &[f64]) -> Self {
         let mut sorted = values.to_vec();
         sorted.sort_by(f64::total_cmp);
-        let rank = |p: f64| {
-            let n = (p * sorted.len() as f64).ceil() as usize;
-            sorted.get(n.saturating_sub(1)).copied().unwrap_or(0.0)
-        };
+        let rank = |p: f64| ranked(&sorted, p);
         Self {
             p50: rank(0.5),
             p95: rank(0.95),
             max: sorted.last().copied().unwrap_or(0.0),
         }
     }
+}
+
+/// A distribution of what should be much; the name of the field that holds it ends with the unit.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Lows {
+    /// Median.
+    pub p50: f64,
+    /// 5th percentile, by nearest rank.
+    pub p5: f64,
+    /// Least.
+    pub min: f64,
+}
+
+impl Lows {
+    /// Of `values`; zero if there are none.
+    pub fn of(values: &[f64]) -> Self {
+        let mut sorted = values.to_vec();
+        sorted.sort_by(f64::total_cmp);
+        let rank = |p: f64| ranked(&sorted, p);
+        Self {
+            p50: rank(0.5),
+            p5: rank(0.05),
+            min: sorted.first().copied().unwrap_or(0.0),
+        }
+    }
+}
+
+/// The percentile `p` by nearest rank; zero of nothing.
+fn ranked(sorted: &[f64], p: f64) -> f64 {
+    let n = (p * sorted.len() as f64).ceil() as usize;
+    sorted.get(n.saturating_sub(1)).copied().unwrap_or(0.0)
 }
 
 /// The empirical distribution: for each value, in order, the part of the values that are not above it.
@@ -85,6 +113,13 @@ mod tests {
             }
         );
         assert_eq!(Summary::of(&[]), Summary::default());
+        let lows = Lows {
+            p50: 50.0,
+            p5: 5.0,
+            min: 1.0,
+        };
+        assert_eq!(Lows::of(&values), lows);
+        assert_eq!(Lows::of(&[]), Lows::default());
     }
 
     #[test]

@@ -1,11 +1,12 @@
 //! The rows of a measurement, for people at a terminal.
 
+use super::goals::Together;
 use super::report::Row;
 use super::stats::histogram;
 
 /// Columns of the table that hold words; the others hold figures and stand to the right.
 const WORDS: usize = 6;
-const HEAD: [&str; 14] = [
+const HEAD: [&str; 15] = [
     "scenario",
     "system",
     "mode",
@@ -16,6 +17,7 @@ const HEAD: [&str; 14] = [
     "stall p50",
     "p95",
     "max ms",
+    "in run",
     "lost",
     "errors",
     "Mbit/s",
@@ -23,23 +25,49 @@ const HEAD: [&str; 14] = [
 ];
 
 /// One line for each row; what is behind it with one row alone, or if `verbose`.
-pub fn print<'a>(rows: impl Iterator<Item = &'a Row>, verbose: bool) {
+pub fn render<'a>(rows: impl Iterator<Item = &'a Row>, verbose: bool) -> String {
     let rows: Vec<&Row> = rows.collect();
     if rows.is_empty() {
-        return;
+        return String::new();
     }
-    print!("{}", table(&rows));
+    let mut out = table(&rows);
     for row in &rows {
+        if let Some(together) = together(row) {
+            out.push_str(&format!("{}: {together}\n", name(row)));
+        }
         for error in &row.errors {
-            println!("{}: error: {error}", name(row));
+            out.push_str(&format!("{}: error: {error}\n", name(row)));
         }
     }
     if verbose || rows.len() == 1 {
         for row in rows {
-            println!("\n{}", name(row));
-            print!("{}", details(row));
+            out.push_str(&format!("\n{}\n", name(row)));
+            out.push_str(&details(row));
         }
     }
+    out
+}
+
+/// What both links carry together, where that is what was measured.
+fn together(row: &Row) -> Option<String> {
+    let runs = row.goodput_run_mbit?;
+    let goal = Together::of(&row.key());
+    let verdict = |met: bool| if met { "met" } else { "missed" };
+    let mut out = format!(
+        "{:.1} Mbit/s (runs: p50 {:.1}, p5 {:.1}, min {:.1})",
+        row.goodput_mbit, runs.p50, runs.p5, runs.min
+    );
+    if let Some(goal) = goal {
+        let met = verdict(goal.is_carried(row));
+        out.push_str(&format!(", goal {:.1}: {met}", goal.goodput_mbit));
+    }
+    if let Some(held) = row.reorder_bytes_max {
+        out.push_str(&format!("; {held} B held beyond gaps"));
+    }
+    if let Some((goal, met)) = goal.and_then(|g| Some((g, g.is_held(row)?))) {
+        out.push_str(&format!(", goal {}: {}", goal.reorder_bytes, verdict(met)));
+    }
+    Some(out)
 }
 
 fn name(row: &Row) -> String {
@@ -63,6 +91,8 @@ fn table(rows: &[&Row]) -> String {
             format!("{:.1}", row.stall_ms.p50),
             format!("{:.1}", row.stall_ms.p95),
             format!("{:.1}", row.stall_ms.max),
+            row.longest_stall_run
+                .map_or(String::new(), |run| run.to_string()),
             row.lost(),
             row.app_errors.to_string(),
             format!("{:.1}", row.goodput_mbit),
@@ -131,7 +161,7 @@ fn details(row: &Row) -> String {
 
 #[cfg(test)]
 mod tests {
-    use super::super::report::tests::row;
+    use super::super::report::tests::{row, steady};
     use super::*;
 
     #[test]
@@ -148,6 +178,24 @@ mod tests {
         assert!(lines[2].ends_with("DIED"), "{text}");
         let ends = |line: &str, of: &str| line.find(of).map(|at| at + of.len());
         assert_eq!(ends(lines[0], "p95"), ends(lines[1], "60.5"), "{text}");
+    }
+
+    #[test]
+    fn what_both_links_carry_is_told_beside_its_goal() {
+        let rows = [
+            steady("holdfast", "bonded", &[41.0, 42.0]),
+            steady("mptcp", "single", &[40.0]),
+        ];
+        let text = render(rows.iter(), false);
+        assert!(text.contains("goal 42.5: missed; 700000 B held"), "{text}");
+        assert!(text.contains("goal 4194304: met"), "{text}");
+        assert!(
+            text.contains(
+                "mptcp single download (bulk): 40.0 Mbit/s (runs: p50 40.0, p5 40.0, min 40.0)\n"
+            ),
+            "{text}"
+        );
+        assert!(text.contains("40 ms, 20 + 30 Mbit/s"), "{text}");
     }
 
     #[test]

@@ -17,6 +17,7 @@ use super::bed::{Bed, BedConfig, Running, own_program};
 use super::ping::Pinged;
 use super::programs::{Client, Server};
 use super::progress::progress;
+use crate::stdio::print_line;
 
 /// Port of the proxy in the server's namespace.
 const FAR_PORT: u16 = 7001;
@@ -287,15 +288,15 @@ fn row(name: &str, passes: &[Pass], proxy_rate: f64) -> Row {
 
 fn print(rows: &[Row], json: bool) -> anyhow::Result<()> {
     if json {
-        println!("{}", serde_json::to_string_pretty(rows)?);
+        print_line(serde_json::to_string_pretty(rows)?);
         return Ok(());
     }
-    println!(
+    print_line(format_args!(
         "{:<20} {:>9} {:>9} {:>17} {:>17} {:>10} {:>10}",
         "", "MB/s", "to proxy", "near CPU s/GB", "far CPU s/GB", "ping p50", "ping p99"
-    );
+    ));
     for r in rows {
-        println!(
+        print_line(format_args!(
             "{:<20} {:>9.0} {:>9.2} {:>17.2} {:>17.2} {:>7.0} us {:>7.0} us",
             r.system,
             r.mb_per_s.median,
@@ -304,7 +305,7 @@ fn print(rows: &[Row], json: bool) -> anyhow::Result<()> {
             r.far_cpu_s_per_gb.median,
             r.ping_p50_us.median,
             r.ping_p99_us.median
-        );
+        ));
     }
     Ok(())
 }

@@ -9,10 +9,10 @@ use std::time::SystemTime;
 use serde::Serialize;
 
 use super::exit::{Exit, Failure};
-use super::table::print;
 use crate::config::Config;
 use crate::control::Client;
 use crate::handshake::Identity;
+use crate::stdio::print;
 
 /// A certificate with less left is worth a warning.
 const SOON_S: u64 = 7 * 24 * 3600;

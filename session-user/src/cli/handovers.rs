@@ -8,8 +8,9 @@ use time::macros::format_description;
 
 use super::exit::Failure;
 use super::remote::{ask, json, unexpected};
-use super::table::{Table, bytes, print};
+use super::table::{Table, bytes};
 use crate::control::{Request, Response};
+use crate::stdio::print;
 use crate::trace::Handover;
 
 const HEADING: [&str; 11] = [

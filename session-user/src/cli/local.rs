@@ -8,10 +8,10 @@ use clap::Subcommand;
 use tracing_subscriber::EnvFilter;
 
 use super::exit::{Exit, Failure};
-use super::table::print;
 use crate::config::{Config, ConfigError, duration};
 use crate::handshake::Identity;
 use crate::pki;
+use crate::stdio::print;
 
 /// Where the CA is kept unless said otherwise.
 const PKI_DIR: &str = "/etc/holdfast/pki";

@@ -118,6 +118,7 @@ struct Shown {
 /// Parses the arguments and carries them out.
 pub fn main() -> ExitCode {
     match execute(Cli::parse()) {
+        Ok(_) if crate::stdio::has_lost() => ExitCode::FAILURE,
         Ok(code) => code,
         Err(failure) => failure.report(),
     }

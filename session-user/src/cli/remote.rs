@@ -6,10 +6,11 @@ use std::process::ExitCode;
 use serde::Serialize;
 
 use super::exit::{Exit, Failure};
-use super::table::{Table, age, bytes, print};
+use super::table::{Table, age, bytes};
 use crate::control::{
     Client, ClientError, LinkReport, Request, Response, SessionReport, StatusReport,
 };
+use crate::stdio::print;
 
 pub(super) fn ask(control: &Path, request: &Request) -> Result<Response, Failure> {
     Ok(Client::connect(control)?.call(request)?)
@@ -226,8 +227,15 @@ fn session_text(s: &SessionReport) -> String {
             .rtt_ms
             .map(|ms| format!("rtt {ms:.1} ms"))
             .unwrap_or_default();
+        let window = (t.window_segments).map(|n| {
+            format!(
+                "  window {n}  {}",
+                t.congestion.as_deref().unwrap_or_default()
+            )
+        });
+        let window = window.unwrap_or_default();
         out.push_str(&format!(
-            "  transport {link}  {} -> {}  {active}  {rtt}\n",
+            "  transport {link}  {} -> {}  {active}  {rtt}{window}\n",
             t.local, t.remote
         ));
     }

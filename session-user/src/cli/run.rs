@@ -7,6 +7,7 @@ use std::process::{Command, ExitCode};
 
 use super::exit::Failure;
 use crate::control::{Client, Request};
+use crate::stdio::say;
 
 pub fn run(control: &Path, command: &[String]) -> Result<ExitCode, Failure> {
     Client::connect(control)?.call(&Request::Run)?;
@@ -15,7 +16,7 @@ pub fn run(control: &Path, command: &[String]) -> Result<ExitCode, Failure> {
     };
     // Only returns if it fails.
     let error = Command::new(program).args(arguments).exec();
-    eprintln!("holdfast: {program}: {error}");
+    say(format_args!("holdfast: {program}: {error}"));
     // As a shell has it (POSIX.1-2024, Shell Command Language, 2.8.2).
     Ok(ExitCode::from(
         if error.kind() == std::io::ErrorKind::NotFound {

@@ -1,7 +1,5 @@
 //! Aligned columns, as `ip` and `ss` print them.
 
-use std::io::{self, Write};
-
 /// Rows of text under a heading.
 #[derive(Debug, Default)]
 pub struct Table {
@@ -45,12 +43,6 @@ impl Table {
         }
         out
     }
-}
-
-/// Prints; a reader that has gone (`| head`) is not an error.
-pub fn print(text: &str) {
-    let mut out = io::stdout().lock();
-    let _ = out.write_all(text.as_bytes()).and_then(|()| out.flush());
 }
 
 /// `1.2 MB`, `37 B`.

@@ -237,6 +237,8 @@ pub struct SessionReport {
     pub rekeys: u64,
     /// Bytes held in memory.
     pub memory_bytes: usize,
+    /// Bytes of one stream that were held beyond a gap, at most, since it was made.
+    pub reorder_bytes_max: usize,
     /// Handovers since it was made.
     pub handovers_total: u64,
     /// The latest handovers, oldest first.
@@ -270,6 +272,10 @@ pub struct TransportReport {
     pub queued_bytes: usize,
     /// The kernel's smoothed round-trip time, in milliseconds.
     pub rtt_ms: Option<f64>,
+    /// Its congestion control, by the kernel's name.
+    pub congestion: Option<String>,
+    /// The congestion window, in segments: what it may have under way.
+    pub window_segments: Option<u32>,
 }
 
 /// A stream.

@@ -8,6 +8,7 @@ use session_proto::wire::Service;
 
 use super::{Driver, Side};
 use crate::trace::Handover;
+use crate::transport::{congestion, tcp_info};
 
 /// One transport, as it is now.
 #[derive(Clone, Debug)]
@@ -36,6 +37,10 @@ pub struct CarrierReport {
     pub queued: usize,
     /// The kernel's smoothed round-trip time.
     pub rtt: Option<Duration>,
+    /// Its congestion control, by the kernel's name.
+    pub congestion: Option<String>,
+    /// Its congestion window, in segments.
+    pub window: Option<u32>,
 }
 
 /// One stream, as it is now.
@@ -100,10 +105,9 @@ pub fn monotonic_ns(at: Instant) -> u64 {
 
 impl Driver {
     pub(super) fn snapshot(&self) -> SessionSnapshot {
-        let carriers = self
-            .carriers
-            .iter()
-            .map(|(&handle, carrier)| CarrierReport {
+        let carriers = self.carriers.iter().map(|(&handle, carrier)| {
+            let info = tcp_info(&carrier.socket).ok();
+            CarrierReport {
                 link: carrier.path.link.clone(),
                 local: carrier.path.local,
                 remote: carrier.path.remote,
@@ -115,10 +119,11 @@ impl Driver {
                 bytes_in: carrier.bytes_in,
                 bytes_out: carrier.bytes_out,
                 queued: self.session.queued_bytes(handle),
-                rtt: crate::transport::tcp_info(&carrier.socket)
-                    .ok()
-                    .map(|info| info.rtt),
-            });
+                rtt: info.map(|info| info.rtt),
+                congestion: congestion(&carrier.socket),
+                window: info.map(|info| info.snd_cwnd),
+            }
+        });
         let streams = self.apps.iter().map(|(&id, app)| StreamReport {
             id,
             target: app.target.clone(),

@@ -191,6 +191,13 @@ pub fn pace(stream: &TcpStream, paced: Paced, options: &TransportOptions) -> std
     SockRef::from(stream).set_tcp_notsent_lowat(paced.unsent.min(options.notsent_lowat))
 }
 
+/// The kernel's name of the congestion control of `stream`, which may not be the one that was asked for.
+pub fn congestion(stream: &TcpStream) -> Option<String> {
+    let name = SockRef::from(stream).tcp_congestion().ok()?;
+    let name = String::from_utf8_lossy(&name);
+    Some(name.trim_end_matches('\0').to_owned())
+}
+
 /// Gives an accepted transport the options of a dialled one.
 pub fn tune_accepted(stream: &TcpStream, options: &TransportOptions) -> std::io::Result<()> {
     tune(SockRef::from(stream), options)

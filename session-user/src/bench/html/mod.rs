@@ -5,10 +5,11 @@ mod axis;
 mod figures;
 mod groups;
 mod plot;
+mod steady;
 mod tables;
 
 use super::goals;
-use super::report::Row;
+use super::report::{Row, RowError};
 use super::rowfile::Kept;
 use figures::Figure;
 use groups::{Group, System};
@@ -48,9 +49,9 @@ pub fn page(kept: &[Kept]) -> anyhow::Result<String> {
     out.push_str(&tables::conditions(kept));
     out.push_str("</section>\n<section><h2>What is measured</h2>\n");
     out.push_str(METHOD);
-    out.push_str("</section>\n<section><h2>Stall, 95th percentile in ms</h2>\n");
-    out.push_str(&summaries(&groups, &systems));
     out.push_str("</section>\n");
+    out.push_str(&summaries(&groups, &systems));
+    out.push_str(&steady::summary(&groups, &systems));
     for scenario in groups.chunk_by(|a, b| a.scenario == b.scenario) {
         out.push_str(&section(scenario, &systems)?);
     }
@@ -75,7 +76,8 @@ fn head(systems: &[System]) -> String {
 }
 
 fn lead(rows: &[&Row], systems: &[System], groups: &[Group<'_>]) -> String {
-    let runs: usize = rows.iter().map(|r| r.runs).sum();
+    let struck = rows.iter().filter(|r| r.scenario != steady::SCENARIO);
+    let runs: usize = struck.map(|r| r.runs).sum();
     let scenarios = groups.chunk_by(|a, b| a.scenario == b.scenario).count();
     let own: Vec<&&Row> = rows.iter().filter(|r| r.system == "holdfast").collect();
     let lost: Option<u64> = own.iter().map(|r| r.known_lost()).sum();
@@ -96,18 +98,25 @@ fn lead(rows: &[&Row], systems: &[System], groups: &[Group<'_>]) -> String {
     out
 }
 
-/// A table for each pace and kind of links.
+/// A table of stalls for each pace and kind of links, where something happens to them.
 fn summaries(groups: &[Group<'_>], systems: &[System]) -> String {
+    let groups: Vec<&Group<'_>> = (groups.iter())
+        .filter(|g| g.scenario != steady::SCENARIO)
+        .collect();
+    if groups.is_empty() {
+        return String::new();
+    }
     let mut kinds = Vec::new();
-    for group in groups {
+    for group in &groups {
         if !kinds.contains(&(group.pace, group.links)) {
             kinds.push((group.pace, group.links));
         }
     }
-    let mut out = String::new();
+    let mut out = String::from("<section><h2>Stall, 95th percentile in ms</h2>\n");
     for (pace, links) in kinds {
         let of_kind: Vec<&Group<'_>> = groups
             .iter()
+            .copied()
             .filter(|g| (g.pace, g.links) == (pace, links))
             .collect();
         let seen = |s: &&System| of_kind.iter().any(|g| g.rows.iter().any(|r| s.has(r)));
@@ -119,7 +128,7 @@ fn summaries(groups: &[Group<'_>], systems: &[System]) -> String {
         out.push_str(&tables::summary(&of_kind, &systems));
     }
     out.push_str(&format!(
-        "<p class=\"note\">Bold: the shortest. \u{2713} and \u{2717}: Holdfast within its goal, or not. {}</p>\n",
+        "<p class=\"note\">Bold: the shortest. \u{2713} and \u{2717}: Holdfast within its goal, or not. {}</p>\n</section>\n",
         escape(goals::IN_WORDS)
     ));
     out
@@ -134,14 +143,21 @@ fn section(groups: &[Group<'_>], systems: &[System]) -> anyhow::Result<String> {
     );
     let words = groups::scenario_words(scenario);
     if !words.is_empty() {
-        out.push_str(&format!(
-            "<p>What happens to the link in use: <em>{}.</em></p>\n",
-            escape(&words)
-        ));
+        let lead = if scenario == steady::SCENARIO {
+            ""
+        } else {
+            "What happens to the link in use: "
+        };
+        out.push_str(&format!("<p>{lead}<em>{}.</em></p>\n", escape(&words)));
     }
     for group in groups {
         let over = tables::over(group.pace, group.links);
         out.push_str(&format!("<h3>{}</h3>\n", escape(&over)));
+        if scenario == steady::SCENARIO {
+            out.push_str(&steady::figures(group, systems));
+            out.push_str(&errors(group));
+            continue;
+        }
         out.push_str(&legend(group, systems));
         for direction in group.directions() {
             let row = group.rows.iter().find(|r| r.direction == direction);
@@ -194,16 +210,24 @@ fn figure(figure: &Figure) -> String {
 fn errors(group: &Group<'_>) -> String {
     let mut out = String::new();
     for row in &group.rows {
-        let mut seen: Vec<&String> = row.errors.iter().collect();
-        seen.sort();
+        let mut seen: Vec<&RowError> = row.errors.iter().collect();
+        seen.sort_by_key(|error| (&error.text, error.run));
         seen.dedup();
-        for error in seen {
+        for same in seen.chunk_by(|a, b| a.text == b.text) {
+            let runs: Vec<String> = (same.iter())
+                .filter_map(|error| Some(error.run?.to_string()))
+                .collect();
+            let when = match runs.as_slice() {
+                [] => String::new(),
+                [run] => format!(" (run {run})"),
+                runs => format!(" (runs {})", runs.join(", ")),
+            };
             out.push_str(&format!(
-                "<li>{} {} {}: {}</li>\n",
+                "<li>{} {} {}: {}{when}</li>\n",
                 escape(&row.system),
                 escape(&row.mode),
                 escape(&row.direction),
-                escape(error)
+                escape(&same[0].text)
             ));
         }
     }
@@ -234,8 +258,34 @@ fn escape(text: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::super::host::Host;
-    use super::super::report::tests::row;
+    use super::super::report::tests::{row, steady};
     use super::*;
+
+    fn timed_out(run: usize) -> RowError {
+        RowError {
+            run: Some(run),
+            text: "timed out".to_owned(),
+        }
+    }
+
+    #[test]
+    fn what_both_links_carry_has_a_table_of_its_own() -> anyhow::Result<()> {
+        let rows = [
+            steady("holdfast", "bonded", &[44.0, 46.0]),
+            steady("mptcp", "single", &[30.0]),
+        ];
+        let page = page(&rows.map(kept))?;
+        for part in [
+            "45.0 \u{2713}",
+            "700\u{202f}000 \u{2713}",
+            "20 + 30 Mbit/s",
+            "Nothing happens",
+        ] {
+            assert!(page.contains(part), "{part}");
+        }
+        assert!(!page.contains("<figure>") && !page.contains("95th percentile in ms"));
+        Ok(())
+    }
 
     fn kept(row: Row) -> Kept {
         Kept {
@@ -258,7 +308,7 @@ mod tests {
         }
         let mut died = row("tcp", "cut", "download");
         died.survived = false;
-        died.errors = vec!["timed out".to_owned()];
+        died.errors = [2, 5].map(timed_out).to_vec();
         all.push(kept(died));
         let mut other = row("holdfast", "tomorrow", "echo");
         other.mode = "redundant".to_owned();
@@ -272,7 +322,7 @@ mod tests {
             "tomorrow",
             "6.18.0",
             "<span>handover</span> <span>--lab</span>",
-            "timed out",
+            "timed out (runs 2, 5)",
             "died",
         ] {
             assert!(page.contains(part), "{part}");

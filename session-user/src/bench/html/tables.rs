@@ -22,7 +22,7 @@ pub fn ms(value: f64) -> String {
 }
 
 /// A count with narrow spaces.
-fn thousands(value: u64) -> String {
+pub fn thousands(value: u64) -> String {
     let digits = value.to_string();
     let mut out = String::new();
     for (i, digit) in digits.chars().enumerate() {
@@ -34,8 +34,55 @@ fn thousands(value: u64) -> String {
     out
 }
 
-fn cell(class: &str, text: &str) -> String {
+/// A cell of a table.
+pub fn cell(class: &str, text: &str) -> String {
     format!("<td class=\"{class}\">{}</td>", escape(text))
+}
+
+/// Opens row `i` of the `count` that stand beside one heading, which is HTML and comes with the first.
+pub fn open_row(i: usize, count: usize, heading: &str) -> String {
+    if i > 0 {
+        return "<tr>".to_owned();
+    }
+    format!("<tr class=\"first\"><th scope=\"rowgroup\" rowspan=\"{count}\">{heading}</th>")
+}
+
+/// Rows of figures: directions down, with the systems of each.
+pub fn by_direction(
+    group: &Group<'_>,
+    systems: &[System],
+    cells: impl Fn(&Row, &str) -> String,
+) -> String {
+    let mut out = String::new();
+    for direction in group.directions() {
+        let rows = group.rows.iter().filter(|r| r.direction == direction);
+        let rows: Vec<&&Row> = rows.collect();
+        for (i, row) in rows.iter().enumerate() {
+            out.push_str(&open_row(i, rows.len(), &escape(direction)));
+            let system = systems.iter().find(|s| s.has(row));
+            out.push_str(&cells(row, &system.map_or(String::new(), System::label)));
+            out.push_str("</tr>\n");
+        }
+    }
+    out
+}
+
+/// The class and the sign of a goal that is met or missed.
+pub fn verdict(met: Option<bool>) -> (&'static str, &'static str) {
+    match met {
+        Some(true) => ("good", " \u{2713}"),
+        Some(false) => ("bad", " \u{2717}"),
+        None => ("", ""),
+    }
+}
+
+/// Where a scenario's part of the page is, as a link.
+pub fn link_to(scenario: &str) -> String {
+    format!(
+        "<a href=\"#{}\">{}</a>",
+        escape(&anchor(scenario)),
+        escape(scenario)
+    )
 }
 
 /// Where and when the rows were measured.
@@ -101,19 +148,7 @@ pub fn summary(groups: &[&Group<'_>], systems: &[System]) -> String {
     for group in groups {
         let directions = group.directions();
         for (i, direction) in directions.iter().enumerate() {
-            out.push_str(if i == 0 {
-                "<tr class=\"first\">"
-            } else {
-                "<tr>"
-            });
-            if i == 0 {
-                out.push_str(&format!(
-                    "<th scope=\"rowgroup\" rowspan=\"{}\"><a href=\"#{}\">{}</a></th>",
-                    directions.len(),
-                    escape(&anchor(group.scenario)),
-                    escape(group.scenario)
-                ));
-            }
+            out.push_str(&open_row(i, directions.len(), &link_to(group.scenario)));
             out.push_str(&format!("<td>{}</td>", escape(direction)));
             out.push_str(&summary_cells(group, direction, systems, goals));
             out.push_str("</tr>\n");
@@ -144,11 +179,7 @@ fn summary_cells(group: &Group<'_>, direction: &str, systems: &[System], goals: 
             Some(row) => {
                 let p95 = row.stall_ms.p95;
                 let mark = goal.filter(|_| system.is_own()).map(|goal| p95 <= goal);
-                let (class, sign) = match mark {
-                    Some(true) => ("good", " \u{2713}"),
-                    Some(false) => ("bad", " \u{2717}"),
-                    None => ("", ""),
-                };
+                let (class, sign) = verdict(mark);
                 let best = if compared && p95 <= best { "best" } else { "" };
                 cell(&format!("n {class} {best}"), &format!("{}{sign}", ms(p95)))
             }
@@ -165,7 +196,7 @@ pub fn figures(group: &Group<'_>, systems: &[System]) -> String {
          <tr><th rowspan=\"2\">Direction</th><th rowspan=\"2\">System</th>\
          <th rowspan=\"2\" class=\"n\">Runs</th><th rowspan=\"2\">Survived</th>\
          <th rowspan=\"2\" class=\"n\">Bytes lost</th><th rowspan=\"2\" class=\"n\">Errors</th>\
-         <th colspan=\"3\" class=\"over\">Stall, ms</th>\
+         <th colspan=\"4\" class=\"over\">Stall, ms</th>\
          <th rowspan=\"2\" class=\"n\">Control p95, ms</th>\
          <th rowspan=\"2\" class=\"n\">Noticed p95, ms</th>\
          <th rowspan=\"2\" class=\"n\">Goodput, Mbit/s</th>",
@@ -177,31 +208,13 @@ pub fn figures(group: &Group<'_>, systems: &[System]) -> String {
         "<th rowspan=\"2\" class=\"n\">Replayed p95, bytes</th>\
          <th rowspan=\"2\" class=\"n\">Late, ms</th>\
          <th rowspan=\"2\" class=\"n\">Repeated</th></tr>\n\
-         <tr><th class=\"n\">p50</th><th class=\"n\">p95</th><th class=\"n\">max</th></tr>\
+         <tr><th class=\"n\">p50</th><th class=\"n\">p95</th><th class=\"n\">max</th>\
+         <th class=\"n\">in run</th></tr>\
          </thead><tbody>\n",
     );
-    for direction in group.directions() {
-        let rows = group.rows.iter().filter(|r| r.direction == direction);
-        let rows: Vec<&&Row> = rows.collect();
-        for (i, row) in rows.iter().enumerate() {
-            out.push_str(if i == 0 {
-                "<tr class=\"first\">"
-            } else {
-                "<tr>"
-            });
-            if i == 0 {
-                out.push_str(&format!(
-                    "<th scope=\"rowgroup\" rowspan=\"{}\">{}</th>",
-                    rows.len(),
-                    escape(direction)
-                ));
-            }
-            let system = systems.iter().find(|s| s.has(row));
-            let label = system.map_or(String::new(), System::label);
-            out.push_str(&figure_cells(row, &label, bulk));
-            out.push_str("</tr>\n");
-        }
-    }
+    out.push_str(&by_direction(group, systems, |row, label| {
+        figure_cells(row, label, bulk)
+    }));
     out.push_str("</tbody></table></div>\n");
     out
 }
@@ -227,6 +240,11 @@ fn figure_cells(row: &Row, system: &str, bulk: bool) -> String {
         let sign = if row.survived { "" } else { "> " };
         out.push_str(&cell("n", &format!("{sign}{}", ms(value))));
     }
+    let longest = row.longest_stall_run;
+    out.push_str(&cell(
+        "n",
+        &longest.map_or(String::new(), |n| n.to_string()),
+    ));
     let control = &row.control_ms;
     out.push_str(&cell("n", &ms(control.p95)));
     let noticed = &row.detection_ms;

@@ -29,6 +29,15 @@ const GIVE_UP_LIMIT: Duration = Duration::from_secs(3);
 /// Bytes arrive steadily when no gap is longer than this, beside a round trip.
 const STEADY_GAP: Duration = Duration::from_millis(100);
 
+/// The end of an attempt's connections.
+#[derive(Clone, Copy, Debug)]
+pub struct Death {
+    /// In words.
+    pub why: &'static str,
+    /// In which run of the row, counted from 1.
+    pub run: usize,
+}
+
 /// The application over a peer.
 pub struct Attempt {
     way: Way,
@@ -142,7 +151,7 @@ impl Attempt {
         lab: &Lab,
         conditions: &Conditions,
         cuts: &[Cut],
-        dead: Option<&str>,
+        dead: Option<Death>,
     ) -> anyhow::Result<Vec<(Direction, Row)>> {
         if dead.is_none() {
             self.clients.iter_mut().for_each(Client::stop);
@@ -151,7 +160,7 @@ impl Attempt {
         for mut client in std::mem::take(&mut self.clients) {
             let (direction, arrivals) = (client.direction, self.file(&client));
             let seen = match dead {
-                Some(why) if !client.ended() => {
+                Some(Death { why, .. }) if !client.ended() => {
                     let mut seen = client.give_up(GIVE_UP_LIMIT)?;
                     // What a socket says of being given up is no error of the system's.
                     seen.errors = vec![why.to_owned()];
@@ -189,6 +198,7 @@ impl Attempt {
                 arrivals: &arrivals,
                 seen: &seen,
                 served: served.as_ref(),
+                died_in: dead.map(|death| death.run),
             };
             rows.push((direction, row(conditions, cuts, &ends)?));
         }

@@ -11,6 +11,7 @@ use std::process::{Child, ChildStdin, Command, Stdio};
 use anyhow::Context;
 
 use crate::link::{Link, LinkMonitor, LinkSnapshot, MonitorConfig};
+use crate::stdio::print_line;
 
 /// Arguments of both.
 #[derive(Debug, clap::Args)]
@@ -141,7 +142,7 @@ fn follow(
             ip.tell(&orders)?;
         }
         if !ready && best(&snapshot, &args.links, args.to).is_some() {
-            println!("ready");
+            print_line("ready");
             ready = true;
         }
         snapshot = runtime.block_on(monitor.changed())?;

@@ -22,6 +22,7 @@ use super::measure::{Mode, Plan};
 use super::progress::Plans;
 use super::rowfile::Kept;
 use super::scenario::Scenario;
+use crate::stdio::say;
 use site::{Site, Way};
 
 /// What the application can run through.
@@ -102,10 +103,10 @@ impl PeerArgs {
         for peer in wanted.into_iter().filter_map(Against::peer) {
             match peer.missing() {
                 None => here.push(peer),
-                Some(what) => eprintln!(
+                Some(what) => say(format_args!(
                     "holdfast: {} is skipped: {what} (`cargo xtask setup --peers` installs what peers need)",
                     peer.name()
-                ),
+                )),
             }
         }
         Peers {
@@ -140,26 +141,26 @@ impl Peers {
         };
         for peer in &self.here {
             if let Some(why) = peer.lacks(scenario) {
-                eprintln!(
+                say(format_args!(
                     "holdfast: {} is skipped in {}: {why}",
                     peer.name(),
                     scenario.name()
-                );
+                ));
                 continue;
             }
             for plan in theirs(plans) {
                 let plan = Plan {
                     runs: self.runs,
-                    ..plan.clone()
+                    ..plan
                 };
                 let measure = |plan: &Plan| run::measure(peer.as_ref(), plan);
                 match keeper.rows(peer.name(), &plan, progress, measure) {
                     Ok(more) => rows.extend(more),
-                    Err(error) => eprintln!(
+                    Err(error) => say(format_args!(
                         "holdfast: {} could not be measured in {}: {error:#}",
                         peer.name(),
                         plan.label()
-                    ),
+                    )),
                 }
             }
         }
@@ -167,9 +168,15 @@ impl Peers {
     }
 }
 
-/// They have no modes: each runs as it is.
-fn theirs(plans: &[Plan]) -> impl Iterator<Item = &Plan> {
-    plans.iter().filter(|plan| plan.mode == Mode::Single)
+/// They have no modes: each runs as it is, once for what Holdfast may do in several.
+fn theirs(plans: &[Plan]) -> impl Iterator<Item = Plan> {
+    let steady = plans.first().filter(|plan| plan.scenario.is_steady());
+    let wanted = steady.map_or(Mode::Single, |plan| plan.mode);
+    let plans = plans.iter().filter(move |plan| plan.mode == wanted);
+    plans.cloned().map(|plan| Plan {
+        mode: Mode::Single,
+        ..plan
+    })
 }
 
 /// A system that carries the application's connections across the lab.

@@ -20,6 +20,7 @@ use super::follow::best;
 use super::quic::{PROBE, SERVER_NAME};
 use super::quic_server::BUFFER_BYTES;
 use crate::link::{LinkMonitor, LinkSnapshot, MonitorConfig};
+use crate::stdio::{print_line, say};
 
 /// So many probes go out in the time of silence that is allowed, and so often it looks for answers.
 const PROBES_PER_SILENCE: u32 = 3;
@@ -74,7 +75,7 @@ pub fn run(args: &ClientArgs) -> anyhow::Result<()> {
         endpoint.set_default_client_config(config);
         let connection = endpoint.connect(args.server, SERVER_NAME)?.await?;
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await?;
-        println!("{}", listener.local_addr()?);
+        print_line(listener.local_addr()?);
         tokio::spawn(accept(listener, connection.clone()));
         let mut mover = Mover {
             args,
@@ -178,11 +179,11 @@ impl Mover<'_> {
                 probe_at = now + silence / PROBES_PER_SILENCE;
             }
             if now >= patient_until && now.duration_since(heard_at) >= silence {
-                eprintln!(
+                say(format_args!(
                     "nothing came over {} for {:?}",
                     self.link.name,
                     now.duration_since(heard_at)
-                );
+                ));
                 self.demoted = Some((self.link.name.clone(), now + DEMOTION));
                 self.choose(&monitor.snapshot())?;
                 patient_until = now + self.patience();

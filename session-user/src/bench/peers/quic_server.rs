@@ -9,6 +9,7 @@ use tokio::io::copy_bidirectional_with_sizes;
 use tokio::net::TcpStream;
 
 use super::quic::PROBE;
+use crate::stdio::{print_line, say};
 
 /// Bytes of each copy's buffer.
 pub const BUFFER_BYTES: usize = 64 * 1024;
@@ -40,12 +41,12 @@ pub fn run(args: &ServerArgs) -> anyhow::Result<()> {
         .build()?;
     runtime.block_on(async {
         let endpoint = Endpoint::server(config, args.listen)?;
-        println!("{}", endpoint.local_addr()?);
+        print_line(endpoint.local_addr()?);
         while let Some(incoming) = endpoint.accept().await {
             let to = args.to;
             tokio::spawn(async move {
                 if let Err(error) = serve(incoming, to).await {
-                    eprintln!("{error:#}");
+                    say(format_args!("{error:#}"));
                 }
             });
         }

@@ -12,9 +12,9 @@ use super::super::cuts::{Conditions, Cut};
 use super::super::measure::{AFTER_MOVE, CONTROL_WINDOW, LATENESS_MAX, Plan};
 use super::super::progress::progress;
 use super::super::report::Row;
-use super::super::scenario::{Scenario, WATCH};
+use super::super::scenario::Scenario;
 use super::Peer;
-use super::attempt::{Attempt, carried};
+use super::attempt::{Attempt, Death, carried};
 use super::site::LOOK;
 
 /// A connection on which nothing comes steadily by then has died.
@@ -52,7 +52,7 @@ pub fn measure(peer: &dyn Peer, plan: &Plan) -> anyhow::Result<Vec<Row>> {
     let mut config = BedConfig {
         v6: plan.v6,
         holdfast: false,
-        shape: plan.shape(),
+        shapes: plan.shapes(),
         ..BedConfig::new(own_program()?)
     };
     plan.scenario.bed(&mut config);
@@ -76,6 +76,7 @@ pub fn measure(peer: &dyn Peer, plan: &Plan) -> anyhow::Result<Vec<Row>> {
         }
         let dir = dir.path().join(format!("attempt-{number}"));
         let mut attempt = Attempt::start(peer, &bed, plan, dir)?;
+        std::thread::sleep(plan.scenario.begins());
         let mut run = Run {
             bed: &bed,
             plan,
@@ -114,7 +115,7 @@ pub fn measure(peer: &dyn Peer, plan: &Plan) -> anyhow::Result<Vec<Row>> {
 
 /// Makes everything as it was before it happened.
 fn heal(bed: &Bed, scenario: Scenario) -> anyhow::Result<()> {
-    scenario.undo(&bed.lab, bed.shape())?;
+    scenario.undo(&bed.lab, bed.shape(LinkName::Wifi))?;
     if scenario.is_silent() {
         // The link goes and comes back, as for Holdfast: whoever left it is told that it is there.
         bed.lab.cut(LinkName::Wifi)?;
@@ -156,14 +157,14 @@ impl Run<'_> {
         &mut self,
         attempt: &mut Attempt,
         mut counted: impl FnMut(),
-    ) -> anyhow::Result<Option<&'static str>> {
+    ) -> anyhow::Result<Option<Death>> {
         while self.done + self.cuts.len() < self.plan.runs {
             let fresh = self.cuts.len() + self.repeated == 0;
             match self.readiness(attempt, fresh)? {
                 Readiness::Ready => {}
                 Readiness::Dead if fresh => bail!("a fresh connection carries nothing"),
                 Readiness::Elsewhere => return Ok(None),
-                Readiness::Dead => return Ok(Some(GIVEN_UP)),
+                Readiness::Dead => return Ok(Some(self.death())),
             }
             let (cut, late, dead) = self.cut_once(attempt)?;
             // As for Holdfast; but a death is not made good by another try.
@@ -175,11 +176,19 @@ impl Run<'_> {
                 counted();
             }
             if dead {
-                return Ok(Some(GIVEN_UP));
+                return Ok(Some(self.death()));
             }
             heal(self.bed, self.plan.scenario)?;
         }
         Ok(None)
+    }
+
+    /// The connections have died of the latest cut.
+    fn death(&self) -> Death {
+        Death {
+            why: GIVEN_UP,
+            run: self.done + self.cuts.len(),
+        }
     }
 
     /// Waits until bytes arrive over the link that something will happen to.
@@ -212,8 +221,8 @@ impl Run<'_> {
 
     /// Whether a good part of the bytes takes the link that something will happen to.
     fn is_on_its_link(&self) -> anyhow::Result<bool> {
-        if self.plan.scenario == Scenario::Return {
-            // The other link is down.
+        if matches!(self.plan.scenario, Scenario::Return | Scenario::Steady) {
+            // The other link is down, or it does not matter.
             return Ok(true);
         }
         let count = || -> anyhow::Result<[u64; 2]> {
@@ -249,7 +258,9 @@ impl Run<'_> {
         if asleep {
             attempt.freeze(true)?;
         }
-        let disturbed = plan.scenario.disturb(lab, self.bed.shape(), run);
+        let disturbed = plan
+            .scenario
+            .disturb(lab, self.bed.shape(LinkName::Wifi), run);
         if asleep {
             attempt.freeze(false)?;
         }
@@ -269,8 +280,9 @@ impl Run<'_> {
     fn settle(&self, attempt: &mut Attempt, from: u64) -> bool {
         let scenario = self.plan.scenario;
         let lossy = matches!(scenario, Scenario::Loss30 | Scenario::Mtu);
-        if lossy || matches!(scenario, Scenario::Flap | Scenario::Wake) {
-            std::thread::sleep(WATCH);
+        std::thread::sleep(scenario.watch());
+        if scenario.is_steady() {
+            return !attempt.has_lost_one();
         }
         let window = AFTER_MOVE + self.plan.rtt * 4;
         std::thread::sleep(window);
@@ -296,9 +308,10 @@ impl Run<'_> {
             scenario: self.plan.scenario.name(),
             mode: "single".to_owned(),
             rtt: self.plan.rtt,
-            rate: self.plan.rate,
+            rates: self.plan.rates,
             v6: self.plan.v6,
             soft: self.plan.scenario.is_soft(),
+            steady: self.plan.scenario.is_steady(),
             pace: self.plan.pace,
             seconds: (now_ns() - began) as f64 / 1e9,
             repeated: self.repeated,

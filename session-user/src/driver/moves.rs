@@ -127,7 +127,7 @@ impl Driver {
         self.carrying = self.session.active();
         self.remember_windows();
         let Some(handle) = self.carrying else { return };
-        self.repace(handle);
+        self.adopt_rate(handle);
         if let Some(carrier) = self.carriers.get(&handle) {
             let after = self.session.stats();
             let warm = carrier.up_turn.is_some_and(|turn| turn < self.turns);

@@ -1,18 +1,20 @@
 //! How fast the session's transports send: limits that follow what their paths carry, and the congestion
 //! control for what they do.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use session_proto::session::Handle;
 use socket2::SockRef;
 use tokio::net::TcpStream;
 
 use super::Driver;
-use super::carrier::Path;
+use super::carrier::{Carrier, Path};
 use crate::transport::{Congestion, Paced, Pacing, pace};
 
 /// A pair of transports goes by one part of so many below what the slower link carries.
 const PAIR_BELOW: u64 = 20;
+/// When to see whether a transport in bulk rests.
+const REST_LOOK: Duration = Duration::from_millis(30);
 /// Paths whose rate is remembered.
 const RATES_MAX: usize = 64;
 
@@ -60,9 +62,10 @@ impl Driver {
         );
         let lossy = carrier.losses.look(&info);
         let in_bulk = auto && !lossy;
-        if carrier.in_bulk != in_bulk {
-            carrier.in_bulk = in_bulk;
-            choose_congestion(&carrier.socket, in_bulk);
+        carrier.set_bulk(in_bulk);
+        if carrier.in_bulk {
+            // Until it rests.
+            carrier.watch_at.get_or_insert(now + REST_LOOK);
         }
         let Some(paced) = paced else { return };
         let key = (carrier.path.local.ip(), carrier.path.remote.ip());
@@ -118,7 +121,9 @@ impl Driver {
         }
     }
 
-    fn adopt_rate(&mut self, handle: Handle) {
+    /// An idle transport, or one that has just begun to carry, begins at the rate of its path or of the
+    /// session.
+    pub(super) fn adopt_rate(&mut self, handle: Handle) {
         let known = (self.carriers.get(&handle)).and_then(|c| self.known_rate(&c.path));
         let Some(carrier) = self.carriers.get_mut(&handle) else {
             return;
@@ -129,17 +134,6 @@ impl Driver {
         }
     }
 
-    /// `active` has just become the one that carries. It begins at the rate of its path or of the session;
-    /// those that are idle now keep their windows.
-    pub(super) fn repace(&mut self, active: Handle) {
-        for (&handle, carrier) in &mut self.carriers {
-            if handle != active && std::mem::take(&mut carrier.in_bulk) {
-                choose_congestion(&carrier.socket, false);
-            }
-        }
-        self.adopt_rate(active);
-    }
-
     fn tell_pace(&self, socket: &TcpStream, paced: Paced) {
         if let Err(error) = pace(socket, paced, &self.common.transport) {
             tracing::debug!(%error, "a transport's rate could not be limited");
@@ -147,15 +141,21 @@ impl Driver {
     }
 }
 
-/// In bulk cubic, which under a limit that keeps the queue short has nothing to lose; bbr otherwise, whose
-/// window outlives idleness, but which all but stops every 10 s to measure a round trip.
-fn choose_congestion(socket: &TcpStream, in_bulk: bool) {
-    let name = if in_bulk {
-        Congestion::BULK
-    } else {
-        Congestion::IDLE
-    };
-    if let Err(error) = SockRef::from(socket).set_tcp_congestion(name.as_bytes()) {
-        tracing::debug!(%error, name, "a transport's congestion control could not be changed");
+impl Carrier {
+    /// In bulk cubic, which under a limit that keeps the queue short has nothing to lose; bbr otherwise,
+    /// whose window outlives idleness, but which all but stops every 10 s to measure a round trip.
+    pub(super) fn set_bulk(&mut self, in_bulk: bool) {
+        if self.in_bulk == in_bulk {
+            return;
+        }
+        self.in_bulk = in_bulk;
+        let name = if in_bulk {
+            Congestion::BULK
+        } else {
+            Congestion::IDLE
+        };
+        if let Err(error) = SockRef::from(&self.socket).set_tcp_congestion(name.as_bytes()) {
+            tracing::debug!(%error, name, "a transport's congestion control could not be changed");
+        }
     }
 }

@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use session_proto::session::Handle;
 
 use super::Driver;
+use super::carrier::Carrier;
 use crate::transport::TcpInfo;
 
 /// Least time between two looks at a socket that may be silent.
@@ -22,6 +23,8 @@ const BUSY_BYTES: u64 = 32 * 1024;
 /// Segments in flight from which on the peer does not delay its acknowledgement: it does so for one of
 /// every two (RFC 9293 section 3.8.6.3), and some hosts for more.
 const STEADY_SEGMENTS: u32 = 8;
+/// A transport that has sent nothing for so long is idle.
+const RESTS_AFTER: Duration = Duration::from_millis(80);
 
 impl Driver {
     /// `handle` has taken bytes. While much is under way, its acknowledgements are looked at.
@@ -41,13 +44,17 @@ impl Driver {
             if carrier.watch_at.take_if(due).is_none() || self.session.is_silent(handle) {
                 continue;
             }
-            let oldest = self.session.unanswered_since(handle);
-            let (Some(info), Some(oldest)) = (carrier.look(), oldest) else {
+            let Some(info) = carrier.look() else {
                 continue;
             };
             if info.unacked < STEADY_SEGMENTS {
+                carrier.rest(&info, now);
                 continue;
             }
+            let Some(oldest) = self.session.unanswered_since(handle) else {
+                carrier.watch_at = Some(now + HOST_BUSY);
+                continue;
+            };
             // What went out after a pause is not acknowledged before a round trip is over.
             let under_way = self.clock.now().since(oldest);
             let first = (info.rtt + HOST_BUSY.max(info.rttvar * 4)).saturating_sub(under_way);
@@ -82,6 +89,21 @@ impl Driver {
                 let until = now + longest.saturating_sub(still).max(LOOK_AGAIN);
                 self.session.vouch(handle, until);
             }
+        }
+    }
+}
+
+impl Carrier {
+    /// Little or nothing is under way. After bulk, what is idle has another congestion control again, before
+    /// the kernel shrinks its window: that is after a retransmission timeout, which is 200 ms or more.
+    fn rest(&mut self, info: &TcpInfo, now: Instant) {
+        if !self.in_bulk {
+            return;
+        }
+        if info.unacked == 0 && info.notsent == 0 && info.last_sent >= RESTS_AFTER {
+            self.set_bulk(false);
+        } else {
+            self.watch_at = Some(now + RESTS_AFTER);
         }
     }
 }

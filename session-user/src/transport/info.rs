@@ -37,6 +37,8 @@ pub struct TcpInfo {
     pub delivered: u32,
     /// How long ago the peer's TCP last acknowledged anything, in whole milliseconds.
     pub last_ack: Duration,
+    /// How long ago a segment with data last went out, in whole milliseconds.
+    pub last_sent: Duration,
     /// Segments sent again since the connection was made.
     pub retransmitted: u32,
     /// Bytes in the socket's buffer that have not been sent.
@@ -97,6 +99,7 @@ pub fn tcp_info(stream: &TcpStream) -> io::Result<TcpInfo> {
         snd_mss: info.tcpi_snd_mss,
         delivered: info.tcpi_delivered,
         last_ack: Duration::from_millis(info.tcpi_last_ack_recv.into()),
+        last_sent: Duration::from_millis(info.tcpi_last_data_sent.into()),
         retransmitted: info.tcpi_total_retrans,
         notsent: info.tcpi_notsent_bytes,
         delivery_rate: info.tcpi_delivery_rate,

@@ -187,8 +187,11 @@ impl Pacing {
         if self.before_queue.is_none() {
             self.before_queue = Some(self.limit.unwrap_or(u64::MAX));
         }
-        let pushes = |limit: u64| limit > delivered + delivered / 20;
-        if self.link_rate.is_none() && self.limit.is_none_or(pushes) {
+        // The limit says what is sent only where the congestion window allows as much.
+        let window = u64::from(info.snd_cwnd) * u64::from(info.snd_mss);
+        let micros = info.rtt.as_micros().max(1) as u64;
+        let sends = (self.limit.unwrap_or(u64::MAX)).min(window.saturating_mul(1_000_000) / micros);
+        if self.link_rate.is_none() && sends > delivered + delivered / 20 {
             self.link_rate = Some(delivered);
         }
         let shrinks = info.rtt + QUEUE / 4 < self.last_rtt;
@@ -317,6 +320,8 @@ mod tests {
                     rtt: Duration::from_secs_f64(rtt),
                     min_rtt: Duration::from_millis(40),
                     delivery_rate: rate as u64,
+                    snd_cwnd: 1000,
+                    snd_mss: 1448,
                     ..TcpInfo::default()
                 };
                 self.pacing.look(&info, sent, self.now);

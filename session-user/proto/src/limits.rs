@@ -160,5 +160,9 @@ pub const EASE_TIME: Duration = Duration::from_secs(1);
 /// acknowledgement over the other one says nothing of it.
 pub const REDUNDANT_ASK_EVERY: Duration = Duration::from_millis(100);
 
+/// Redundant records wait for so long for a transport whose socket takes nothing: a paced one takes
+/// something every few milliseconds.
+pub const REDUNDANT_WAIT: Duration = Duration::from_millis(12);
+
 /// Tokens of PINGs from here on are the session's own; those below are the driver's.
 pub const OWN_PING_TOKENS: u64 = 1 << 61;

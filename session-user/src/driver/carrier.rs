@@ -15,7 +15,7 @@ use super::opening::{Opening, had_opened, in_syn};
 use super::ready::Source;
 use super::{Driver, Name, Side};
 use crate::trace::Trigger;
-use crate::transport::{Losses, Pacing, TcpInfo, tcp_info};
+use crate::transport::{Losses, Pacing, TcpInfo, slices_within, tcp_info, write_apart};
 
 /// Room for one read: several records of full size.
 const READ_BYTES: usize = 256 * 1024;
@@ -260,10 +260,12 @@ impl Driver {
             };
             let mut slices = [IoSlice::new(&[]); WRITE_SLICES];
             let filled = self.session.slices(handle, &mut slices);
-            let taken = if carrier.opening.is_some() && carrier.bytes_out == 0 {
-                carrier.socket.try_write(&in_syn(&slices[..filled]))
-            } else {
-                carrier.socket.try_write_vectored(&slices[..filled])
+            let filled = &slices[..filled];
+            let in_syn_now = carrier.opening.is_some() && carrier.bytes_out == 0;
+            let taken = match carrier.pacing.write_bytes() {
+                _ if in_syn_now => carrier.socket.try_write(&in_syn(filled)),
+                Some(most) => write_apart(&carrier.socket, &filled[..slices_within(filled, most)]),
+                None => carrier.socket.try_write_vectored(filled),
             };
             match taken {
                 Ok(n) => {

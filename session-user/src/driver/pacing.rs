@@ -57,6 +57,7 @@ impl Driver {
             cwnd = info.snd_cwnd,
             unacked = info.unacked,
             notsent = info.notsent,
+            queued = self.session.queued_bytes(handle),
             pacing = ?carrier.pacing,
             "a transport's rate"
         );
@@ -89,13 +90,13 @@ impl Driver {
     /// Where redundant records go over `handle` and another one, neither may lag: both go at the pace of the
     /// slower one, and a little below what its link carries, so that no queue stands in front of either.
     /// One that is far slower does not count. False: there is no such pair.
-    fn pace_pair(&self, handle: Handle) -> bool {
+    fn pace_pair(&mut self, handle: Handle) -> bool {
         let Some(pair) = self.session.pair().filter(|pair| pair.contains(&handle)) else {
             return false;
         };
-        let pair = pair.map(|h| self.carriers.get(&h));
-        let limits = pair.map(|c| c.and_then(|c| c.pacing.limit()));
-        let ([Some(a), Some(b)], [Some(one), Some(two)]) = (limits, pair) else {
+        let both = pair.map(|h| self.carriers.get(&h));
+        let limits = both.map(|c| c.and_then(|c| c.pacing.limit()));
+        let ([Some(a), Some(b)], [Some(one), Some(two)]) = (limits, both) else {
             return false;
         };
         let common = a.min(b);
@@ -105,6 +106,11 @@ impl Driver {
         let paced = Paced::at(common - common / PAIR_BELOW);
         self.tell_pace(&one.socket, paced);
         self.tell_pace(&two.socket, paced);
+        for handle in pair {
+            if let Some(carrier) = self.carriers.get_mut(&handle) {
+                carrier.pacing.cap(common);
+            }
+        }
         true
     }
 

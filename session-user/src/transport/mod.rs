@@ -9,6 +9,7 @@ mod pacing;
 #[cfg(test)]
 mod tests;
 mod window;
+mod write;
 
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
@@ -19,6 +20,7 @@ pub use pacing::{Losses, Paced, Pacing};
 use socket2::{Domain, Protocol, SockRef, Socket, TcpKeepalive, Type};
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
 pub use window::{InitialWindow, WindowError};
+pub use write::{slices_within, write_apart};
 
 /// Connections that wait for `accept()`: a gateway whose clients all come back at once after an
 /// outage must not refuse any.

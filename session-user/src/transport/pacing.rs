@@ -23,6 +23,8 @@ const STUCK_MAX: u32 = 5;
 /// attempts lead to nothing but queues.
 const HELD_MIN: u32 = 4;
 const HELD_MAX: u32 = 24;
+/// While a queue stands that may be another's, so much of what is delivered is sent.
+const LESS: f64 = 0.8;
 /// Rounds whose best counts as what is delivered: a queue that grows on the way back makes one look slow.
 const RECENT: usize = 3;
 /// Rounds until what a higher limit did is seen.
@@ -31,6 +33,12 @@ const SEEN_AFTER: u32 = 2;
 const LIMIT_MIN: u64 = 72_000;
 /// `TCP_NOTSENT_LOWAT` is what goes out in this time, within bounds.
 const UNSENT: Duration = Duration::from_millis(4);
+/// A write is what goes out in 2 ms, within bounds.
+const WRITES_PER_S: u64 = 500;
+/// Least size of a write, where there is so much, in bytes.
+const WRITE_MIN: usize = 4 * 1024;
+/// One buffer of the kernel takes about so much: 45 full segments.
+const BUFFER_BYTES: usize = 64 * 1024;
 /// Least `TCP_NOTSENT_LOWAT`, in bytes.
 const UNSENT_MIN: u64 = 16 * 1024;
 
@@ -125,9 +133,18 @@ impl Pacing {
         self.limit
     }
 
-    /// What the path carries, in bytes a second, as far as that is known.
+    /// Bytes of one write, at most, so that the kernel does not hold much more than it is told to; `None`
+    /// where that is as much as one of its buffers takes.
+    pub fn write_bytes(&self) -> Option<usize> {
+        let bytes = usize::try_from(self.limit? / WRITES_PER_S).unwrap_or(usize::MAX);
+        (bytes < BUFFER_BYTES).then_some(bytes.max(WRITE_MIN))
+    }
+
+    /// What the path carries, in bytes a second, as far as that is known: what another transport may begin
+    /// with.
     pub fn rate(&self) -> Option<u64> {
-        Some(self.carried).filter(|rate| *rate > 0)
+        let rate = Some(self.carried).filter(|rate| *rate > 0)?;
+        Some(if self.certain { rate } else { rate - rate / 10 })
     }
 
     /// The transport begins to carry, and `known` bytes a second are what its path or the session had.
@@ -139,6 +156,12 @@ impl Pacing {
         let limit = known.max(LIMIT_MIN);
         self.limit = Some(limit);
         Some(Paced::at(limit))
+    }
+
+    /// It goes at the pace of another one, which has the limit `common`: it does not learn by itself that its
+    /// link carries more.
+    pub fn cap(&mut self, common: u64) {
+        self.limit = self.limit.map(|limit| limit.min(common + common / 8));
     }
 
     /// Whether it is time to look, `sent` bytes having been given to the socket so far.
@@ -194,14 +217,21 @@ impl Pacing {
         if self.link_rate.is_none() && sends > delivered + delivered / 20 {
             self.link_rate = Some(delivered);
         }
-        let shrinks = info.rtt + QUEUE / 4 < self.last_rtt;
+        let shrinks = info.rtt + QUEUE / 8 < self.last_rtt;
         self.stuck = if shrinks { 0 } else { self.stuck + 1 };
         if self.stuck > STUCK_MAX {
             self.stuck = 0;
             self.base = Some(info.rtt);
-            self.before_queue = None;
+            let before = self
+                .before_queue
+                .take()
+                .filter(|_| self.link_rate.is_none());
             self.link_rate = None;
-            self.limit = Some(delivered.max(LIMIT_MIN));
+            self.limit = Some(
+                before
+                    .unwrap_or(delivered)
+                    .clamp(LIMIT_MIN, delivered.max(LIMIT_MIN)),
+            );
             return;
         }
         let (rate, part) = match self.link_rate {
@@ -217,7 +247,7 @@ impl Pacing {
                 let part = base.as_secs_f64() / info.rtt.as_secs_f64();
                 (link, part.clamp(0.5, 0.95))
             }
-            None => (delivered, 0.9),
+            None => (delivered, LESS),
         };
         let below = ((rate as f64 * part) as u64).max(LIMIT_MIN);
         self.limit = Some(self.limit.map_or(below, |limit| limit.min(below)));
@@ -237,19 +267,21 @@ impl Pacing {
             self.held = self.hold;
             self.limit = Some(link - link / 50);
         } else if let Some(before) = before {
-            self.held = SEEN_AFTER;
-            self.limit = Some(before.max(limit));
+            // Some of it may have been ours. The kernel's rates are somewhat high, so that what is sent
+            // may be more than the link carries and look like less.
+            self.raised = 0;
+            self.held = HELD_MIN;
+            self.limit = Some((before - before / 32).max(limit));
         } else if self.held > 0 {
             self.held -= 1;
-        } else if rate >= limit - limit / 5 {
+        } else if rate >= limit - limit / 10 {
             self.carried = self.carried.max(rate);
             self.held = SEEN_AFTER;
             if self.raised > 0 {
                 self.hold = HELD_MIN;
             }
-            let part = if self.raised == 0 { 8 } else { 4 };
             self.raised += 1;
-            self.limit = Some(limit + limit / part);
+            self.limit = Some(limit + limit / 8);
         }
     }
 }
@@ -379,10 +411,10 @@ mod tests {
             model.base = 0.055;
             model.run(100);
             model.base = 0.040;
-            model.run(100);
+            model.run(400);
         }
         let (rate, _) = model.run(1000);
-        assert!(rate > 0.9 * RATE, "{} of the link", rate / RATE);
+        assert!(rate > 0.85 * RATE, "{} of the link", rate / RATE);
     }
 
     #[test]

@@ -19,6 +19,7 @@ mod frames;
 mod hedge;
 #[cfg(feature = "sim")]
 mod inspect;
+mod pair;
 mod pulse;
 mod rate;
 mod receive;
@@ -120,6 +121,8 @@ pub struct Session {
     wants_room: bool,
     wants_credit: bool,
     wants_queue: bool,
+    /// When redundant records wait no more for a transport that takes nothing.
+    pair_due: Option<Time>,
 
     events: VecDeque<Event>,
     stats: Stats,
@@ -198,6 +201,7 @@ impl Session {
             wants_room: false,
             wants_credit: false,
             wants_queue: false,
+            pair_due: None,
             events: VecDeque::new(),
             stats: Stats::default(),
         }
@@ -266,7 +270,7 @@ impl Session {
             State::Closing { until, .. } => Some(until),
             _ => None,
         };
-        [ack, close, self.pulse_deadline()]
+        [ack, close, self.pulse_deadline(), self.pair_due]
             .into_iter()
             .flatten()
             .min()
@@ -282,6 +286,7 @@ impl Session {
             self.state = State::Closed;
         }
         self.check_pulses(now);
+        self.check_pair(now);
     }
 
     /// Ends the session: every stream is gone at once, and CLOSE is sent on the active transport.

@@ -174,6 +174,16 @@ impl Pulse {
         self.blocked.get_or_insert(now);
     }
 
+    /// Since when the socket has taken nothing of what is to be written.
+    pub fn blocked_since(&self) -> Option<Time> {
+        self.blocked
+    }
+
+    /// Its socket may take something only now: the path is new.
+    pub fn opens(&mut self, now: Time) {
+        self.blocked = self.blocked.map(|_| now);
+    }
+
     /// The socket took something; `all`: nothing more is to be written.
     pub fn taken(&mut self, all: bool, now: Time) {
         self.blocked = (!all).then_some(now);

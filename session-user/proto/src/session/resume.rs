@@ -273,6 +273,7 @@ impl Session {
         }
         self.accepted_highest = counter;
         transport.phase = Phase::Up;
+        transport.pulse.opens(now);
         self.stats.resumes += 1;
         self.events.push_back(Event::TokensChanged);
         // First of all: whatever follows may lead to further frames on this transport.
@@ -314,6 +315,7 @@ impl Session {
             return Err(Violation::protocol("RESUMED where none may be").into());
         }
         transport.phase = Phase::Up;
+        transport.pulse.opens(now);
         let to_carry = transport.to_carry;
         if let Some(began) = transport.began {
             transport.pulse.measured(now.since(began));

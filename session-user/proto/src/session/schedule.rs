@@ -35,7 +35,7 @@ impl Place {
         }
     }
 
-    fn handles(self) -> impl Iterator<Item = Handle> {
+    pub fn handles(self) -> impl Iterator<Item = Handle> {
         [self.on, self.copy].into_iter().flatten()
     }
 }
@@ -209,6 +209,7 @@ impl Session {
         self.wants_credit |= credit == 0;
         let Some(most) = self.queue_room(id) else {
             self.wants_queue = true;
+            self.pair_due = self.pair_due();
             let now = self.now;
             if let Some(stream) = self.streams.get_mut(&id) {
                 stream.appetite.waits(now);
@@ -233,11 +234,10 @@ impl Session {
             None => place,
         };
         let transport = |h: Handle| self.transports.get(&h);
-        let queues = || counts.handles().filter_map(transport);
-        let waits = match (counts.doubled, self.keeps_pace(counts)) {
-            (true, true) => queues().any(|t| t.queued_bytes() >= t.doubled_limit()),
-            _ => queues().next().is_some() && queues().all(Transport::is_full),
-        };
+        let waits = self.waits_in_pair(counts).unwrap_or_else(|| {
+            let mut queues = counts.handles().filter_map(transport).peekable();
+            queues.peek().is_some() && queues.all(Transport::is_full)
+        });
         if waits {
             return None;
         }
@@ -247,16 +247,6 @@ impl Session {
             size.unwrap_or(STREAM_DATA_BYTES_MAX)
                 .min(self.flight_room()),
         )
-    }
-
-    /// Whether the two transports of redundant records are about as fast as each other. Then both are
-    /// waited for, so that neither lags: what it lags by is what a loss of the other costs. One that is
-    /// far slower must not hold the other back.
-    fn keeps_pace(&self, place: Place) -> bool {
-        let rate = |h: Handle| self.transports.get(&h).and_then(|t| t.pulse.rate());
-        let rates = place.handles().filter_map(rate);
-        let (least, most) = rates.fold((u64::MAX, 0), |(a, b), r| (a.min(r), b.max(r)));
-        least >= most / 2
     }
 
     /// A record that is sent again keeps its size: it must not be most of what a standby may send
@@ -303,6 +293,7 @@ impl Session {
 
     /// Records may go elsewhere now.
     pub(super) fn queues_changed(&mut self) {
+        self.pair_due = None;
         if std::mem::take(&mut self.wants_queue) {
             self.events.push_back(Event::Writable);
         }
@@ -314,12 +305,6 @@ impl Session {
         if let Some(transport) = self.transports.get_mut(&handle) {
             transport.window = Some(bytes);
         }
-    }
-
-    /// The two transports that redundant records travel on, while there are such streams and both stand.
-    pub fn pair(&self) -> Option<[Handle; 2]> {
-        let active = self.active.filter(|_| self.doubled_streams > 0)?;
-        Some([active, self.partner(active)?])
     }
 
     /// Where `handle` runs, as its dialler said.

@@ -270,12 +270,13 @@ impl Transport {
     /// not waited for.
     pub fn advance(&mut self, retained: &Retained, now: Time, mut written: usize) {
         self.began.get_or_insert(now);
+        let some = written > 0;
         self.queued_bytes = self.queued_bytes.saturating_sub(written);
         while let Some((front, queued)) = self.staged.front() {
             let left = front.len() - self.front_written;
             if written < left {
                 self.front_written += written;
-                if written > 0 {
+                if some {
                     self.pulse.taken(false, now);
                 }
                 return;

@@ -149,8 +149,12 @@ pub const BOND_REORDER_BYTES: usize = 1 << 20;
 /// Credit of one bonded stream: what its receiver may have to hold beyond a gap.
 pub const BOND_WINDOW_BYTES: u64 = 4 << 20;
 
-/// Bytes queued in user space on a transport that are little: above it, a soft handover goes on sending
-/// over the old one, and redundant records wait.
+/// Bytes queued in user space on one of two redundant transports above which records wait: two records, and
+/// at least so many.
+pub const PAIR_QUEUE_BYTES_MIN: usize = 8 * 1024;
+
+/// Bytes queued in user space on the transport that a soft handover moves to above which the old one goes
+/// on sending.
 pub const EASE_QUEUE_BYTES: usize = 16 * 1024;
 
 /// For so long, at most.

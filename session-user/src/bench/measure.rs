@@ -151,7 +151,7 @@ pub fn measure(plan: &Plan) -> anyhow::Result<Vec<Row>> {
         )?);
     }
     // Not before the transfer has found out what the links carry.
-    std::thread::sleep(plan.scenario.begins());
+    std::thread::sleep(plan.scenario.begins(plan.pace));
     let bar = progress(&plan.label(), plan.runs);
     let began = now_ns();
     let mut died_in = vec![None; clients.len()];

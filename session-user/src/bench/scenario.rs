@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use session_lab::LinkName;
 
-use super::app::now_ns;
+use super::app::{Pace, now_ns};
 use super::bed::{Bed, BedConfig};
 use crate::control::{Request, SessionReport};
 
@@ -15,8 +15,10 @@ const MOVE_LIMIT: Duration = Duration::from_secs(20);
 const WATCH: Duration = Duration::from_millis(1500);
 /// How long a run is in which nothing happens.
 const STEADY_RUN: Duration = Duration::from_secs(2);
-/// Time for a bulk transfer to find out what the links carry.
+/// Time for a bulk transfer to find out what the links carry: over both at once, and over one. Slow start
+/// is not what is measured.
 const STEADY_BEGINS: Duration = Duration::from_secs(3);
+const BULK_BEGINS: Duration = Duration::from_millis(1500);
 
 /// What happens to the link in use.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
@@ -124,11 +126,11 @@ impl Scenario {
     }
 
     /// How long the application runs before the first run.
-    pub fn begins(self) -> Duration {
-        if self.is_steady() {
-            STEADY_BEGINS
-        } else {
-            Duration::ZERO
+    pub fn begins(self, pace: Pace) -> Duration {
+        match pace {
+            _ if self.is_steady() => STEADY_BEGINS,
+            Pace::Bulk => BULK_BEGINS,
+            Pace::PerMillisecond(_) => Duration::ZERO,
         }
     }
 

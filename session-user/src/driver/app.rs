@@ -34,8 +34,10 @@ pub(super) struct App {
     chunk: usize,
     read_closed: bool,
     write_closed: bool,
-    /// In [`Driver::blocked`].
+    /// In [`Driver::blocked`], or behind it.
     blocked: bool,
+    /// It has sent something since it last waited.
+    had_its_turn: bool,
     pub bytes_read: u64,
     pub bytes_written: u64,
     /// When its socket last took bytes.
@@ -55,6 +57,7 @@ impl App {
             read_closed: false,
             write_closed: false,
             blocked: false,
+            had_its_turn: false,
             bytes_read: 0,
             bytes_written: 0,
             written_at: None,
@@ -117,7 +120,11 @@ impl Driver {
         let capacity = self.session.capacity(id);
         if capacity == 0 {
             app.blocked = true;
-            self.blocked.push_back(id);
+            if std::mem::take(&mut app.had_its_turn) {
+                self.blocked_again.push_back(id);
+            } else {
+                self.blocked.push_back(id);
+            }
             return Step::Wait;
         }
         let want = app.chunk.min(capacity);
@@ -136,6 +143,7 @@ impl Driver {
             }
             Ok(n) => {
                 app.bytes_read += n as u64;
+                app.had_its_turn = true;
                 app.chunk = next_chunk(app.chunk, n, want);
                 self.send(id, buf, n)
             }
@@ -254,13 +262,18 @@ impl Driver {
             self.report.closed(&app);
         }
         self.blocked.clear();
+        self.blocked_again.clear();
     }
 
-    /// Capacity came back: every stream that waited tries again, oldest first.
+    /// Capacity came back: every stream that waited tries again, those first that got nothing the last
+    /// time. What comes back may be little, and one stream take all of it.
     pub(super) fn unblock(&mut self) {
-        for id in std::mem::take(&mut self.blocked) {
+        let mut ids = std::mem::take(&mut self.blocked);
+        ids.append(&mut self.blocked_again);
+        for id in ids {
             if let Some(app) = self.apps.get_mut(&id) {
                 app.blocked = false;
+                app.had_its_turn = false;
                 app.source.requeue();
             }
         }

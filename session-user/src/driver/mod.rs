@@ -206,8 +206,10 @@ pub struct Driver {
     attempts: u64,
     /// The carriers of one flush; kept, so that it allocates once.
     flushing: Vec<Handle>,
-    /// Streams that had something to send and no capacity.
+    /// Streams that had something to send and no capacity: those that have sent nothing since they last
+    /// waited, and those that have.
     blocked: VecDeque<StreamId>,
+    blocked_again: VecDeque<StreamId>,
     /// A read buffer that was not used up.
     spare: Option<SendBuf>,
     reauth: Option<Reauthentication>,
@@ -262,6 +264,7 @@ impl Driver {
             attempts: 0,
             flushing: Vec::new(),
             blocked: VecDeque::new(),
+            blocked_again: VecDeque::new(),
             spare: None,
             reauth: None,
             keys_since: Instant::now(),

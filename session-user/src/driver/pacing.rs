@@ -9,10 +9,8 @@ use tokio::net::TcpStream;
 
 use super::Driver;
 use super::carrier::{Carrier, Path};
-use crate::transport::{Congestion, Paced, Pacing, pace};
+use crate::transport::{Congestion, Paced, Pacing, TransportOptions, pace};
 
-/// A pair of transports goes by one part of so many below what the slower link carries.
-const PAIR_BELOW: u64 = 20;
 /// When to see whether a transport in bulk rests.
 const REST_LOOK: Duration = Duration::from_millis(30);
 /// Paths whose rate is remembered.
@@ -24,7 +22,7 @@ impl Driver {
     pub(super) fn first_pacing(&self, socket: &TcpStream, path: &Path) -> Pacing {
         let pacing = Pacing::new(self.known_rate(path), Instant::now());
         if let Some(limit) = pacing.limit() {
-            self.tell_pace(socket, Paced::at(limit));
+            tell_pace(socket, Paced::at(limit), &self.common.transport);
         }
         pacing
     }
@@ -77,9 +75,11 @@ impl Driver {
             self.rates.insert(key, rate);
         }
         if !self.pace_pair(handle)
-            && let Some(carrier) = self.carriers.get(&handle)
+            && let Some(carrier) = self.carriers.get_mut(&handle)
         {
-            self.tell_pace(&carrier.socket, paced);
+            carrier.pacing.part();
+            let socket = &carrier.socket;
+            tell_pace(socket, paced, &self.common.transport);
         }
         if self.carrying == Some(handle) {
             self.session_rate = rate;
@@ -94,21 +94,18 @@ impl Driver {
         let Some(pair) = self.session.pair().filter(|pair| pair.contains(&handle)) else {
             return false;
         };
-        let both = pair.map(|h| self.carriers.get(&h));
-        let limits = both.map(|c| c.and_then(|c| c.pacing.limit()));
-        let ([Some(a), Some(b)], [Some(one), Some(two)]) = (limits, both) else {
+        let limits = pair.map(|h| self.carriers.get(&h).and_then(|c| c.pacing.limit()));
+        let [Some(one), Some(two)] = limits else {
             return false;
         };
-        let common = a.min(b);
-        if common < a.max(b) / 2 {
+        let common = one.min(two);
+        if common < one.max(two) / 2 {
             return false;
         }
-        let paced = Paced::at(common - common / PAIR_BELOW);
-        self.tell_pace(&one.socket, paced);
-        self.tell_pace(&two.socket, paced);
         for handle in pair {
-            if let Some(carrier) = self.carriers.get_mut(&handle) {
-                carrier.pacing.cap(common);
+            let told = (self.carriers.get_mut(&handle)).map(|c| c.pacing.pair(common));
+            if let (Some(paced), Some(carrier)) = (told, self.carriers.get(&handle)) {
+                tell_pace(&carrier.socket, paced, &self.common.transport);
             }
         }
         true
@@ -136,13 +133,7 @@ impl Driver {
         };
         let adopted = known.and_then(|rate| carrier.pacing.adopt(rate));
         if let (Some(paced), Some(carrier)) = (adopted, self.carriers.get(&handle)) {
-            self.tell_pace(&carrier.socket, paced);
-        }
-    }
-
-    fn tell_pace(&self, socket: &TcpStream, paced: Paced) {
-        if let Err(error) = pace(socket, paced, &self.common.transport) {
-            tracing::debug!(%error, "a transport's rate could not be limited");
+            tell_pace(&carrier.socket, paced, &self.common.transport);
         }
     }
 }
@@ -163,5 +154,11 @@ impl Carrier {
         if let Err(error) = SockRef::from(&self.socket).set_tcp_congestion(name.as_bytes()) {
             tracing::debug!(%error, name, "a transport's congestion control could not be changed");
         }
+    }
+}
+
+fn tell_pace(socket: &TcpStream, paced: Paced, options: &TransportOptions) {
+    if let Err(error) = pace(socket, paced, options) {
+        tracing::debug!(%error, "a transport's rate could not be limited");
     }
 }

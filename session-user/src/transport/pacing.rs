@@ -33,7 +33,9 @@ const SEEN_AFTER: u32 = 2;
 const LIMIT_MIN: u64 = 72_000;
 /// `TCP_NOTSENT_LOWAT` is what goes out in this time, within bounds.
 const UNSENT: Duration = Duration::from_millis(4);
-/// A write is what goes out in 2 ms, within bounds.
+/// A pair of transports goes by one part of so many below what the slower link carries.
+const PAIR_BELOW: u64 = 20;
+/// A write is what goes out in 2 ms, or in one of a pair in 1 ms, within bounds.
 const WRITES_PER_S: u64 = 500;
 /// Least size of a write, where there is so much, in bytes.
 const WRITE_MIN: usize = 4 * 1024;
@@ -67,6 +69,8 @@ pub struct Pacing {
     carried: u64,
     /// It was a queue that showed it.
     certain: bool,
+    /// It goes at the pace of another one.
+    paired: bool,
     looked_at: Instant,
     sent_then: u64,
 }
@@ -123,6 +127,7 @@ impl Pacing {
             raised: 0,
             carried: 0,
             certain: false,
+            paired: false,
             looked_at: now,
             sent_then: 0,
         }
@@ -136,7 +141,12 @@ impl Pacing {
     /// Bytes of one write, at most, so that the kernel does not hold much more than it is told to; `None`
     /// where that is as much as one of its buffers takes.
     pub fn write_bytes(&self) -> Option<usize> {
-        let bytes = usize::try_from(self.limit? / WRITES_PER_S).unwrap_or(usize::MAX);
+        let per_s = if self.paired {
+            WRITES_PER_S * 2
+        } else {
+            WRITES_PER_S
+        };
+        let bytes = usize::try_from(self.limit? / per_s).unwrap_or(usize::MAX);
         (bytes < BUFFER_BYTES).then_some(bytes.max(WRITE_MIN))
     }
 
@@ -159,9 +169,21 @@ impl Pacing {
     }
 
     /// It goes at the pace of another one, which has the limit `common`: it does not learn by itself that its
-    /// link carries more.
-    pub fn cap(&mut self, common: u64) {
+    /// link carries more. Returns what to tell both.
+    pub fn pair(&mut self, common: u64) -> Paced {
         self.limit = self.limit.map(|limit| limit.min(common + common / 8));
+        self.paired = true;
+        let limit = common - common / PAIR_BELOW;
+        let unsent = (limit / WRITES_PER_S).max(WRITE_MIN as u64);
+        Paced {
+            limit,
+            unsent: u32::try_from(unsent).unwrap_or(u32::MAX),
+        }
+    }
+
+    /// It goes at its own pace.
+    pub fn part(&mut self) {
+        self.paired = false;
     }
 
     /// Whether it is time to look, `sent` bytes having been given to the socket so far.

@@ -2,6 +2,7 @@
 
 use std::collections::VecDeque;
 use std::io::IoSlice;
+use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 
@@ -11,7 +12,7 @@ use super::retained::Retained;
 use super::term::Term;
 use crate::Time;
 use crate::limits::{
-    EASE_QUEUE_BYTES, QUEUE_TIME, RECORD_HEADER_BYTES, TRANSPORT_QUEUE_BYTES,
+    PAIR_QUEUE_BYTES_MIN, QUEUE_TIME, RECORD_HEADER_BYTES, TRANSPORT_QUEUE_BYTES,
     TRANSPORT_QUEUE_BYTES_MIN,
 };
 use crate::seal::{Epoch, RecordKey, SealKeys};
@@ -32,6 +33,11 @@ pub(super) enum Phase {
 
 /// Bytes staged for one vectored write, at most.
 const STAGE_BYTES: usize = 512 * 1024;
+/// The same while the rate is not known, and on slow transports.
+const STAGE_BYTES_UNKNOWN: usize = 64 * 1024;
+const STAGE_BYTES_MIN: usize = 16 * 1024;
+/// In between it is what goes out in this time.
+const STAGE_TIME: Duration = Duration::from_millis(5);
 /// Buffers staged for one vectored write, at most.
 const STAGE_BUFFERS: usize = 64;
 
@@ -138,7 +144,7 @@ impl Transport {
 
     /// The same for records that go over a second transport too, at the pace of the slower one.
     pub fn doubled_limit(&self) -> usize {
-        (self.pulse.record_bytes() * 2).max(EASE_QUEUE_BYTES)
+        (self.pulse.record_bytes() * 2).max(PAIR_QUEUE_BYTES_MIN)
     }
 
     /// Whether an answer can be expected on it. Records follow a dialler's RESUME at once, so they may
@@ -223,14 +229,41 @@ impl Transport {
             self.queued_bytes -= queued.len;
             self.queue.pop_front();
         }
-        self.queue.len() < before
+        self.queue.len() < before || self.unstage_acknowledged(retained)
+    }
+
+    /// The same for what is staged, but for a record that the socket has a part of.
+    fn unstage_acknowledged(&mut self, retained: &Retained) -> bool {
+        let gone = |queued: &Queued| !queued.fresh && retained.get(queued.number).is_none();
+        let begun = usize::from(self.front_written > 0);
+        let (mut index, mut bytes) = (0, 0);
+        self.staged.retain(|(record, queued)| {
+            index += 1;
+            let out = index > begun && queued.as_ref().is_some_and(gone);
+            bytes += if out { record.len() } else { 0 };
+            !out
+        });
+        self.queued_bytes -= bytes;
+        bytes > 0
+    }
+
+    /// Bytes to stage: what goes out in [`STAGE_TIME`]. Acknowledgements wait behind them.
+    fn stage_limit(&self) -> usize {
+        let Some(rate) = self.pulse.rate() else {
+            return STAGE_BYTES_UNKNOWN;
+        };
+        let bytes = u128::from(rate) * STAGE_TIME.as_micros() / 1_000_000;
+        usize::try_from(bytes)
+            .unwrap_or(usize::MAX)
+            .clamp(STAGE_BYTES_MIN, STAGE_BYTES)
     }
 
     /// Moves queued items into the stage. Records acknowledged meanwhile (over another transport)
     /// are left out.
     pub fn stage(&mut self, retained: &Retained) {
         let mut bytes: usize = self.staged.iter().map(|(bytes, _)| bytes.len()).sum();
-        while self.staged.len() < STAGE_BUFFERS && bytes < STAGE_BYTES {
+        let most = self.stage_limit();
+        while self.staged.len() < STAGE_BUFFERS && bytes < most {
             let next = if let Some(urgent) = self.urgent.pop_front() {
                 (urgent, None)
             } else if let Some(queued) = self.queue.pop_front() {

@@ -76,7 +76,7 @@ pub fn measure(peer: &dyn Peer, plan: &Plan) -> anyhow::Result<Vec<Row>> {
         }
         let dir = dir.path().join(format!("attempt-{number}"));
         let mut attempt = Attempt::start(peer, &bed, plan, dir)?;
-        std::thread::sleep(plan.scenario.begins());
+        std::thread::sleep(plan.scenario.begins(plan.pace));
         let mut run = Run {
             bed: &bed,
             plan,

@@ -203,7 +203,7 @@ impl Pacing {
         let base = self.base.unwrap_or(known.unwrap_or(info.rtt)).min(info.rtt);
         self.base = Some(base);
         let before = self.limit;
-        if info.app_limited {
+        if info.app_limited && !(self.paired && self.fills_limit(info.delivery_rate)) {
             // It says what the application does, not what the path takes.
             self.link_rate = None;
             self.limit = self.before_queue.take().or(self.limit);
@@ -222,6 +222,12 @@ impl Pacing {
         self.last_rtt = info.rtt;
         let limit = self.limit.filter(|_| self.limit != before)?;
         Some(Paced::at(limit))
+    }
+
+    /// Whether it is the limit that holds it back. One of a pair goes below it, and waits for the other.
+    fn fills_limit(&self, rate: u64) -> bool {
+        let part = if self.paired { 4 } else { 10 };
+        self.limit.is_some_and(|limit| rate >= limit - limit / part)
     }
 
     /// A queue stands. Where more was sent than is delivered, it is of our making: what is delivered is
@@ -296,7 +302,7 @@ impl Pacing {
             self.limit = Some((before - before / 32).max(limit));
         } else if self.held > 0 {
             self.held -= 1;
-        } else if rate >= limit - limit / 10 {
+        } else if self.fills_limit(rate) {
             self.carried = self.carried.max(rate);
             self.held = SEEN_AFTER;
             if self.raised > 0 {
@@ -482,6 +488,29 @@ mod tests {
         let mut pacing = Pacing::new(None, Instant::now());
         assert_eq!(pacing.adopt(5_000_000), Some(Paced::at(5_000_000)));
         assert_eq!(pacing.adopt(9_000_000), None);
+    }
+
+    #[test]
+    fn one_of_a_pair_finds_more_though_it_waits_for_the_other() {
+        let now = Instant::now();
+        let mut pacing = Pacing::new(Some(1_000_000), now);
+        let mut told = pacing.pair(1_000_000);
+        for round in 1..60 {
+            let info = TcpInfo {
+                rtt: Duration::from_millis(40),
+                min_rtt: Duration::from_millis(40),
+                delivery_rate: told.limit - told.limit / 20,
+                app_limited: true,
+                ..TcpInfo::default()
+            };
+            pacing.look(
+                &info,
+                round * 100_000,
+                now + Duration::from_millis(40) * round as u32,
+            );
+            told = pacing.pair(pacing.limit().unwrap_or_default());
+        }
+        assert!(told.limit > 4_000_000, "{told:?}");
     }
 
     #[test]

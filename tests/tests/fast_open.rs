@@ -23,10 +23,11 @@ impl Cold {
     fn new(more: &str) -> anyhow::Result<Self> {
         let mut bed = TestBed::with(|c| {
             c.client_extra = format!("cold = [\"lte0\"]\n{more}");
-            c.shape = Shape {
+            let shape = Shape {
                 delay: Duration::from_millis(20),
                 ..Shape::default()
             };
+            c.shapes = [shape; 2];
         })?;
         bed.bed.await_link(LinkName::Wifi, LIMIT)?;
         let mut reader = reader(&bed, endless(&bed.bed.lab)?)?;

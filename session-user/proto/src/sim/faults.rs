@@ -155,5 +155,20 @@ impl World<'_> {
                 session.ping(handle, token);
             }
         }
+        self.suspect(side);
+    }
+
+    /// What a driver believes of the kernel's acknowledgements may be wrong.
+    fn suspect(&mut self, side: Side) {
+        if !self.rng.chance(400) {
+            return;
+        }
+        let now = self.now;
+        if let Some(handle) = self.pick_up(side)
+            && let Some(session) = self.session(side)
+        {
+            session.suspect(now, handle);
+            self.note(Fault::Suspicion);
+        }
     }
 }

@@ -74,11 +74,13 @@ pub enum Fault {
     Flap,
     /// An end learns late, several at once, perhaps in the wrong order.
     LateDriver,
+    /// A driver takes a transport for silent, rightly or not.
+    Suspicion,
 }
 
 impl Fault {
     /// All of them, with their names.
-    pub const ALL: [(Self, &'static str); 9] = [
+    pub const ALL: [(Self, &'static str); 10] = [
         (Self::Loss, "losses"),
         (Self::SmallMtu, "MTU holes"),
         (Self::NatForgets, "NATs that forgot"),
@@ -88,6 +90,7 @@ impl Fault {
         (Self::BothMove, "moves at both ends"),
         (Self::Flap, "flaps"),
         (Self::LateDriver, "late drivers"),
+        (Self::Suspicion, "suspicions"),
     ];
 }
 

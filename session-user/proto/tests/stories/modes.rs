@@ -288,7 +288,7 @@ fn a_soft_move_under_load_lets_the_old_link_help_until_the_new_one_carries() {
 fn redundant_records_wait_for_the_slower_transport_unless_it_is_stuck() {
     let (mut pair, first, standby) = two_links();
     let id = open(&mut pair, Mode::Redundant, false);
-    write(pair.now, &mut pair.a, id, &[1; 32 * 1024]);
+    write(pair.now, &mut pair.a, id, &vec![1; 32 * 1024]);
     // The first link's socket takes nothing for now, the other everything.
     assert!(pair.a.prepare(pair.now, first.0));
     drain(pair.now, &mut pair.a, standby.0);

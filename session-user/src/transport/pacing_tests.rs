@@ -1,0 +1,195 @@
+//! The limit against a link with a queue.
+
+use super::*;
+
+const RATE: f64 = 6_250_000.0;
+
+/// A link with a queue, and a sender that would send twice what the link carries.
+struct Model {
+    pacing: Pacing,
+    now: Instant,
+    sent: f64,
+    queue: f64,
+    base: f64,
+    rate: f64,
+    /// What is seen a round trip later: delay and delivery rate of each millisecond.
+    seen: std::collections::VecDeque<(f64, f64)>,
+}
+
+impl Model {
+    fn new() -> Self {
+        let now = Instant::now();
+        Self {
+            pacing: Pacing::new(None, now),
+            now,
+            sent: 0.0,
+            queue: 0.0,
+            base: 0.040,
+            rate: RATE,
+            seen: std::collections::VecDeque::new(),
+        }
+    }
+
+    /// Lets a millisecond pass; returns the bytes that came through.
+    fn step(&mut self) -> f64 {
+        let dt = 0.001;
+        let wanted = 3.0 * RATE;
+        let rate = self.pacing.limit().map_or(wanted, |l| wanted.min(l as f64));
+        self.sent += rate * dt;
+        let through = (self.queue + rate * dt).min(self.rate * dt);
+        self.queue += rate * dt - through;
+        self.now += Duration::from_millis(1);
+        let sent = self.sent as u64;
+        let rtt = self.base + self.queue / self.rate;
+        self.seen.push_back((rtt, through / dt));
+        let news = (self.seen.len() > 40)
+            .then(|| self.seen.pop_front())
+            .flatten();
+        if let Some((rtt, rate)) = news
+            && self.pacing.is_due(sent, self.now)
+        {
+            let info = TcpInfo {
+                rtt: Duration::from_secs_f64(rtt),
+                min_rtt: Duration::from_millis(40),
+                delivery_rate: rate as u64,
+                snd_cwnd: 1000,
+                snd_mss: 1448,
+                ..TcpInfo::default()
+            };
+            self.pacing.look(&info, sent, self.now);
+        }
+        through
+    }
+
+    /// Mean rate and longest queue (in seconds) over `ms` milliseconds.
+    fn run(&mut self, ms: usize) -> (f64, f64) {
+        let mut longest: f64 = 0.0;
+        let mut bytes = 0.0;
+        for _ in 0..ms {
+            bytes += self.step();
+            longest = longest.max(self.queue / self.rate);
+        }
+        (bytes / (ms as f64 / 1000.0), longest)
+    }
+}
+
+#[test]
+fn the_queue_stays_short_and_the_link_is_used() {
+    let mut model = Model::new();
+    model.run(1000);
+    let (rate, queue) = model.run(4000);
+    assert!(queue < 0.025, "a queue of {queue} s");
+    assert!(rate > 0.93 * RATE, "{} of the link", rate / RATE);
+}
+
+#[test]
+fn a_path_that_became_longer_is_no_queue_for_ever() {
+    let mut model = Model::new();
+    model.run(1000);
+    model.base = 0.120;
+    model.run(3000);
+    let (rate, _) = model.run(4000);
+    assert!(rate > 0.85 * RATE, "{} of the link", rate / RATE);
+}
+
+#[test]
+fn a_link_that_became_faster_is_used() {
+    let mut model = Model::new();
+    model.run(4000);
+    model.rate = RATE * 2.0;
+    model.run(3000);
+    let (rate, _) = model.run(2000);
+    assert!(rate > 1.8 * RATE, "{} of the old link", rate / RATE);
+}
+
+#[test]
+fn what_waits_on_the_way_back_does_not_make_it_slow() {
+    let mut model = Model::new();
+    model.run(1000);
+    // What the peer sends makes a queue now and then, and acknowledgements wait in it.
+    for _ in 0..20 {
+        model.base = 0.055;
+        model.run(100);
+        model.base = 0.040;
+        model.run(400);
+    }
+    let (rate, _) = model.run(1000);
+    assert!(rate > 0.85 * RATE, "{} of the link", rate / RATE);
+}
+
+#[test]
+fn a_link_that_became_slower_is_followed() {
+    let mut model = Model::new();
+    model.run(1000);
+    model.rate = RATE / 5.0;
+    model.run(3000);
+    let (rate, queue) = model.run(3000);
+    assert!(queue < 0.060, "a queue of {queue} s");
+    assert!(
+        rate > 0.85 * model.rate,
+        "{} of the link",
+        rate / model.rate
+    );
+}
+
+#[test]
+fn a_path_that_is_known_is_not_overrun() {
+    let mut model = Model::new();
+    model.pacing = Pacing::new(Some(RATE as u64), model.now);
+    let (rate, queue) = model.run(1000);
+    assert!(queue < 0.025, "a queue of {queue} s");
+    assert!(rate > 0.9 * RATE);
+}
+
+#[test]
+fn losses_are_counted_over_many_segments() {
+    let mut losses = Losses::default();
+    let info = |delivered, retransmitted| TcpInfo {
+        delivered,
+        retransmitted,
+        ..TcpInfo::default()
+    };
+    assert!(!losses.look(&info(100, 50)));
+    assert!(losses.look(&info(1000, 50)));
+    assert!(losses.look(&info(1100, 50)));
+    assert!(!losses.look(&info(2000, 52)));
+}
+
+#[test]
+fn a_standby_begins_with_what_the_session_had() {
+    let mut pacing = Pacing::new(None, Instant::now());
+    assert_eq!(pacing.adopt(5_000_000), Some(Paced::at(5_000_000)));
+    assert_eq!(pacing.adopt(9_000_000), None);
+}
+
+#[test]
+fn one_of_a_pair_finds_more_though_it_waits_for_the_other() {
+    let now = Instant::now();
+    let mut pacing = Pacing::new(Some(1_000_000), now);
+    let mut told = pacing.pair(1_000_000);
+    for round in 1..60 {
+        let info = TcpInfo {
+            rtt: Duration::from_millis(40),
+            min_rtt: Duration::from_millis(40),
+            delivery_rate: told.limit - told.limit / 20,
+            app_limited: true,
+            ..TcpInfo::default()
+        };
+        pacing.look(
+            &info,
+            round * 100_000,
+            now + Duration::from_millis(40) * round as u32,
+        );
+        told = pacing.pair(pacing.limit().unwrap_or_default());
+    }
+    assert!(told.limit > 4_000_000, "{told:?}");
+}
+
+#[test]
+fn an_idle_transport_is_left_alone() {
+    let now = Instant::now();
+    let pacing = Pacing::new(None, now);
+    assert!(!pacing.is_due(1000, now + Duration::from_secs(60)));
+    assert_eq!(Paced::at(1_000_000_000).unsent, 4_000_000);
+    assert_eq!(Paced::at(LIMIT_MIN).unsent, 16 * 1024);
+}

@@ -1,10 +1,12 @@
 //! Streams that use two links, and several transports on one link, as the configuration says.
 
+use std::io::{Read, Write};
+use std::net::{SocketAddr, TcpListener};
 use std::time::Duration;
 
 use anyhow::{Context, ensure};
-use session_lab::LinkName;
-use session_tests::{TestBed, begun, endless, eventually, reader};
+use session_lab::{Lab, LinkName, Shape};
+use session_tests::{TestBed, begun, endless, eventually, finish, reader};
 use session_user::control::SessionReport;
 
 /// Nothing in these tests takes longer, unless it hangs.
@@ -90,5 +92,67 @@ fn a_rule_chooses_streams_by_their_cgroup() -> anyhow::Result<()> {
     })?;
     child.kill()?;
     child.wait()?;
+    Ok(())
+}
+
+/// Uploads without end, and beside it ten times a little that the server must have to the end.
+const BESIDE_BULK: &str = r#"
+import socket, sys, threading
+to = (sys.argv[1], int(sys.argv[2]))
+def endless():
+    s = socket.create_connection(to)
+    while True:
+        s.sendall(bytes(65536))
+threading.Thread(target=endless, daemon=True).start()
+for size in range(1, 100000, 10000):
+    s = socket.create_connection(to)
+    s.sendall(bytes(size))
+    s.shutdown(socket.SHUT_WR)
+    said = s.makefile().read()
+    assert said == str(size), (said, size)
+print("all")
+"#;
+
+/// A server in the lab that says how many bytes came, once all have.
+fn counting(lab: &Lab) -> anyhow::Result<SocketAddr> {
+    let bind = || TcpListener::bind((Lab::target(false), 0));
+    let listener = lab.server().run(bind)?;
+    let addr = listener.local_addr()?;
+    std::thread::spawn(move || {
+        for mut socket in listener.incoming().map_while(Result::ok) {
+            std::thread::spawn(move || {
+                let mut buffer = vec![0; 64 * 1024];
+                let mut total = 0;
+                while let Ok(n @ 1..) = socket.read(&mut buffer) {
+                    total += n;
+                }
+                // The test may have ended.
+                let _ = socket.write_all(total.to_string().as_bytes());
+            });
+        }
+    });
+    Ok(addr)
+}
+
+#[test]
+fn a_redundant_stream_in_bulk_leaves_others_their_turn() -> anyhow::Result<()> {
+    let mut bed = TestBed::with(|config| {
+        config
+            .client_extra
+            .push_str("[[stream]]\nlinks = \"redundant\"\n");
+        let shape = Shape {
+            delay: Duration::from_millis(10),
+            rate_mbit: Some(20.0),
+            ..Shape::default()
+        };
+        config.shapes = [shape; 2];
+    })?;
+    bed.bed.await_standby(LinkName::Lte, LIMIT)?;
+    let to = counting(&bed.bed.lab)?;
+    let (ip, port) = (to.ip().to_string(), to.port().to_string());
+    let child = bed.start(&["python3", "-c", BESIDE_BULK, &ip, &port])?;
+    let output = finish(child, LIMIT)?;
+    let said = String::from_utf8_lossy(&output.stderr);
+    ensure!(output.stdout == b"all\n", "{said}");
     Ok(())
 }

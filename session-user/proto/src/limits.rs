@@ -133,8 +133,9 @@ pub const LANES_MAX: u64 = 8;
 /// longer for it.
 pub const RECORD_TIME: Duration = Duration::from_millis(1);
 
-/// Application bytes in one record, at least, where there are so many: a segment's worth.
-pub const RECORD_DATA_BYTES_MIN: usize = 1400;
+/// Application bytes in one record, at least, where there are so many: with what is around them, a segment
+/// of a path with an MTU of 1500.
+pub const RECORD_DATA_BYTES_MIN: usize = 1380;
 
 /// The same while the rate is not known.
 pub const RECORD_DATA_BYTES_UNKNOWN: usize = 16 * 1024;

@@ -202,6 +202,8 @@ pub struct Driver {
     session_rate: Option<u64>,
     /// The active transport, as of the last turn.
     carrying: Option<Handle>,
+    /// The transports of redundant streams, as of the last turn.
+    paired: Option<[Handle; 2]>,
     /// TCP connections attempted.
     attempts: u64,
     /// The carriers of one flush; kept, so that it allocates once.
@@ -261,6 +263,7 @@ impl Driver {
             rates: BTreeMap::new(),
             session_rate: None,
             carrying: None,
+            paired: None,
             attempts: 0,
             flushing: Vec::new(),
             blocked: VecDeque::new(),
@@ -384,6 +387,7 @@ impl Driver {
             }
         }
         self.follow_peer();
+        self.follow_pair();
         self.note_adrift();
         self.turns += 1;
     }

@@ -111,6 +111,26 @@ impl Driver {
         true
     }
 
+    /// Redundant streams may go over other transports now, or none may be left.
+    pub(super) fn follow_pair(&mut self) {
+        let pair = self.session.pair();
+        if pair == self.paired {
+            return;
+        }
+        let before = std::mem::replace(&mut self.paired, pair);
+        for handle in before.into_iter().flatten() {
+            if let Some(carrier) = self.carriers.get_mut(&handle) {
+                carrier.pacing.part();
+                if let Some(limit) = carrier.pacing.limit() {
+                    tell_pace(&carrier.socket, Paced::at(limit), &self.common.transport);
+                }
+            }
+        }
+        if let Some([one, _]) = pair {
+            self.pace_pair(one);
+        }
+    }
+
     /// What a silent transport may have swallowed goes out on a standby all at once: it must not overrun
     /// its link's queue just then.
     fn prepare_standbys(&mut self) {

@@ -23,6 +23,8 @@ const BUSY_BYTES: u64 = 32 * 1024;
 /// Segments in flight from which on the peer does not delay its acknowledgement: it does so for one of
 /// every two (RFC 9293 section 3.8.6.3), and some hosts for more.
 const STEADY_SEGMENTS: u32 = 8;
+/// What was delivered long ago says nothing of longer times.
+const RATE_UNKNOWN: Duration = Duration::from_secs(1);
 /// A transport that has sent nothing for so long is idle.
 const RESTS_AFTER: Duration = Duration::from_millis(80);
 
@@ -57,9 +59,10 @@ impl Driver {
             };
             // What went out after a pause is not acknowledged before a round trip is over.
             let under_way = self.clock.now().since(oldest);
-            let first = (info.rtt + HOST_BUSY.max(info.rttvar * 4)).saturating_sub(under_way);
+            let longest = longest(&info, carrier.pacing.limit());
+            let first = (info.rtt + longest).saturating_sub(under_way);
             let still = carrier.acked_since.elapsed();
-            let wait = longest(&info).saturating_sub(still).max(first);
+            let wait = longest.saturating_sub(still).max(first);
             if wait.is_zero() {
                 quiet.push(handle);
             } else {
@@ -84,7 +87,7 @@ impl Driver {
                 continue;
             };
             let still = carrier.acked_since.elapsed();
-            let longest = longest(&info);
+            let longest = longest(&info, carrier.pacing.limit());
             if still < longest {
                 let until = now + longest.saturating_sub(still).max(LOOK_AGAIN);
                 self.session.vouch(handle, until);
@@ -108,19 +111,27 @@ impl Carrier {
     }
 }
 
-/// The longest time between two acknowledgements while the path works.
-fn longest(info: &TcpInfo) -> Duration {
+/// The longest time between two acknowledgements while the path works and the transport sends `limit` bytes
+/// a second at most.
+fn longest(info: &TcpInfo, limit: Option<u64>) -> Duration {
     if info.unacked == 0 {
         // All was delivered: it is the peer's process that is late.
         return PEER_BUSY;
     }
-    // Between two acknowledgements of a full window, or of what is delivered, with twice as much for
-    // delayed ones.
-    let of_window = info.rtt * 4 / info.snd_cwnd.max(1);
+    let busy = HOST_BUSY.max(info.rttvar * 4);
+    let window = u64::from(info.snd_cwnd) * u64::from(info.snd_mss);
+    let spread = limit
+        .is_some_and(|l| u128::from(l) * info.rtt.as_micros() < u128::from(window) * 1_000_000);
+    if !spread {
+        // Where the window is the limit, what was sent together is acknowledged together, once in a round
+        // trip: such is slow start.
+        return busy + info.rtt;
+    }
+    // Between two acknowledgements of what is delivered, with twice as much for delayed ones.
     let segments = u64::from(info.snd_mss) * 4;
     let of_rate = (segments * 1_000_000).checked_div(info.delivery_rate);
     let of_rate = Duration::from_micros(of_rate.unwrap_or_default());
-    HOST_BUSY + of_window.max(of_rate)
+    busy + of_rate.min(info.rtt + RATE_UNKNOWN)
 }
 
 #[cfg(test)]
@@ -137,13 +148,32 @@ mod tests {
             delivery_rate: 6_250_000,
             ..TcpInfo::default()
         };
-        assert!(longest(&fast) < HOST_BUSY + Duration::from_millis(1));
+        let limit = Some(6_000_000);
+        assert!(longest(&fast, limit) < HOST_BUSY + Duration::from_millis(1));
         let slow = TcpInfo {
             delivery_rate: 20_000,
             ..fast
         };
-        assert!(longest(&slow) > Duration::from_millis(300));
+        assert!(longest(&slow, limit) > Duration::from_millis(300));
         let delivered = TcpInfo { unacked: 0, ..fast };
-        assert_eq!(longest(&delivered), PEER_BUSY);
+        assert_eq!(longest(&delivered, limit), PEER_BUSY);
+    }
+
+    #[test]
+    fn slow_start_acknowledges_once_in_a_round_trip() {
+        for ms in [40, 150, 600] {
+            let rtt = Duration::from_millis(ms);
+            let begun = TcpInfo {
+                rtt,
+                unacked: 20,
+                snd_cwnd: 20,
+                snd_mss: 1448,
+                delivery_rate: 1_000_000,
+                ..TcpInfo::default()
+            };
+            for limit in [None, Some(50_000_000)] {
+                assert!(longest(&begun, limit) >= rtt + HOST_BUSY, "{limit:?}");
+            }
+        }
     }
 }

@@ -35,9 +35,9 @@ pub struct TcpInfo {
     pub snd_mss: u32,
     /// Segments that the peer's TCP has acknowledged, out of order too.
     pub delivered: u32,
-    /// How long ago the peer's TCP last acknowledged anything, in whole milliseconds.
+    /// How long ago an acknowledgement last came, of whatever, to a tick of the kernel's clock (1 to 10 ms).
     pub last_ack: Duration,
-    /// How long ago a segment with data last went out, in whole milliseconds.
+    /// How long ago a segment with data last went out, to a tick of the kernel's clock.
     pub last_sent: Duration,
     /// Segments sent again since the connection was made.
     pub retransmitted: u32,

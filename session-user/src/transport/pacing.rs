@@ -3,9 +3,10 @@
 //! The kernel's congestion controls fill that queue: cubic until it overflows, bbr to a round trip's
 //! worth, and either loses much of it when it starts. What waits there is lost with the link, delays what
 //! matters more, and makes every byte behind a lost packet wait for it. So the agent puts a limit above
-//! the congestion control (`SO_MAX_PACING_RATE`): below what is delivered while a queue stands, a
-//! little above it while none does. The idea is that of BBR's and Vegas' delay-based phases; what competes for
-//! the link and fills the queue all the same is found out after a few rounds, and the limit follows it.
+//! the congestion control (`SO_MAX_PACING_RATE`): below what is delivered while a queue of ours stands, just
+//! below it afterwards, and now and then a little above, to find out whether there is more. The idea is that
+//! of BBR's and Vegas' delay-based phases; what competes for the link and fills the queue all the same is
+//! found out after a few rounds.
 
 use std::time::{Duration, Instant};
 
@@ -56,7 +57,7 @@ pub struct Pacing {
     /// What was delivered in the latest rounds, in bytes a second.
     recent: [u64; RECENT],
     /// A queue stands: the limit of before.
-    before_queue: Option<u64>,
+    before_queue: Option<Option<u64>>,
     /// It came of sending more than was delivered, and this is what the link carries; otherwise it is what
     /// others send, or waits on the way back.
     link_rate: Option<u64>,
@@ -171,7 +172,9 @@ impl Pacing {
     /// It goes at the pace of another one, which has the limit `common`: it does not learn by itself that its
     /// link carries more. Returns what to tell both.
     pub fn pair(&mut self, common: u64) -> Paced {
-        self.limit = self.limit.map(|limit| limit.min(common + common / 8));
+        self.limit = self
+            .limit
+            .map(|limit| limit.min(common.saturating_add(common / 8)));
         self.paired = true;
         let limit = common - common / PAIR_BELOW;
         let unsent = (limit / WRITES_PER_S).max(WRITE_MIN as u64);
@@ -205,8 +208,13 @@ impl Pacing {
         let before = self.limit;
         if info.app_limited && !(self.paired && self.fills_limit(info.delivery_rate)) {
             // It says what the application does, not what the path takes.
-            self.link_rate = None;
-            self.limit = self.before_queue.take().or(self.limit);
+            // Where the queue was not ours, the limit is what it was.
+            let before = self.before_queue.take();
+            if self.link_rate.take().is_none()
+                && let Some(before) = before
+            {
+                self.limit = before;
+            }
         } else {
             self.recent.rotate_right(1);
             self.recent[0] = info.delivery_rate;
@@ -236,7 +244,7 @@ impl Pacing {
     fn drain(&mut self, info: &TcpInfo, base: Duration) {
         let delivered = self.recent.iter().copied().max().unwrap_or_default();
         if self.before_queue.is_none() {
-            self.before_queue = Some(self.limit.unwrap_or(u64::MAX));
+            self.before_queue = Some(self.limit);
         }
         // The limit says what is sent only where the congestion window allows as much.
         let window = u64::from(info.snd_cwnd) * u64::from(info.snd_mss);
@@ -250,16 +258,11 @@ impl Pacing {
         if self.stuck > STUCK_MAX {
             self.stuck = 0;
             self.base = Some(info.rtt);
-            let before = self
-                .before_queue
-                .take()
-                .filter(|_| self.link_rate.is_none());
+            let before = self.before_queue.take().flatten();
+            let before = before.filter(|_| self.link_rate.take().is_none());
+            let most = delivered.max(LIMIT_MIN);
+            self.limit = Some(before.unwrap_or(most).clamp(LIMIT_MIN, most));
             self.link_rate = None;
-            self.limit = Some(
-                before
-                    .unwrap_or(delivered)
-                    .clamp(LIMIT_MIN, delivered.max(LIMIT_MIN)),
-            );
             return;
         }
         let (rate, part) = match self.link_rate {
@@ -293,13 +296,13 @@ impl Pacing {
             self.certain = true;
             self.hold = (self.hold * 2).min(HELD_MAX);
             self.held = self.hold;
-            self.limit = Some(link - link / 50);
+            self.limit = Some((link - link / 50).max(LIMIT_MIN));
         } else if let Some(before) = before {
             // Some of it may have been ours. The kernel's rates are somewhat high, so that what is sent
             // may be more than the link carries and look like less.
             self.raised = 0;
             self.held = HELD_MIN;
-            self.limit = Some((before - before / 32).max(limit));
+            self.limit = before.map(|before| (before - before / 32).max(limit));
         } else if self.held > 0 {
             self.held -= 1;
         } else if self.fills_limit(rate) {
@@ -309,7 +312,9 @@ impl Pacing {
                 self.hold = HELD_MIN;
             }
             self.raised += 1;
-            self.limit = Some(limit + limit / 8);
+            // What has been met by no queue three times is far from the link's rate.
+            let part = if self.raised > 3 { 4 } else { 8 };
+            self.limit = Some(limit.saturating_add(limit / part));
         }
     }
 }

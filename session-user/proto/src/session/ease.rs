@@ -36,6 +36,17 @@ impl Session {
         easing.map(|e| e.until).filter(|until| now < *until)
     }
 
+    /// When the easing ends, if it has not.
+    pub(super) fn ease_due(&self) -> Option<Time> {
+        let until = self.easing.map(|e| e.until);
+        until.filter(|until| *until > self.now)
+    }
+
+    /// Whether an acknowledgement may make room on the transport that was moved to.
+    pub(super) fn is_easing(&self) -> bool {
+        self.ease_due().is_some()
+    }
+
     /// Where a record goes that is for `active`: there, or, while it takes no more and does not carry as
     /// much as the one that was left, to that one. `None`: one of them is to be waited for.
     pub(super) fn eased(&self, active: Handle) -> Option<Handle> {

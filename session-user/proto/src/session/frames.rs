@@ -183,7 +183,7 @@ impl Session {
                 // What is left out is never written, so nothing else would tell that there is room.
                 shorter |= transport.skip_acknowledged(&self.retained);
             }
-            if shorter {
+            if shorter || self.is_easing() {
                 self.queues_changed();
             }
             self.answered(now, handle);

@@ -121,8 +121,8 @@ pub struct Session {
     wants_room: bool,
     wants_credit: bool,
     wants_queue: bool,
-    /// When redundant records wait no more for a transport that takes nothing.
-    pair_due: Option<Time>,
+    /// When a transport that takes nothing is waited for no more, of a pair or of an eased move.
+    room_due: Option<Time>,
 
     events: VecDeque<Event>,
     stats: Stats,
@@ -201,7 +201,7 @@ impl Session {
             wants_room: false,
             wants_credit: false,
             wants_queue: false,
-            pair_due: None,
+            room_due: None,
             events: VecDeque::new(),
             stats: Stats::default(),
         }
@@ -270,7 +270,7 @@ impl Session {
             State::Closing { until, .. } => Some(until),
             _ => None,
         };
-        [ack, close, self.pulse_deadline(), self.pair_due]
+        [ack, close, self.pulse_deadline(), self.room_due]
             .into_iter()
             .flatten()
             .min()
@@ -286,7 +286,7 @@ impl Session {
             self.state = State::Closed;
         }
         self.check_pulses(now);
-        self.check_pair(now);
+        self.check_room(now);
     }
 
     /// Ends the session: every stream is gone at once, and CLOSE is sent on the active transport.

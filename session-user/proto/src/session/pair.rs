@@ -35,6 +35,16 @@ impl Session {
         })
     }
 
+    /// Whether `handle` takes no more of other streams. On one of a pair these leave room for redundant
+    /// records, which wait for a short queue.
+    pub(super) fn is_full_beside_pair(&self, handle: Handle) -> bool {
+        let Some(transport) = self.transports.get(&handle) else {
+            return true;
+        };
+        let paired = self.pair().is_some_and(|pair| pair.contains(&handle));
+        transport.is_full() || (paired && !self.is_stuck(transport) && is_behind(transport))
+    }
+
     /// It has had something to send for longer than a socket takes that is only paced.
     fn is_stuck(&self, transport: &Transport) -> bool {
         let since = transport.pulse.blocked_since();
@@ -51,9 +61,9 @@ impl Session {
             .min()
     }
 
-    /// The time has come, or not.
-    pub(super) fn check_pair(&mut self, now: Time) {
-        if self.pair_due.is_some_and(|at| now >= at) {
+    /// Streams that wait for room may look again, if the time has come.
+    pub(super) fn check_room(&mut self, now: Time) {
+        if self.room_due.is_some_and(|at| now >= at) {
             self.queues_changed();
         }
     }

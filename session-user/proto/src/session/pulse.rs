@@ -179,6 +179,11 @@ impl Pulse {
         self.blocked
     }
 
+    /// Nothing is to be written any more.
+    pub fn nothing_waits(&mut self) {
+        self.blocked = None;
+    }
+
     /// Its socket may take something only now: the path is new.
     pub fn opens(&mut self, now: Time) {
         self.blocked = self.blocked.map(|_| now);

@@ -209,7 +209,7 @@ impl Session {
         self.wants_credit |= credit == 0;
         let Some(most) = self.queue_room(id) else {
             self.wants_queue = true;
-            self.pair_due = self.pair_due();
+            self.room_due = self.pair_due().into_iter().chain(self.ease_due()).min();
             let now = self.now;
             if let Some(stream) = self.streams.get_mut(&id) {
                 stream.appetite.waits(now);
@@ -235,8 +235,8 @@ impl Session {
         };
         let transport = |h: Handle| self.transports.get(&h);
         let waits = self.waits_in_pair(counts).unwrap_or_else(|| {
-            let mut queues = counts.handles().filter_map(transport).peekable();
-            queues.peek().is_some() && queues.all(Transport::is_full)
+            let mut queues = counts.handles().peekable();
+            queues.peek().is_some() && queues.all(|h| self.is_full_beside_pair(h))
         });
         if waits {
             return None;
@@ -293,7 +293,7 @@ impl Session {
 
     /// Records may go elsewhere now.
     pub(super) fn queues_changed(&mut self) {
-        self.pair_due = None;
+        self.room_due = None;
         if std::mem::take(&mut self.wants_queue) {
             self.events.push_back(Event::Writable);
         }

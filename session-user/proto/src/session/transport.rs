@@ -229,7 +229,11 @@ impl Transport {
             self.queued_bytes -= queued.len;
             self.queue.pop_front();
         }
-        self.queue.len() < before || self.unstage_acknowledged(retained)
+        let unstaged = self.unstage_acknowledged(retained);
+        if self.is_idle() {
+            self.pulse.nothing_waits();
+        }
+        self.queue.len() < before || unstaged
     }
 
     /// The same for what is staged, but for a record that the socket has a part of.

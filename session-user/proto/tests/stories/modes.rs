@@ -306,6 +306,52 @@ fn redundant_records_wait_for_the_slower_transport_unless_it_is_stuck() {
 }
 
 #[test]
+fn streams_in_bulk_leave_room_for_redundant_ones() {
+    let (mut pair, first, _) = two_links();
+    let redundant = open(&mut pair, Mode::Redundant, false);
+    let single = pair.stream();
+    let mut written = 0;
+    while let Some(n @ 1..) = Some(pair.a.capacity(single)) {
+        write(pair.now, &mut pair.a, single, &vec![1; n]);
+        written += n;
+    }
+    assert!(written < 64 * 1024, "{written}");
+    // Little has to go before there is room for the one that waits.
+    let mut slices = [std::io::IoSlice::new(&[]); 64];
+    assert!(pair.a.prepare(pair.now, first.0));
+    let filled = pair.a.slices(first.0, &mut slices);
+    let staged: usize = slices[..filled].iter().map(|s| s.len()).sum();
+    pair.a.transmitted(pair.now, first.0, staged);
+    assert!(pair.a.capacity(redundant) > 0);
+}
+
+#[test]
+fn a_transport_whose_copies_need_not_be_sent_any_more_is_idle() {
+    let (mut pair, first, standby) = two_links();
+    let id = open(&mut pair, Mode::Redundant, false);
+    // The first record brings a PING along, which is to be answered; the next one does not.
+    write(pair.now, &mut pair.a, id, b"first");
+    for (on_a, on_b) in [first, standby] {
+        let there = drain(pair.now, &mut pair.a, on_a);
+        feed(pair.now, &mut pair.b, on_b, &there).unwrap();
+        let back = drain(pair.now, &mut pair.b, on_b);
+        feed(pair.now, &mut pair.a, on_a, &back).unwrap();
+    }
+    write(pair.now, &mut pair.a, id, b"both");
+    assert!(pair.a.prepare(pair.now, standby.0));
+    // The standby's socket takes nothing, and the other link's answer comes.
+    let wire = drain(pair.now, &mut pair.a, first.0);
+    feed(pair.now, &mut pair.b, first.1, &wire).unwrap();
+    pair.wait(Duration::from_millis(6));
+    let back = drain(pair.now, &mut pair.b, first.1);
+    feed(pair.now, &mut pair.a, first.0, &back).unwrap();
+    assert_eq!(pair.a.queued_bytes(standby.0), 0);
+    pair.wait(Duration::from_secs(5));
+    pair.a.handle_timeout(pair.now);
+    assert!(!pair.a.is_silent(standby.0));
+}
+
+#[test]
 fn a_queue_that_need_not_be_sent_any_more_makes_room() {
     let (mut pair, first, standby) = two_links();
     let redundant = [(); 3].map(|()| open(&mut pair, Mode::Redundant, false));

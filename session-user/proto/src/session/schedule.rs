@@ -233,6 +233,10 @@ impl Session {
             Some(hedge) => Place::one(hedge.to),
             None => place,
         };
+        if self.hedge.is_some_and(|hedge| hedge.room == 0) {
+            // It would go on the silent one alone, and all of it at once elsewhere when that is settled.
+            return None;
+        }
         let transport = |h: Handle| self.transports.get(&h);
         let waits = self.waits_in_pair(counts).unwrap_or_else(|| {
             let mut queues = counts.handles().peekable();

@@ -11,8 +11,9 @@ use super::event::{Event, Handle, StreamId};
 use super::transport::{Phase, Transport};
 use crate::Time;
 use crate::limits::{
-    BOND_QUEUE_BYTES, BOND_REORDER_BYTES, LANES_MAX, RECORD_DATA_BYTES_MIN, RECORD_WINDOW_RESERVE,
-    RETAIN_RESERVE_BYTES, RETAINED_OVERHEAD_BYTES, STREAM_DATA_BYTES_MAX,
+    BOND_QUEUE_BYTES, BOND_REORDER_BYTES, LANES_MAX, RECORD_DATA_BYTES_MIN,
+    RECORD_DATA_BYTES_UNKNOWN, RECORD_WINDOW_RESERVE, RETAIN_RESERVE_BYTES,
+    RETAINED_OVERHEAD_BYTES, STREAM_DATA_BYTES_MAX,
 };
 use crate::wire::{Mode, Route, Service};
 
@@ -246,11 +247,23 @@ impl Session {
             return None;
         }
         let sizes = place.handles().filter_map(transport);
-        let size = sizes.map(|t| t.pulse.record_bytes()).min();
+        let size = sizes.map(|t| self.record_bytes(t)).min();
         Some(
             size.unwrap_or(STREAM_DATA_BYTES_MAX)
                 .min(self.flight_room()),
         )
+    }
+
+    /// The best size of a record on `transport`: as on another one, while nothing is known of it.
+    fn record_bytes(&self, transport: &Transport) -> usize {
+        let known = |t: &&Transport| t.pulse.rate().is_some();
+        if known(&transport) {
+            return transport.pulse.record_bytes();
+        }
+        let others = self.transports.values().filter(known);
+        let most = others.map(|t| t.pulse.record_bytes()).max();
+        most.unwrap_or(RECORD_DATA_BYTES_UNKNOWN)
+            .min(RECORD_DATA_BYTES_UNKNOWN)
     }
 
     /// A record that is sent again keeps its size: it must not be most of what a standby may send

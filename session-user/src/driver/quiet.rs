@@ -120,8 +120,10 @@ fn longest(info: &TcpInfo, limit: Option<u64>) -> Duration {
     }
     let busy = HOST_BUSY.max(info.rttvar * 4);
     let window = u64::from(info.snd_cwnd) * u64::from(info.snd_mss);
-    let spread = limit
+    let paced = limit
         .is_some_and(|l| u128::from(l) * info.rtt.as_micros() < u128::from(window) * 1_000_000);
+    // With less under way than the window, it is the application that sets the pace.
+    let spread = paced || info.unacked + info.unacked / 8 + 2 < info.snd_cwnd;
     if !spread {
         // Where the window is the limit, what was sent together is acknowledged together, once in a round
         // trip: such is slow start.
@@ -155,6 +157,8 @@ mod tests {
             ..fast
         };
         assert!(longest(&slow, limit) > Duration::from_millis(300));
+        // What an application sends evenly is acknowledged evenly.
+        assert!(longest(&fast, None) < HOST_BUSY + Duration::from_millis(1));
         let delivered = TcpInfo { unacked: 0, ..fast };
         assert_eq!(longest(&delivered, limit), PEER_BUSY);
     }

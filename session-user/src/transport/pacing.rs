@@ -57,7 +57,7 @@ pub struct Pacing {
     /// What was delivered in the latest rounds, in bytes a second.
     recent: [u64; RECENT],
     /// A queue stands: the limit of before.
-    before_queue: Option<Option<u64>>,
+    before_queue: Option<u64>,
     /// It came of sending more than was delivered, and this is what the link carries; otherwise it is what
     /// others send, or waits on the way back.
     link_rate: Option<u64>,
@@ -207,13 +207,11 @@ impl Pacing {
         self.base = Some(base);
         let before = self.limit;
         if info.app_limited && !(self.paired && self.fills_limit(info.delivery_rate)) {
-            // It says what the application does, not what the path takes.
-            // Where the queue was not ours, the limit is what it was.
+            // It says what the application does, not what the path takes. Where a queue was not ours, the
+            // limit is what it was.
             let before = self.before_queue.take();
-            if self.link_rate.take().is_none()
-                && let Some(before) = before
-            {
-                self.limit = before;
+            if self.link_rate.take().is_none() {
+                self.limit = before.or(self.limit);
             }
         } else {
             self.recent.rotate_right(1);
@@ -244,7 +242,8 @@ impl Pacing {
     fn drain(&mut self, info: &TcpInfo, base: Duration) {
         let delivered = self.recent.iter().copied().max().unwrap_or_default();
         if self.before_queue.is_none() {
-            self.before_queue = Some(self.limit);
+            // Without a limit, what is delivered is all that is known.
+            self.before_queue = Some(self.limit.unwrap_or(delivered));
         }
         // The limit says what is sent only where the congestion window allows as much.
         let window = u64::from(info.snd_cwnd) * u64::from(info.snd_mss);
@@ -258,7 +257,7 @@ impl Pacing {
         if self.stuck > STUCK_MAX {
             self.stuck = 0;
             self.base = Some(info.rtt);
-            let before = self.before_queue.take().flatten();
+            let before = self.before_queue.take();
             let before = before.filter(|_| self.link_rate.take().is_none());
             let most = delivered.max(LIMIT_MIN);
             self.limit = Some(before.unwrap_or(most).clamp(LIMIT_MIN, most));
@@ -302,7 +301,7 @@ impl Pacing {
             // may be more than the link carries and look like less.
             self.raised = 0;
             self.held = HELD_MIN;
-            self.limit = before.map(|before| (before - before / 32).max(limit));
+            self.limit = Some((before - before / 32).max(limit));
         } else if self.held > 0 {
             self.held -= 1;
         } else if self.fills_limit(rate) {

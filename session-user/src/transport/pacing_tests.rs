@@ -193,3 +193,28 @@ fn an_idle_transport_is_left_alone() {
     assert_eq!(Paced::at(1_000_000_000).unsent, 4_000_000);
     assert_eq!(Paced::at(LIMIT_MIN).unsent, 16 * 1024);
 }
+
+#[test]
+fn the_socket_is_told_whatever_limit_holds() {
+    let start = Instant::now();
+    let mut pacing = Pacing::new(None, start);
+    let mut told = None;
+    for round in 1..400_u32 {
+        // Queues of all lengths, of our making and not, while the application has pauses.
+        let queue = Duration::from_millis(u64::from(round * 7 % 50));
+        let info = TcpInfo {
+            rtt: Duration::from_millis(40) + queue,
+            min_rtt: Duration::from_millis(40),
+            delivery_rate: u64::from(1 + round * 13 % 11) * 500_000,
+            snd_cwnd: 20 + round * 17 % 400,
+            snd_mss: 1448,
+            app_limited: round.is_multiple_of(5),
+            ..TcpInfo::default()
+        };
+        let now = start + Duration::from_millis(100) * round;
+        let paced = pacing.look(&info, u64::from(round) * 100_000, now);
+        told = paced.map(|paced| paced.limit).or(told);
+        assert_eq!(told, pacing.limit(), "round {round}");
+    }
+    assert!(told.is_some());
+}

@@ -3,6 +3,7 @@
 use std::fs;
 use std::net::SocketAddr;
 use std::os::unix::fs::PermissionsExt;
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
@@ -17,7 +18,9 @@ struct Daemon(Child);
 impl Daemon {
     fn start(lab: &Lab, mut command: Command, log: &Path) -> anyhow::Result<Self> {
         let log = fs::File::create(log)?;
+        // In a group of its own, so that nothing that it has started outlives it.
         command
+            .process_group(0)
             .stdin(Stdio::null())
             .stdout(log.try_clone()?)
             .stderr(log);
@@ -32,20 +35,22 @@ impl Daemon {
 
 impl Drop for Daemon {
     fn drop(&mut self) {
+        use nix::sys::signal::{Signal, kill, killpg};
+        use nix::unistd::Pid;
+        let Ok(pid) = i32::try_from(self.0.id()).map(Pid::from_raw) else {
+            return;
+        };
         // SIGTERM first: a server takes its children with it.
-        if let Ok(pid) = i32::try_from(self.0.id()) {
-            let _ = nix::sys::signal::kill(
-                nix::unistd::Pid::from_raw(pid),
-                nix::sys::signal::Signal::SIGTERM,
-            );
-        }
+        let _ = kill(pid, Signal::SIGTERM);
         for _ in 0..100 {
             if matches!(self.0.try_wait(), Ok(Some(_))) {
-                return;
+                break;
             }
+            // A child can be waited for, but not for a limited time.
             std::thread::sleep(std::time::Duration::from_millis(20));
         }
-        let _ = self.0.kill();
+        // Most often nobody is left.
+        let _ = killpg(pid, Signal::SIGKILL);
         let _ = self.0.wait();
     }
 }

@@ -18,21 +18,18 @@ fn closed() -> anyhow::Result<Stdio> {
     Ok(writer.into())
 }
 
+/// A short measurement in a lab of its own.
+fn measure<'a>(more: &[&'a str]) -> Vec<&'a str> {
+    let words = ["bench", "handover", "--lab", "--runs", "1", "--paced-only"];
+    [&words, more].concat()
+}
+
 #[test]
 fn a_reader_that_goes_away_is_no_error() -> anyhow::Result<()> {
     let bed = TestBed::new()?;
     let control = bed.bed.client_control();
     let rows = bed.path("rows.jsonl").display().to_string();
-    let measure = [
-        "bench",
-        "handover",
-        "--lab",
-        "--runs",
-        "1",
-        "--paced-only",
-        "--out",
-        &rows,
-    ];
+    let measure = measure(&["--out", &rows]);
     let commands: [&[&str]; 11] = [
         // Makes a lab, and must take it down.
         &measure,
@@ -67,18 +64,7 @@ fn a_measurement_that_nobody_watches_is_finished() -> anyhow::Result<()> {
     let folder = tempfile::tempdir()?;
     let rows = folder.path().join("rows.jsonl");
     let file = rows.display().to_string();
-    let words = [
-        "bench",
-        "handover",
-        "--lab",
-        "--runs",
-        "1",
-        "--paced-only",
-        "--scenario",
-        "cut,soft",
-        "--out",
-        &file,
-    ];
+    let words = measure(&["--scenario", "cut,soft", "--out", &file]);
     let mut told = command(Path::new("/nowhere"), &words);
     told.stdout(closed()?).stderr(closed()?);
     let output = finish(told.spawn()?, LIMIT)?;

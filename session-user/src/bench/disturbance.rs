@@ -59,12 +59,13 @@ impl Scenario {
                 from = now_ns();
             }
             Self::Flap => {
+                // The pauses are the flapping.
+                let pause = || std::thread::sleep(FLAP);
                 for _ in 0..FLAPS {
-                    // The pauses are the flapping.
                     lab.cut(LinkName::Wifi)?;
-                    std::thread::sleep(FLAP);
+                    pause();
                     lab.restore(LinkName::Wifi)?;
-                    std::thread::sleep(FLAP);
+                    pause();
                 }
             }
             Self::Outage => {

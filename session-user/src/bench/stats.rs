@@ -16,12 +16,10 @@ pub struct Summary {
 impl Summary {
     /// Of `values`; zero if there are none.
     pub fn of(values: &[f64]) -> Self {
-        let mut sorted = values.to_vec();
-        sorted.sort_by(f64::total_cmp);
-        let rank = |p: f64| ranked(&sorted, p);
+        let sorted = sorted(values);
         Self {
-            p50: rank(0.5),
-            p95: rank(0.95),
+            p50: ranked(&sorted, 0.5),
+            p95: ranked(&sorted, 0.95),
             max: sorted.last().copied().unwrap_or(0.0),
         }
     }
@@ -41,15 +39,19 @@ pub struct Lows {
 impl Lows {
     /// Of `values`; zero if there are none.
     pub fn of(values: &[f64]) -> Self {
-        let mut sorted = values.to_vec();
-        sorted.sort_by(f64::total_cmp);
-        let rank = |p: f64| ranked(&sorted, p);
+        let sorted = sorted(values);
         Self {
-            p50: rank(0.5),
-            p5: rank(0.05),
+            p50: ranked(&sorted, 0.5),
+            p5: ranked(&sorted, 0.05),
             min: sorted.first().copied().unwrap_or(0.0),
         }
     }
+}
+
+fn sorted(values: &[f64]) -> Vec<f64> {
+    let mut sorted = values.to_vec();
+    sorted.sort_by(f64::total_cmp);
+    sorted
 }
 
 /// The percentile `p` by nearest rank; zero of nothing.

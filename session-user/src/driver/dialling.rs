@@ -159,8 +159,8 @@ impl Driver {
         }
     }
 
-    /// The socket is connected, or will be with its first bytes. If nothing carries, RESUME and all that is unacknowledged go out in
-    /// the same turn; otherwise it becomes a standby.
+    /// The socket is connected, or will be with its first bytes. If nothing carries, RESUME and all that is
+    /// unacknowledged go out in the same turn; otherwise it becomes a standby.
     fn resume_on(&mut self, attempt: Attempt, stream: TcpStream) {
         let Attempt {
             path, lane, spec, ..

@@ -158,6 +158,11 @@ impl Driver {
         self.moved(&before);
         // The peer may have fallen silent on it as seen from here as well, or only one direction has.
         self.session.doubt(self.clock.now(), old);
+        if self.session.is_silent(old) {
+            // That was told while it was in use, and is told once: nothing else would ever end it, and as
+            // long as it stands its path is not dialled anew.
+            self.doom(old);
+        }
         if let Side::Initiator(initiator) = &mut self.side {
             initiator
                 .history

@@ -166,17 +166,21 @@ impl Driver {
         }
     }
 
-    /// Gives up what has stayed silent.
+    /// Gives up what has stayed silent. What answers again may be of use again: the policy is asked in any
+    /// case.
     pub(super) fn drop_doomed(&mut self, now: Instant) {
         let due = |at: &mut Instant| now >= *at;
-        let mut dead = Vec::new();
+        let (mut passed, mut dead) = (false, Vec::new());
         for (&handle, carrier) in &mut self.carriers {
-            let passed = carrier.doomed_at.take_if(due).is_some();
-            if passed && self.session.is_silent(handle) && self.session.active() != Some(handle) {
+            if carrier.doomed_at.take_if(due).is_none() {
+                continue;
+            }
+            passed = true;
+            if self.session.is_silent(handle) && self.session.active() != Some(handle) {
                 dead.push((handle, carrier.path.clone()));
             }
         }
-        if dead.is_empty() {
+        if !passed {
             return;
         }
         for (handle, path) in dead {

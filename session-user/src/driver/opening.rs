@@ -63,6 +63,10 @@ impl Driver {
         carrier.since = now;
         let timeout = self.common.resume_timeout;
         carrier.must_be_up_by = carrier.must_be_up_by.map(|_| now + timeout);
+        if took >= SYN_AGAIN {
+            // The path has just lost a small packet: what is lost next says nothing of size.
+            carrier.swallow_at = None;
+        }
         let path = carrier.path.clone();
         self.learn_from_kernel(handle);
         tracing::info!(

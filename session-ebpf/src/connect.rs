@@ -8,8 +8,8 @@ use aya_ebpf::{
 };
 use aya_log_ebpf::{debug, info, warn};
 use session_ebpf_common::{
-    AppSocket, FlowKey, HANDSHAKES_ADMITTED, Original, POLICY_RULES_MAX, RULE_FAIL_CLOSED,
-    Settings, V6_PORTS, counter,
+    AppSocket, FlowKey, GATE_ON, HANDSHAKES_ADMITTED, Original, POLICY_RULES_MAX, RULE_EARLY,
+    RULE_FAIL_CLOSED, Settings, V6_PORTS, counter, gate,
 };
 
 use crate::{
@@ -109,6 +109,7 @@ fn redirect(ctx: &SockAddrContext, addr: Words) -> Outcome {
 struct Claim {
     peer: u32,
     fail_closed: bool,
+    early: bool,
 }
 
 /// What the rule that claims a destination says, if there is one.
@@ -139,6 +140,7 @@ fn claim_on(addr: &Words, port: u16) -> Option<Claim> {
             return Some(Claim {
                 peer,
                 fail_closed: flags & RULE_FAIL_CLOSED != 0,
+                early: flags & RULE_EARLY != 0,
             });
         }
     }
@@ -221,13 +223,19 @@ fn capture(
         original: Original {
             addr,
             port,
-            pad: 0,
+            admitted: 0,
             peer: claim.peer,
             // SAFETY: the helper takes no arguments and reads the current task.
             cgroup: unsafe { bpf_get_current_cgroup_id() },
         },
         agent_word: target.addr[3],
         agent_port: u32::from(target.port),
+        gate: if settings.gate == GATE_ON && !claim.early {
+            gate::ARMED
+        } else {
+            gate::OPEN
+        },
+        pad: 0,
     };
     if !ctx.set_cubic() {
         maps::count(counter::NO_CUBIC);

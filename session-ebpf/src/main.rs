@@ -5,9 +5,11 @@
 //!    socket, and is rewritten to the agent's listener on loopback.
 //! 2. `sockops::app_ops`: the SYN is about to be built, the local port is known: the destination is filed under the
 //!    connection's addresses in `HANDSHAKES`.
-//! 3. `sockops::agent_ops`: the agent's side is established: the destination moves into the accepted socket, where
+//! 3. `gate`: the SYN is held and the agent told of it; it lets it through when the target has answered, or answers
+//!    in the target's place.
+//! 4. `sockops::agent_ops`: the agent's side is established: the destination moves into the accepted socket, where
 //!    the agent reads it.
-//! 4. `peername`: the application asks for its peer and is told the original destination.
+//! 5. `peername`: the application asks for its peer and is told the original destination.
 //!
 //! Nothing else on the host is touched; UDP passes through.
 #![no_std]
@@ -20,6 +22,7 @@
 mod access;
 mod connect;
 mod ctx;
+mod gate;
 mod maps;
 mod object;
 mod ops;

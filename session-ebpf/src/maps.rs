@@ -8,11 +8,11 @@ use aya_ebpf::{
     btf_maps::SkStorage,
     helpers::generated::{bpf_sk_storage_delete, bpf_sk_storage_get},
     macros::{btf_map, map},
-    maps::{Array, HashMap, LpmTrie},
+    maps::{Array, HashMap, LpmTrie, RingBuf},
 };
 use session_ebpf_common::{
-    AppSocket, COUNTERS as COUNTER_SLOTS, FlowKey, HANDSHAKE_SLOTS, Original, POLICY_SLOTS,
-    PREFIXES_MAX, Policy, Settings, counter,
+    AppSocket, COUNTERS as COUNTER_SLOTS, FlowKey, HANDSHAKE_SLOTS, KNOCKS_BYTES, Original,
+    POLICY_SLOTS, PREFIXES_MAX, Policy, Settings, counter,
 };
 
 /// 1 where the kernel has `bpf_set_retval` (5.18). Below, a refusal shows as EPERM instead of ECONNREFUSED; the
@@ -32,6 +32,9 @@ pub static PREFIXES6: LpmTrie<[u8; 16], u32> =
 pub static POLICIES: Array<Policy> = Array::with_max_entries(POLICY_SLOTS, 0);
 #[map]
 pub static HANDSHAKES: HashMap<FlowKey, Original> = HashMap::with_max_entries(HANDSHAKE_SLOTS, 0);
+/// Tells the agent of held handshakes.
+#[map]
+pub static KNOCKS: RingBuf = RingBuf::with_byte_size(KNOCKS_BYTES, 0);
 #[map]
 static COUNTERS: Array<u64> = Array::with_max_entries(COUNTER_SLOTS, 0);
 /// Captured sockets of applications.

@@ -18,11 +18,11 @@ use aya_ebpf::{
     programs::SockOpsContext,
 };
 use aya_log_ebpf::{debug, warn};
-use session_ebpf_common::{FlowKey, counter};
+use session_ebpf_common::{AppSocket, FlowKey, Knock, SYN_BYTES_MAX, counter, gate, knock};
 
 use crate::{
     access::load,
-    maps::{self, HANDSHAKES, SETTINGS},
+    maps::{self, HANDSHAKES, KNOCKS, SETTINGS},
     ops::SockOps,
 };
 
@@ -89,7 +89,26 @@ fn abandon(ctx: &SockOpsContext) {
     };
     if maps::drop_handshake(&app.key) {
         maps::count(counter::ABANDONED);
+        if app.gate == gate::HELD {
+            tell_gone(app);
+        }
     }
+}
+
+/// The agent need not wait for the target any more. If the ring is full it finds out when the target has answered.
+#[inline(always)]
+fn tell_gone(app: &AppSocket) {
+    let Some(mut slot) = KNOCKS.reserve::<Knock>(0) else {
+        return;
+    };
+    slot.write(Knock {
+        key: app.key,
+        original: app.original,
+        kind: knock::GONE,
+        len: 0,
+        syn: [0; SYN_BYTES_MAX],
+    });
+    slot.submit(0);
 }
 
 /// The agent's side is established: move the destination into the accepted socket.

@@ -8,7 +8,6 @@
 pub mod agent;
 pub mod bench;
 pub mod capture;
-pub mod capture_queue;
 pub mod cli;
 pub mod config;
 pub mod control;
@@ -19,6 +18,7 @@ pub mod handshake;
 pub mod link;
 pub mod pki;
 pub mod policy;
+pub mod requests;
 pub mod stdio;
 pub mod trace;
 pub mod transport;

@@ -13,10 +13,10 @@ use crate::{TestBed, finish};
 /// A Python program that connects, reads to the end or the error, and says which it was.
 const READER: &str = r#"
 import socket, sys
-s = socket.create_connection((sys.argv[1], int(sys.argv[2])))
-s.sendall(b"go\n")
 n = 0
 try:
+    s = socket.create_connection((sys.argv[1], int(sys.argv[2])))
+    s.sendall(b"go\n")
     while True:
         d = s.recv(65536)
         if not d:

@@ -26,9 +26,19 @@ pub const HANDSHAKES_ADMITTED: u64 = HANDSHAKE_SLOTS as u64 - 4096;
 
 /// [`PortRule::flags`]: refuse the connection when it cannot be captured, instead of letting it go direct.
 pub const RULE_FAIL_CLOSED: u32 = 1;
+/// [`PortRule::flags`]: the connection succeeds before the target has answered.
+pub const RULE_EARLY: u32 = 2;
+
+/// [`Settings::gate`]: SYNs are held until the agent has heard from the target.
+pub const GATE_ON: u32 = 1;
+
+/// Longest SYN that can be held: an IP header of 60 bytes and a TCP header of 60, the most that either can have.
+pub const SYN_BYTES_MAX: usize = 120;
+/// Bytes of the ring in which the programs tell of held SYNs: about 4,800 of them.
+pub const KNOCKS_BYTES: u32 = 1 << 20;
 
 /// Number of counters in the `COUNTERS` map.
-pub const COUNTERS: u32 = 12;
+pub const COUNTERS: u32 = 15;
 /// Indices into the `COUNTERS` map.
 pub mod counter {
     /// Captured connections whose destination is IPv4 (v4-mapped included).
@@ -55,6 +65,12 @@ pub mod counter {
     pub const NO_CUBIC: u32 = 10;
     /// Handshakes in flight now: a gauge, not a count.
     pub const IN_FLIGHT: u32 = 11;
+    /// SYNs that were held.
+    pub const HELD: u32 = 12;
+    /// Retransmissions of held SYNs, which were held as well.
+    pub const HELD_AGAIN: u32 = 13;
+    /// SYNs that were let through because the agent could not be told of them.
+    pub const NOT_HELD: u32 = 14;
 }
 
 /// What the agent tells the programs at start.
@@ -69,6 +85,8 @@ pub struct Settings {
     pub marker_port: u16,
     /// Ports of the IPv6 listeners on `::1`.
     pub v6_ports: [u16; V6_PORTS],
+    /// [`GATE_ON`], or 0.
+    pub gate: u32,
 }
 
 /// One port range of a policy and what to do with it.
@@ -103,8 +121,8 @@ pub struct Original {
     pub addr: [u32; 4],
     /// Destination port.
     pub port: u16,
-    /// Explicit padding, zero.
-    pub pad: u16,
+    /// 1 once the agent has let a held handshake through, else 0.
+    pub admitted: u16,
     /// Index of the configured peer that carries the connection.
     pub peer: u32,
     /// Id of the cgroup that the connecting thread is in.
@@ -115,7 +133,7 @@ pub struct Original {
 ///
 /// Both addresses belong to it: connections to different 127.x.y.z may share address and port on their near side.
 #[repr(C)]
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub struct FlowKey {
     /// Cookie of the network namespace.
     pub netns_cookie: u64,
@@ -141,6 +159,44 @@ pub struct AppSocket {
     pub agent_word: u32,
     /// Port to which the connection was redirected.
     pub agent_port: u32,
+    /// One of [`gate`].
+    pub gate: u32,
+    /// Explicit padding, zero.
+    pub pad: u32,
+}
+
+/// States of [`AppSocket::gate`].
+pub mod gate {
+    /// Nothing is held.
+    pub const OPEN: u32 = 0;
+    /// The next SYN is to be held.
+    pub const ARMED: u32 = 1;
+    /// The agent was told of the SYN and has not let it through.
+    pub const HELD: u32 = 2;
+}
+
+/// What the programs tell the agent about a held handshake.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Knock {
+    /// The handshake.
+    pub key: FlowKey,
+    /// Where the application wants to go.
+    pub original: Original,
+    /// One of [`knock`].
+    pub kind: u32,
+    /// Bytes of `syn` in use.
+    pub len: u32,
+    /// The SYN from its IP header on, its TCP checksum not yet computed.
+    pub syn: [u8; SYN_BYTES_MAX],
+}
+
+/// Values of [`Knock::kind`].
+pub mod knock {
+    /// A SYN is held.
+    pub const SYN: u32 = 1;
+    /// The application closed its socket, or its time is over; `syn` is empty.
+    pub const GONE: u32 = 2;
 }
 
 /// Ports that an agent listens on, at most, as far as initial windows go.
@@ -174,12 +230,13 @@ const _: () = {
     assert!(size_of::<Listening>() == 32);
     assert!(size_of::<WindowKey>() == 36);
     assert!(V6_PORTS.is_power_of_two());
-    assert!(size_of::<Settings>() == 40);
+    assert!(size_of::<Settings>() == 44);
     assert!(size_of::<PortRule>() == 12);
     assert!(size_of::<Policy>() == 4 + 12 * POLICY_RULES_MAX);
     assert!(size_of::<Original>() == 32);
     assert!(size_of::<FlowKey>() == 48);
-    assert!(size_of::<AppSocket>() == 88);
+    assert!(size_of::<AppSocket>() == 96);
+    assert!(size_of::<Knock>() == 88 + SYN_BYTES_MAX);
 };
 
 #[cfg(feature = "user")]
@@ -194,6 +251,8 @@ mod pod {
     unsafe impl aya::Pod for super::FlowKey {}
     // SAFETY: as above.
     unsafe impl aya::Pod for super::AppSocket {}
+    // SAFETY: as above.
+    unsafe impl aya::Pod for super::Knock {}
     // SAFETY: as above.
     unsafe impl aya::Pod for super::Listening {}
     // SAFETY: as above.

@@ -7,8 +7,10 @@ use std::time::Duration;
 use tokio::sync::{mpsc, oneshot};
 
 use super::cgroup_watch::CgroupWatch;
-use crate::capture::{Capture, CaptureError, Captured, Counters};
-use crate::capture_queue::CaptureQueue;
+use super::held::HeldConnections;
+use crate::capture::{Capture, CaptureError, Captured, Counters, Gate, GateEvent};
+use crate::requests::{RequestQueue, StreamRequest, Supply};
+use session_proto::wire::Target;
 
 /// Wait after `accept()` failed for want of descriptors or memory.
 const ACCEPT_RETRY: Duration = Duration::from_millis(100);
@@ -48,7 +50,7 @@ pub enum Error {
 
 impl Captures {
     /// Starts the task. Captured sockets go to the queue of their rule's peer.
-    pub fn start(capture: Capture, queues: Vec<Arc<CaptureQueue>>) -> Self {
+    pub fn start(capture: Capture, queues: Vec<Arc<RequestQueue>>) -> Self {
         let (requests, inbox) = mpsc::channel(16);
         tokio::spawn(serve(capture, queues, inbox));
         Self { requests }
@@ -91,7 +93,7 @@ impl Captures {
 
 async fn serve(
     mut capture: Capture,
-    queues: Vec<Arc<CaptureQueue>>,
+    queues: Vec<Arc<RequestQueue>>,
     mut inbox: mpsc::Receiver<Request>,
 ) {
     let watch = CgroupWatch::new();
@@ -99,6 +101,8 @@ async fn serve(
         tracing::warn!(%error, "a service that is restarted must be attached again by hand");
     }
     let watch = watch.ok();
+    let mut gate = capture.take_gate();
+    let mut held = HeldConnections::default();
     loop {
         tokio::select! {
             request = inbox.recv() => match request {
@@ -109,8 +113,22 @@ async fn serve(
                 None => return,
             },
             () = changed(watch.as_ref()) => look_after(&mut capture, watch.as_ref()),
+            event = next(gate.as_mut()) => match event {
+                Ok(event) => held.event(event, &queues),
+                Err(error) => {
+                    tracing::error!(%error, "held connections cannot be heard of");
+                    tokio::time::sleep(ACCEPT_RETRY).await;
+                }
+            },
+            answered = held.answered(), if gate.is_some() => {
+                if let Some(gate) = &mut gate {
+                    held.answer(answered, gate);
+                }
+            }
             accepted = capture.accept() => match accepted {
-                Ok(captured) => dispatch(&queues, captured),
+                Ok(captured) => if let Some(captured) = held.arrived(captured) {
+                    dispatch(&queues, captured);
+                },
                 Err(error) => {
                     tracing::error!(%error, "a captured connection could not be accepted");
                     tokio::time::sleep(ACCEPT_RETRY).await;
@@ -165,16 +183,35 @@ fn apply(capture: &mut Capture, request: Request) {
     }
 }
 
-/// A socket that nobody can take is dropped, which resets it.
-fn dispatch(queues: &[Arc<CaptureQueue>], captured: Captured) {
-    let Some(queue) = queues.get(captured.peer as usize) else {
+/// What the gate tells; nothing for ever where there is none.
+async fn next(gate: Option<&mut Gate>) -> std::io::Result<GateEvent> {
+    match gate {
+        Some(gate) => gate.next().await,
+        None => std::future::pending().await,
+    }
+}
+
+/// A connection that was made before its target has answered. A socket that nobody can take is dropped, which resets it.
+fn dispatch(queues: &[Arc<RequestQueue>], captured: Captured) {
+    let request = StreamRequest {
+        target: Target::Addr(captured.original),
+        app: captured.app.to_string(),
+        cgroup: Some(captured.cgroup),
+        supply: Supply::Connected(captured.socket.into()),
+    };
+    ask(queues, captured.peer, request);
+}
+
+/// Gives a request to the peer's queue. One that nobody takes is dropped, which whoever waits for it sees.
+pub(super) fn ask(queues: &[Arc<RequestQueue>], peer: u32, request: StreamRequest) {
+    let Some(queue) = queues.get(peer as usize) else {
         tracing::error!(
-            peer = captured.peer,
+            peer,
             "a captured connection names a peer that is not configured"
         );
         return;
     };
-    if let Err(captured) = queue.push(captured) {
-        tracing::warn!(target = %captured.original, "too many connections wait for the peer: one is reset");
+    if let Err(request) = queue.push(request) {
+        tracing::warn!(target = %request.target, "too many connections wait for the peer: one is refused");
     }
 }

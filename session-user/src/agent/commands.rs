@@ -11,7 +11,6 @@ use super::peer::PeerState;
 use super::registry::Registry;
 use super::reports::{link_report, peer_report, session_report};
 use super::runs::Runs;
-use crate::capture_queue::CaptureQueue;
 use crate::config::Config;
 use crate::control::{
     CaptureReport, ControlError, ControlHandler, Credentials, ErrorCode, LinkReport, Permissions,
@@ -20,6 +19,7 @@ use crate::control::{
 use crate::driver::{CarrierReport, Command, Common};
 use crate::link::LinkSnapshot;
 use crate::policy::{self, PathHistory};
+use crate::requests::RequestQueue;
 
 /// How long a session may take to carry out a command.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
@@ -27,7 +27,7 @@ const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
 /// A configured peer, as commands see it.
 pub(super) struct PeerHandle {
     pub name: String,
-    pub captures: Arc<CaptureQueue>,
+    pub requests: Arc<RequestQueue>,
     pub state: watch::Receiver<PeerState>,
     pub stop: watch::Sender<bool>,
 }

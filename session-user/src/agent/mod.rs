@@ -11,6 +11,7 @@ mod acceptor;
 mod captures;
 mod cgroup_watch;
 mod commands;
+mod held;
 mod peer;
 pub mod registry;
 mod reports;
@@ -30,13 +31,13 @@ use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinSet;
 
 use crate::capture::{Capture, CaptureConfig, CaptureError, CaptureRule, Orphans};
-use crate::capture_queue::CaptureQueue;
 use crate::config::Config;
 use crate::dial::{AllowList, AllowRule};
 use crate::driver::{Command, Common};
 use crate::handshake::{Identity, IdentityPaths};
 use crate::link::{LinkMonitor, MonitorConfig};
 use crate::policy::{Lanes, PolicyConfig, ServiceRule, ServiceRules, StandbyConfig};
+use crate::requests::RequestQueue;
 use crate::trace::Trace;
 use crate::transport::{Congestion, InitialWindow, TransportOptions};
 use acceptor::Acceptor;
@@ -115,7 +116,7 @@ impl Agent {
         };
         accept_sessions(&config, &accepting, &mut tasks)?;
         let peers = keep_sessions(&config, &common, &session, &registry, &links, &mut tasks);
-        let queues = peers.iter().map(|p| Arc::clone(&p.captures)).collect();
+        let queues = peers.iter().map(|p| Arc::clone(&p.requests)).collect();
         let captures = start_capture(&config, queues).await?;
         let shared = Arc::new(Shared {
             config,
@@ -385,12 +386,12 @@ fn keep_sessions(
 ) -> Vec<commands::PeerHandle> {
     let mut handles = Vec::new();
     for configured in &config.peers {
-        let captures = Arc::new(CaptureQueue::default());
+        let requests = Arc::new(RequestQueue::default());
         let (state, seen) = watch::channel(PeerState::Connecting(None));
         let peer = Peer {
             name: configured.name.clone(),
             remotes: configured.addresses.clone(),
-            captures: Arc::clone(&captures),
+            requests: Arc::clone(&requests),
             links: links.subscribe(),
             policy: policy_config(config),
             services: Arc::new(service_rules(config)),
@@ -406,7 +407,7 @@ fn keep_sessions(
         let (stop, stopped) = watch::channel(false);
         handles.push(commands::PeerHandle {
             name: configured.name.clone(),
-            captures,
+            requests,
             state: seen,
             stop,
         });
@@ -417,7 +418,7 @@ fn keep_sessions(
 
 async fn start_capture(
     config: &Config,
-    queues: Vec<Arc<CaptureQueue>>,
+    queues: Vec<Arc<RequestQueue>>,
 ) -> anyhow::Result<Option<Captures>> {
     if config.captures.is_empty() {
         return Ok(None);
@@ -438,7 +439,12 @@ async fn start_capture(
     let orphans = Orphans::find(&config.agent.bpffs);
     let fail_closed = config.captures.iter().any(|c| c.fail_closed);
     let pin_at = fail_closed.then(|| config.agent.bpffs.clone());
-    let capture = Capture::load(&CaptureConfig { rules, log, pin_at })?;
+    let capture = Capture::load(&CaptureConfig {
+        rules,
+        log,
+        gate: true,
+        pin_at,
+    })?;
     let captures = Captures::start(capture, queues);
     for cgroup in &config.agent.capture_cgroups {
         captures

@@ -6,13 +6,13 @@ use std::time::{Duration, Instant};
 use tokio::sync::{mpsc, watch};
 
 use super::registry::{Entry, Registry};
-use crate::capture_queue::CaptureQueue;
 use crate::driver::establish::EstablishError;
 use crate::driver::{
     Common, Driver, Ended, Established, Initiator, InitiatorConfig, Side, establish,
 };
 use crate::link::LinkSnapshot;
 use crate::policy::{self, Action, Lanes, Path, PathHistory, PolicyConfig, ServiceRules};
+use crate::requests::RequestQueue;
 
 /// First and longest wait between attempts to make a session.
 const BACKOFF_FIRST: Duration = Duration::from_millis(100);
@@ -25,8 +25,8 @@ pub struct Peer {
     pub name: String,
     /// Its addresses, in the configured order.
     pub remotes: Vec<std::net::SocketAddr>,
-    /// Captured sockets for it.
-    pub captures: Arc<CaptureQueue>,
+    /// Streams that applications ask for.
+    pub requests: Arc<RequestQueue>,
     /// The links.
     pub links: watch::Receiver<Arc<LinkSnapshot>>,
     /// Which link is preferred.
@@ -118,7 +118,7 @@ impl Peer {
         self.registry.insert(id, entry);
         self.state.send_replace(PeerState::Up);
         let config = InitiatorConfig {
-            captures: Arc::clone(&self.captures),
+            requests: Arc::clone(&self.requests),
             links: self.links.clone(),
             policy: self.policy.clone(),
             services: Arc::clone(&self.services),

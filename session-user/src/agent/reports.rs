@@ -32,7 +32,7 @@ pub(super) fn peer_report(peer: &PeerHandle, sessions: &[SessionSnapshot]) -> Pe
         state: state.to_owned(),
         link,
         reason,
-        waiting: peer.captures.len(),
+        waiting: peer.requests.len(),
     }
 }
 

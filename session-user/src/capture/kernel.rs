@@ -10,15 +10,16 @@ use std::{
 
 use aya::{
     Ebpf, EbpfLoader,
-    maps::{Array, MapData, SkStorage},
+    maps::{Array, HashMap, MapData, RingBuf, SkStorage},
     programs::{
-        CgroupAttachMode, CgroupSockAddr, ProgramError, SockOps,
-        cgroup_sock_addr::CgroupSockAddrLink, links::FdLink, sock_ops::SockOpsLink,
+        CgroupAttachMode, CgroupSkb, CgroupSkbAttachType, CgroupSockAddr, ProgramError, SockOps,
+        cgroup_skb::CgroupSkbLink, cgroup_sock_addr::CgroupSockAddrLink, links::FdLink,
+        sock_ops::SockOpsLink,
     },
     util::KernelVersion,
 };
 use aya_log::EbpfLogger;
-use session_ebpf_common::{Original, Settings, counter};
+use session_ebpf_common::{FlowKey, GATE_ON, Original, Settings, counter};
 use tracing::level_filters::LevelFilter;
 
 use super::{
@@ -35,11 +36,15 @@ static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/se
 /// Programs attached to every captured cgroup.
 const SOCK_ADDR_PROGRAMS: [&str; 4] = ["connect4", "connect6", "getpeername4", "getpeername6"];
 const APP_OPS: &str = "app_ops";
+const HOLD_SYN: &str = "hold_syn";
 /// Program attached to the agent's own cgroup.
 const AGENT_OPS: &str = "agent_ops";
 
 /// aya passes the mode on as flags of BPF_LINK_CREATE, which knows none; links may always be several.
 const MODE: CgroupAttachMode = CgroupAttachMode::Single;
+
+/// Handshakes between a captured `connect()` and the agent's accept queue.
+pub type Handshakes = HashMap<MapData, FlowKey, Original>;
 
 /// What the programs have counted since they were loaded.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -68,6 +73,12 @@ pub struct Counters {
     pub no_cubic: u64,
     /// Handshakes in flight now.
     pub in_flight: u64,
+    /// SYNs that were held until the target had answered.
+    pub held: u64,
+    /// Retransmissions of held SYNs.
+    pub held_again: u64,
+    /// SYNs that could not be held, so that their connections succeeded at once.
+    pub not_held: u64,
 }
 
 /// Links of one captured cgroup; dropping them detaches.
@@ -83,6 +94,7 @@ enum Held {
     Here {
         _addr: Vec<CgroupSockAddrLink>,
         _ops: SockOpsLink,
+        _gate: Option<CgroupSkbLink>,
     },
     /// Pins, which a process that is killed leaves behind.
     Pinned { _pins: Pinned },
@@ -98,6 +110,8 @@ pub struct Kernel {
     /// Behind `attached`, so that what is pinned goes first.
     pins: Option<Pins>,
     agent: Option<SockOpsLink>,
+    /// Whether SYNs are held.
+    gate: bool,
 }
 
 impl std::fmt::Debug for Kernel {
@@ -109,9 +123,14 @@ impl std::fmt::Debug for Kernel {
 }
 
 impl Kernel {
-    /// Loads maps and programs and tells them the agent's ports. With `pins` what is attached
-    /// outlives this process if it is killed.
-    pub fn load(ports: &Ports, log: LevelFilter, pins: Option<Pins>) -> Result<Self, CaptureError> {
+    /// Loads maps and programs and tells them the agent's ports. With `gate` SYNs are held; with `pins`
+    /// what is attached outlives this process if it is killed.
+    pub fn load(
+        ports: &Ports,
+        gate: bool,
+        log: LevelFilter,
+        pins: Option<Pins>,
+    ) -> Result<Self, CaptureError> {
         let mut ebpf = load_object(log)?;
         load_programs(&mut ebpf)?;
         let settings = Settings {
@@ -119,6 +138,7 @@ impl Kernel {
             v4_port: ports.v4,
             marker_port: ports.marker,
             v6_ports: ports.v6,
+            gate: if gate { GATE_ON } else { 0 },
         };
         let mut map: Array<MapData, Settings> = take(&mut ebpf, "SETTINGS")?;
         map.set(0, settings, 0)
@@ -130,6 +150,7 @@ impl Kernel {
             attached: BTreeMap::new(),
             pins,
             agent: None,
+            gate,
             ebpf,
         })
     }
@@ -143,6 +164,14 @@ impl Kernel {
             what: "opening the log buffer of the eBPF programs".into(),
             detail: error.to_string(),
         })
+    }
+
+    /// What the gate needs: the ring of held SYNs, and the filed handshakes. Can be had once.
+    pub fn take_gate(&mut self) -> Result<(RingBuf<MapData>, Handshakes), CaptureError> {
+        Ok((
+            take(&mut self.ebpf, "KNOCKS")?,
+            take(&mut self.ebpf, "HANDSHAKES")?,
+        ))
     }
 
     /// Compiles rules and gives them to the programs. Nothing changes if they do not compile.
@@ -177,6 +206,12 @@ impl Kernel {
         }
         // In this order: a connection that the connect hooks redirect must find the rest in place.
         let ops = attach_ops(&mut self.ebpf, APP_OPS, &dir).map_err(attach_failed(cgroup))?;
+        let gate = if self.gate {
+            let link = attach_skb(&mut self.ebpf, HOLD_SYN, &dir);
+            Some(link.map_err(attach_failed(cgroup))?)
+        } else {
+            None
+        };
         let mut addr = Vec::with_capacity(SOCK_ADDR_PROGRAMS.len());
         for name in SOCK_ADDR_PROGRAMS.iter().rev() {
             addr.push(attach_addr(&mut self.ebpf, name, &dir).map_err(attach_failed(cgroup))?);
@@ -185,9 +220,10 @@ impl Kernel {
             None => Held::Here {
                 _addr: addr,
                 _ops: ops,
+                _gate: gate,
             },
             Some(pins) => Held::Pinned {
-                _pins: pins.pin(cgroup, fd_links(addr, ops))?,
+                _pins: pins.pin(cgroup, fd_links(addr, ops, gate))?,
             },
         };
         let attachment = Attachment {
@@ -247,6 +283,9 @@ impl Kernel {
             unknown: get(counter::UNKNOWN),
             no_cubic: get(counter::NO_CUBIC),
             in_flight: get(counter::IN_FLIGHT),
+            held: get(counter::HELD),
+            held_again: get(counter::HELD_AGAIN),
+            not_held: get(counter::NOT_HELD),
         }
     }
 }
@@ -315,6 +354,10 @@ fn load_programs(ebpf: &mut Ebpf) -> Result<(), CaptureError> {
             CaptureError::program(format!("loading the eBPF program {name}"), error)
         })?;
     }
+    let loaded = program::<CgroupSkb>(ebpf, HOLD_SYN).and_then(CgroupSkb::load);
+    loaded.map_err(|error| {
+        CaptureError::program(format!("loading the eBPF program {HOLD_SYN}"), error)
+    })?;
     for name in [APP_OPS, AGENT_OPS] {
         let loaded = program::<SockOps>(ebpf, name).and_then(SockOps::load);
         loaded.map_err(|error| {
@@ -361,10 +404,19 @@ fn attach_ops(ebpf: &mut Ebpf, name: &str, dir: &File) -> Result<SockOpsLink, Pr
 fn fd_links(
     addr: Vec<CgroupSockAddrLink>,
     ops: SockOpsLink,
+    gate: Option<CgroupSkbLink>,
 ) -> impl Iterator<Item = (&'static str, FdLink)> {
     let addr = SOCK_ADDR_PROGRAMS.into_iter().rev().zip(addr);
+    let gate = gate.and_then(|link| FdLink::try_from(link).ok());
     addr.filter_map(|(name, link)| Some((name, FdLink::try_from(link).ok()?)))
+        .chain(gate.map(|link| (HOLD_SYN, link)))
         .chain(FdLink::try_from(ops).ok().map(|link| (APP_OPS, link)))
+}
+
+fn attach_skb(ebpf: &mut Ebpf, name: &str, dir: &File) -> Result<CgroupSkbLink, ProgramError> {
+    let program: &mut CgroupSkb = program(ebpf, name)?;
+    let id = program.attach(dir, CgroupSkbAttachType::Egress, MODE)?;
+    program.take_link(id)
 }
 
 fn attach_failed(cgroup: &Path) -> impl Fn(ProgramError) -> CaptureError + '_ {
@@ -388,7 +440,8 @@ fn inode(dir: &File) -> Option<u64> {
     dir.metadata().ok().map(|data| data.ino())
 }
 
-fn socket_addr(original: &Original) -> SocketAddr {
+/// Where a connection was to go.
+pub fn socket_addr(original: &Original) -> SocketAddr {
     let mut bytes = [0_u8; 16];
     for (chunk, word) in bytes.chunks_exact_mut(4).zip(original.addr) {
         chunk.copy_from_slice(&word.to_ne_bytes());

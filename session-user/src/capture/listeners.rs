@@ -12,7 +12,7 @@ use session_ebpf_common::V6_PORTS;
 use socket2::{Domain, Protocol, SockRef, Socket, Type};
 use tokio::net::{TcpListener, TcpStream};
 
-use super::CaptureError;
+use super::{CaptureError, Hop};
 
 /// Connections that may wait to be accepted, per listener.
 const BACKLOG: i32 = 4096;
@@ -38,6 +38,8 @@ pub struct Listeners {
     marker: Socket,
     /// Which listener is asked first next time, so that none starves.
     turn: AtomicUsize,
+    /// Cookie of the network namespace.
+    netns_cookie: u64,
 }
 
 impl Listeners {
@@ -60,10 +62,15 @@ impl Listeners {
             }
         }
         let marker = open((Ipv4Addr::LOCALHOST, 0).into(), None, 1)?;
+        let netns_cookie = netns_cookie(&marker).map_err(|source| CaptureError::Runtime {
+            what: "read the cookie of the network namespace",
+            source,
+        })?;
         Ok(Self {
             accepting,
             marker,
             turn: AtomicUsize::new(0),
+            netns_cookie,
         })
     }
 
@@ -84,6 +91,11 @@ impl Listeners {
             *slot = port(listener);
         }
         ports
+    }
+
+    /// The loopback hop of an accepted socket, whose far end is `app`.
+    pub fn hop(&self, socket: &TcpStream, app: SocketAddr) -> io::Result<Hop> {
+        Ok(Hop::between(self.netns_cookie, app, socket.local_addr()?))
     }
 
     /// The next connection on any listener.
@@ -170,6 +182,29 @@ fn fast_open_off(socket: &Socket) -> io::Result<()> {
         Ok(())
     } else {
         Err(error)
+    }
+}
+
+/// `SO_NETNS_COOKIE` (Linux 5.14): the number by which the programs know the socket's network namespace.
+fn netns_cookie(socket: &Socket) -> io::Result<u64> {
+    use std::os::fd::AsRawFd as _;
+    const SO_NETNS_COOKIE: libc::c_int = 71;
+    let mut cookie = 0_u64;
+    let mut len = size_of::<u64>() as libc::socklen_t;
+    // SAFETY: a live descriptor, and pointers to a u64 and to its length, both of which outlive the call.
+    let result = unsafe {
+        libc::getsockopt(
+            socket.as_raw_fd(),
+            libc::SOL_SOCKET,
+            SO_NETNS_COOKIE,
+            (&raw mut cookie).cast(),
+            &raw mut len,
+        )
+    };
+    if result == 0 {
+        Ok(cookie)
+    } else {
+        Err(io::Error::last_os_error())
     }
 }
 

@@ -12,6 +12,7 @@
 pub mod cgroup;
 mod cgroup_id;
 mod error;
+mod gate;
 mod kernel;
 mod listeners;
 mod log;
@@ -20,6 +21,7 @@ mod policy;
 mod privileges;
 mod probe;
 mod scope;
+mod syn;
 mod tables;
 #[cfg(test)]
 mod tests;
@@ -35,6 +37,7 @@ use tokio::net::TcpStream;
 use tracing::level_filters::LevelFilter;
 
 pub use error::CaptureError;
+pub use gate::{Gate, GateEvent, Hop, Knock};
 pub use kernel::Counters;
 pub use policy::{CaptureRule, RuleError};
 pub use probe::{Check, probe};
@@ -53,6 +56,9 @@ pub struct CaptureConfig {
     pub rules: Vec<CaptureRule>,
     /// Least level of the messages that the eBPF programs write to the log. Levels that are off cost nothing.
     pub log: LevelFilter,
+    /// Hold each connection's SYN until the agent has heard from the target: see [`Capture::take_gate`]. Where this
+    /// process may not send raw packets (CAP_NET_RAW) connections succeed at once instead.
+    pub gate: bool,
     /// Where a BPF file system is mounted, for fail-closed rules: programs are pinned there, so that they refuse
     /// while no agent lives. Without it they end with this process.
     pub pin_at: Option<PathBuf>,
@@ -63,6 +69,7 @@ impl Default for CaptureConfig {
         Self {
             rules: Vec::new(),
             log: LevelFilter::WARN,
+            gate: false,
             pin_at: None,
         }
     }
@@ -81,6 +88,8 @@ pub struct Captured {
     pub peer: u32,
     /// Id of the application's cgroup; [`cgroup::name_of`] tells its path.
     pub cgroup: u64,
+    /// The loopback hop, by which a [`Knock`] finds its connection.
+    pub hop: Hop,
 }
 
 /// Loaded programs, their listeners, and the cgroups they are attached to. Dropping it ends the capture of new
@@ -89,6 +98,7 @@ pub struct Captured {
 pub struct Capture {
     kernel: Kernel,
     listeners: Listeners,
+    gate: Option<Gate>,
     _log: log::LogTask,
 }
 
@@ -107,15 +117,25 @@ impl Capture {
         })?;
         let listeners = Listeners::open()?;
         let pins = config.pin_at.as_deref().map(Pins::open).transpose()?;
-        let mut kernel = Kernel::load(&listeners.ports(), config.log, pins)?;
+        let injector = if config.gate { injector() } else { None };
+        let mut kernel = Kernel::load(&listeners.ports(), injector.is_some(), config.log, pins)?;
         kernel.set_rules(&config.rules)?;
+        let gate = injector.map(|injector| Gate::open(&mut kernel, injector));
+        let gate = gate.transpose()?;
         let log = log::LogTask::start(&mut kernel)?;
         kernel.attach_agent(&cgroup::own()?)?;
         Ok(Self {
             kernel,
             listeners,
+            gate,
             _log: log,
         })
+    }
+
+    /// The gate, once, if there is one. Whoever takes it must let every [`Knock`] through or refuse it: until then the
+    /// application waits in connect().
+    pub fn take_gate(&mut self) -> Option<Gate> {
+        self.gate.take()
     }
 
     /// Captures the sockets that are made in `cgroup` and below it from now on. Sockets that exist already are not
@@ -166,15 +186,28 @@ impl Capture {
             listeners::prepare(&socket)?;
             // Without a destination the socket is dropped here, and its zero linger makes that a reset.
             if let Some((original, peer, cgroup)) = self.kernel.destination(&socket) {
+                let hop = self.listeners.hop(&socket, app)?;
                 return Ok(Captured {
                     socket,
                     app,
                     original,
                     peer,
                     cgroup,
+                    hop,
                 });
             }
             tracing::debug!(%app, "reset a connection to a capture port that was not captured");
+        }
+    }
+}
+
+/// The means to send held packets on; none where this process may not.
+fn injector() -> Option<gate::Injector> {
+    match gate::Injector::open() {
+        Ok(injector) => Some(injector),
+        Err(error) => {
+            tracing::warn!(%error, "captured connections succeed before their targets have answered; CAP_NET_RAW lets applications see what the target says");
+            None
         }
     }
 }

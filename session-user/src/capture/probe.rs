@@ -4,7 +4,7 @@ use std::path::Path;
 
 use aya::util::KernelVersion;
 
-use super::{cgroup, kernel, privileges};
+use super::{cgroup, gate, kernel, privileges};
 
 /// One thing that capture needs.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -47,6 +47,7 @@ pub fn probe() -> Vec<Check> {
         btf(),
         programs(),
         set_retval(),
+        raw_packets(),
     ]
 }
 
@@ -129,4 +130,14 @@ fn set_retval() -> Check {
         found,
         "use Linux 5.18 or later if applications must see ECONNREFUSED",
     )
+}
+
+fn raw_packets() -> Check {
+    let found = match gate::Injector::open() {
+        Ok(_) => Ok("an application's connect() says what its target said".to_owned()),
+        Err(error) => Err(format!(
+            "connect() succeeds before the target has answered: {error}"
+        )),
+    };
+    Check::new("connect answers", found, "grant CAP_NET_RAW")
 }

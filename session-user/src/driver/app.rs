@@ -5,12 +5,10 @@ use std::io::{self, IoSlice};
 use std::net::{Shutdown, SocketAddr};
 use std::time::Instant;
 
-use session_proto::session::{SendBuf, StreamId};
-use socket2::SockRef;
-use tokio::net::TcpStream;
-
 use super::ready::Source;
 use super::{Driver, Name};
+use crate::requests::AppStream;
+use session_proto::session::{SendBuf, StreamId};
 
 /// Reads of one socket in one turn, before the others get theirs.
 const READS_PER_TURN: usize = 4;
@@ -22,7 +20,7 @@ const WRITE_SLICES: usize = 16;
 
 /// One application socket, or one to a target.
 pub(super) struct App {
-    pub socket: TcpStream,
+    pub socket: AppStream,
     pub source: Source<Name>,
     /// What the stream leads to, for reports.
     pub target: String,
@@ -45,8 +43,8 @@ pub(super) struct App {
 }
 
 impl App {
-    pub fn new(socket: TcpStream, source: Source<Name>, target: String, connected: bool) -> Self {
-        let local = socket.peer_addr().ok();
+    pub fn new(socket: AppStream, source: Source<Name>, target: String, connected: bool) -> Self {
+        let local = socket.peer_addr();
         Self {
             socket,
             source,
@@ -66,7 +64,7 @@ impl App {
 
     /// Both directions ended in order: from here a close is a close, not a reset.
     fn finish(self) {
-        if let Err(error) = SockRef::from(&self.socket).set_linger(None) {
+        if let Err(error) = self.socket.reset_on_close(false) {
             tracing::debug!(%error, "an application socket could not be closed in order");
         }
     }
@@ -83,7 +81,7 @@ impl Driver {
     pub(super) fn add_app(
         &mut self,
         id: StreamId,
-        socket: TcpStream,
+        socket: AppStream,
         target: String,
         connected: bool,
     ) {
@@ -221,7 +219,7 @@ impl Driver {
         }
         if self.session.take_end(id) {
             app.write_closed = true;
-            if let Err(error) = SockRef::from(&app.socket).shutdown(Shutdown::Write) {
+            if let Err(error) = app.socket.shutdown(Shutdown::Write) {
                 return self.app_failed(id, &error);
             }
             self.app_finish_if_done(id);
@@ -261,6 +259,7 @@ impl Driver {
         for (_, app) in std::mem::take(&mut self.apps) {
             self.report.closed(&app);
         }
+        self.awaiting.clear();
         self.blocked.clear();
         self.blocked_again.clear();
     }

@@ -9,15 +9,15 @@ use session_proto::wire::Route;
 use tokio::sync::watch;
 use tokio::task::AbortHandle;
 
-use crate::capture_queue::CaptureQueue;
 use crate::link::LinkSnapshot;
 use crate::policy::{self, Lanes, PathHistory, PolicyConfig, ServiceRules};
+use crate::requests::RequestQueue;
 use crate::transport::DialSpec;
 
 /// What a unit needs to dial a peer.
 pub struct InitiatorConfig {
-    /// Captured sockets for this peer.
-    pub captures: Arc<CaptureQueue>,
+    /// Streams that applications ask for.
+    pub requests: Arc<RequestQueue>,
     /// The links.
     pub links: watch::Receiver<Arc<LinkSnapshot>>,
     /// Which link is preferred.

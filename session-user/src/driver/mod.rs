@@ -50,6 +50,7 @@ use session_proto::session::SendBuf;
 pub use streams::Responder;
 
 use crate::handshake::{Identity, PeerIdentity};
+use crate::requests::AppStream;
 use crate::trace::{SessionTrace, Trace};
 use crate::transport::{InitialWindow, TransportOptions};
 
@@ -183,6 +184,11 @@ enum Internal {
         id: StreamId,
         result: Result<TcpStream, crate::dial::DialError>,
     },
+    Seated {
+        id: StreamId,
+        socket: Option<AppStream>,
+        target: String,
+    },
 }
 
 /// The driver of one session.
@@ -194,6 +200,8 @@ pub struct Driver {
     side: Side,
     ready: ReadySet<Name>,
     apps: BTreeMap<StreamId, App>,
+    /// Streams whose application waits for the target's answer.
+    awaiting: BTreeMap<StreamId, streams::Awaiting>,
     carriers: BTreeMap<Handle, Carrier>,
     /// What each path delivered when its rate was last limited, in bytes a second, by our address and the
     /// peer's.
@@ -259,6 +267,7 @@ impl Driver {
             side,
             ready: ReadySet::new(),
             apps: BTreeMap::new(),
+            awaiting: BTreeMap::new(),
             carriers: BTreeMap::new(),
             rates: BTreeMap::new(),
             session_rate: None,
@@ -367,6 +376,7 @@ impl Driver {
             Internal::Dialled(dialled) => self.dialled(dialled),
             Internal::Rejoined { path, result } => self.rejoined(&path, result),
             Internal::Target { id, result } => self.target_dialled(id, result),
+            Internal::Seated { id, socket, target } => self.seated(id, socket, target),
         }
     }
 

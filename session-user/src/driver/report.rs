@@ -133,8 +133,17 @@ impl Driver {
             tx: app.bytes_read,
             rx: app.bytes_written,
         });
+        let awaiting = self.awaiting.iter().map(|(&id, awaiting)| StreamReport {
+            id,
+            target: awaiting.target.clone(),
+            local: None,
+            connected: false,
+            service: self.session.service(id).unwrap_or_default(),
+            tx: 0,
+            rx: 0,
+        });
         let waiting = match &self.side {
-            Side::Initiator(initiator) => initiator.config.captures.len(),
+            Side::Initiator(initiator) => initiator.config.requests.len(),
             Side::Responder(_) => 0,
         };
         SessionSnapshot {
@@ -145,7 +154,7 @@ impl Driver {
             since: self.started_wall,
             held_for: self.adrift_since.map(|since| since.elapsed()),
             carriers: carriers.collect(),
-            streams: streams.collect(),
+            streams: streams.chain(awaiting).collect(),
             streams_total: self.report.opened,
             waiting,
             stats: self.session.stats(),

@@ -18,7 +18,7 @@ impl Side {
                 let open = !initiator.streams_full;
                 tokio::select! {
                     () = links_changed(&mut initiator.config.links) => {}
-                    () = initiator.config.captures.available(), if open => {}
+                    () = initiator.config.requests.available(), if open => {}
                 }
             }
         }
@@ -117,19 +117,19 @@ async fn links_changed(links: &mut watch::Receiver<Arc<LinkSnapshot>>) {
 
 impl Driver {
     pub(super) fn side_changed(&mut self) {
-        self.take_captures();
+        self.take_requests();
         self.links_changed();
     }
 
-    fn take_captures(&mut self) {
+    fn take_requests(&mut self) {
         loop {
             let Side::Initiator(initiator) = &self.side else {
                 return;
             };
-            let queue = Arc::clone(&initiator.config.captures);
-            let Some(captured) = queue.pop() else { return };
-            if let Err(captured) = self.open_captured(captured) {
-                queue.push_front(captured);
+            let queue = Arc::clone(&initiator.config.requests);
+            let Some(request) = queue.pop() else { return };
+            if let Err(request) = self.open_requested(request) {
+                queue.push_front(*request);
                 if let Side::Initiator(initiator) = &mut self.side {
                     initiator.streams_full = true;
                 }

@@ -6,12 +6,20 @@ use std::time::Duration;
 use session_proto::session::{StreamError, StreamId};
 use session_proto::wire::{Service, Target};
 
-use tokio::sync::watch;
+use tokio::sync::{mpsc, oneshot, watch};
 
 use super::{Driver, Internal, Side};
-use crate::capture::Captured;
 use crate::dial::{AllowList, dial_target};
 use crate::link::LinkSnapshot;
+use crate::requests::{AppStream, Asker, StreamRequest, Supply};
+
+/// A stream whose application waits for the target's answer.
+pub(super) struct Awaiting {
+    /// Takes what the target said to the task that waits for it on the application's behalf.
+    verdict: oneshot::Sender<Result<(), i32>>,
+    /// What the stream leads to, for reports.
+    pub target: String,
+}
 
 /// What a unit that accepts sessions needs to dial for others.
 pub struct Responder {
@@ -44,28 +52,64 @@ impl Responder {
 }
 
 impl Driver {
-    /// A captured socket becomes a stream. It gets back its socket if there is no room for it yet.
-    pub(super) fn open_captured(&mut self, captured: Captured) -> Result<(), Captured> {
-        let target = Target::Addr(captured.original);
+    /// What an application asks for becomes a stream. It comes back if there is no room for it yet.
+    pub(super) fn open_requested(
+        &mut self,
+        request: StreamRequest,
+    ) -> Result<(), Box<StreamRequest>> {
         let service = match &self.side {
             Side::Initiator(initiator) => {
-                let cgroup = || crate::capture::cgroup::name_of(captured.cgroup);
-                initiator.config.services.choose(captured.original, cgroup)
+                let cgroup = || crate::capture::cgroup::name_of(request.cgroup?);
+                initiator.config.services.choose(&request.target, cgroup)
             }
             Side::Responder(_) => Service::default(),
         };
-        match self.session.open_with(target, service) {
+        match self.session.open_with(request.target.clone(), service) {
             Ok(id) => {
-                tracing::debug!(stream = id, app = %captured.app, target = %captured.original, "captured");
+                tracing::debug!(stream = id, app = %request.app, target = %request.target, "opened");
                 self.report.opened += 1;
-                self.add_app(id, captured.socket, captured.original.to_string(), false);
+                let target = request.target.to_string();
+                match request.supply {
+                    Supply::Connected(socket) => self.add_app(id, socket, target, false),
+                    Supply::Waiting(asker) => self.await_target(id, asker, target),
+                }
                 self.tend_lanes();
                 Ok(())
             }
-            Err(StreamError::TooMany | StreamError::NotOpen) => Err(captured),
+            Err(StreamError::TooMany | StreamError::NotOpen) => Err(Box::new(request)),
             Err(error) => {
-                tracing::warn!(%error, target = %captured.original, "a captured connection is reset");
+                tracing::warn!(%error, target = %request.target, "a connection is not carried");
                 Ok(())
+            }
+        }
+    }
+
+    /// The application's socket comes when the target has answered.
+    fn await_target(&mut self, id: StreamId, asker: Asker, target: String) {
+        let (verdict, heard) = oneshot::channel();
+        let awaiting = Awaiting {
+            verdict,
+            target: target.clone(),
+        };
+        self.awaiting.insert(id, awaiting);
+        tokio::spawn(seat(id, asker, heard, target, self.internal_tx.clone()));
+    }
+
+    /// The application's socket for a stream whose target is connected; none if it has given up.
+    pub(super) fn seated(&mut self, id: StreamId, socket: Option<AppStream>, target: String) {
+        self.awaiting.remove(&id);
+        match socket {
+            Some(socket) if self.session.has_stream(id) => {
+                self.add_app(id, socket, target, true);
+                self.app_write(id);
+            }
+            // The stream was reset meanwhile, and so is the socket.
+            Some(_) => {}
+            None => {
+                tracing::debug!(stream = id, %target, "the application gave up");
+                self.session
+                    .abort(id, libc::ECONNRESET.unsigned_abs().into());
+                self.lanes_may_go();
             }
         }
     }
@@ -94,13 +138,13 @@ impl Driver {
         result: Result<tokio::net::TcpStream, crate::dial::DialError>,
     ) {
         match result {
-            Ok(socket) if self.session.streams().any(|s| s == id) => {
+            Ok(socket) if self.session.has_stream(id) => {
                 let target = socket
                     .peer_addr()
                     .map(|a| a.to_string())
                     .unwrap_or_default();
                 self.session.connected(id);
-                self.add_app(id, socket, target, true);
+                self.add_app(id, socket.into(), target, true);
             }
             // The application gave up first.
             Ok(_) => {}
@@ -116,12 +160,22 @@ impl Driver {
     }
 
     pub(super) fn stream_connected(&mut self, id: StreamId) {
-        if let Some(app) = self.apps.get_mut(&id) {
+        if let Some(awaiting) = self.awaiting.remove(&id) {
+            // Whoever asked may have gone, and then says so by itself.
+            let _ = awaiting.verdict.send(Ok(()));
+        } else if let Some(app) = self.apps.get_mut(&id) {
             app.connected = true;
         }
     }
 
     pub(super) fn stream_refused(&mut self, id: StreamId, errno: u64) {
+        if let Some(awaiting) = self.awaiting.remove(&id) {
+            let errno = i32::try_from(errno).unwrap_or(libc::ECONNREFUSED);
+            tracing::debug!(stream = id, errno, "the peer could not connect the target");
+            // As above.
+            let _ = awaiting.verdict.send(Err(errno));
+            return self.lanes_may_go();
+        }
         if let Some(app) = self.apps.get(&id) {
             let error =
                 std::io::Error::from_raw_os_error(i32::try_from(errno).unwrap_or(libc::ECONNRESET));
@@ -132,6 +186,34 @@ impl Driver {
 
     pub(super) fn stream_reset(&mut self, id: StreamId, code: u64) {
         tracing::debug!(stream = id, code, "the peer reset a stream");
+        if let Some(awaiting) = self.awaiting.remove(&id) {
+            // As above. A peer that resets what it never connected has given up for reasons of its own.
+            let _ = awaiting.verdict.send(Err(libc::ECONNREFUSED));
+        }
         self.app_reset(id);
+    }
+}
+
+/// Waits for what the target says and brings the application's socket, or that there will be none.
+async fn seat(
+    id: StreamId,
+    mut asker: Asker,
+    verdict: oneshot::Receiver<Result<(), i32>>,
+    target: String,
+    internal: mpsc::UnboundedSender<Internal>,
+) {
+    let verdict = tokio::select! {
+        verdict = verdict => verdict,
+        () = asker.gone() => Ok(Ok(())),
+    };
+    match verdict {
+        Ok(Ok(())) => {
+            let socket = asker.connected().await;
+            // The driver may have ended meanwhile; then the socket ends here.
+            let _ = internal.send(Internal::Seated { id, socket, target });
+        }
+        Ok(Err(errno)) => asker.refused(errno),
+        // The session has ended, which dropping the asker tells.
+        Err(_) => {}
     }
 }

@@ -1,10 +1,9 @@
 //! Which streams use more than one link: a pure function of where they come from and go to.
 
-use std::net::SocketAddr;
 use std::ops::RangeInclusive;
 
 use ipnet::IpNet;
-use session_proto::wire::Service;
+use session_proto::wire::{Service, Target};
 
 use crate::glob;
 
@@ -44,14 +43,19 @@ pub struct ServiceRules {
 }
 
 impl ServiceRules {
-    /// What a stream to `target` gets. `cgroup` is asked for at most once, and only if it matters: it
-    /// returns the cgroup's path below the root, without a slash in front, or `None` where it is not known.
-    pub fn choose(&self, target: SocketAddr, cgroup: impl FnOnce() -> Option<String>) -> Service {
+    /// What a stream to `target` gets; a host name is in no network. `cgroup` is asked for at most once, and
+    /// only if it matters: it returns the cgroup's path below the root, without a slash in front, or `None`
+    /// where it is not known.
+    pub fn choose(&self, target: &Target, cgroup: impl FnOnce() -> Option<String>) -> Service {
         let mut asked = Asked::Not(cgroup);
+        let (ip, port) = match target {
+            Target::Addr(addr) => (Some(addr.ip()), addr.port()),
+            Target::Name(_, port) => (None, *port),
+        };
         let fits = |rule: &&ServiceRule| {
-            let to = rule.to.is_empty() || rule.to.iter().any(|net| net.contains(&target.ip()));
-            let port =
-                rule.ports.is_empty() || rule.ports.iter().any(|r| r.contains(&target.port()));
+            let within = |net: &IpNet| ip.is_some_and(|ip| net.contains(&ip));
+            let to = rule.to.is_empty() || rule.to.iter().any(within);
+            let port = rule.ports.is_empty() || rule.ports.iter().any(|r| r.contains(&port));
             to && port && (rule.cgroups.is_empty() || asked.matches(&rule.cgroups))
         };
         let rule = self.rules.iter().find(fits);
@@ -125,7 +129,9 @@ mod tests {
             default: Service::default(),
         };
         let choose = |to: &str, cgroup: Option<&str>| {
-            rules.choose(to.parse().unwrap(), || cgroup.map(str::to_owned))
+            rules.choose(&Target::Addr(to.parse().unwrap()), || {
+                cgroup.map(str::to_owned)
+            })
         };
         assert_eq!(choose("192.0.2.7:5060", None), REDUNDANT);
         assert_eq!(choose("192.0.2.7:80", None), Service::default());
@@ -146,7 +152,21 @@ mod tests {
             rules: vec![rule(&["192.0.2.0/24"], &[], &[], BONDED)],
             default: Service::default(),
         };
-        let target = "192.0.2.1:80".parse().unwrap();
-        assert_eq!(rules.choose(target, || panic!("nobody asked")), BONDED);
+        let target = Target::Addr("192.0.2.1:80".parse().unwrap());
+        assert_eq!(rules.choose(&target, || panic!("nobody asked")), BONDED);
+    }
+
+    #[test]
+    fn a_name_is_in_no_network() {
+        let rules = ServiceRules {
+            rules: vec![
+                rule(&["0.0.0.0/0", "::/0"], &[], &[], BONDED),
+                rule(&[], &[22..=22], &[], REDUNDANT),
+            ],
+            default: Service::default(),
+        };
+        let choose = |port| rules.choose(&Target::Name("a.example".to_owned(), port), || None);
+        assert_eq!(choose(22), REDUNDANT);
+        assert_eq!(choose(80), Service::default());
     }
 }

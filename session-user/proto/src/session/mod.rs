@@ -369,6 +369,11 @@ impl Session {
         self.streams.keys().copied()
     }
 
+    /// Whether a stream is open.
+    pub fn has_stream(&self, id: StreamId) -> bool {
+        self.streams.contains_key(&id)
+    }
+
     /// Counters.
     pub fn stats(&self) -> Stats {
         self.stats

@@ -1,0 +1,145 @@
+//! The gate: holds the SYN of a captured connection until the agent has heard from the target.
+//!
+//! Without it every captured connect() would succeed, because the agent's listener always does. The first SYN goes to
+//! the agent through a ring buffer and not onto loopback; the agent sends it on by itself once the target is connected,
+//! or answers with what the target said. Retransmissions are held as well, for one that slips through would connect the
+//! application to a target that has not answered.
+//!
+//! It runs for every packet that captured cgroups send. All but the handshakes of captured sockets leave it after one
+//! look into the socket's storage.
+
+use aya_ebpf::{
+    bindings::{__sk_buff, bpf_sock},
+    helpers::generated::{bpf_sk_fullsock, bpf_skb_load_bytes},
+    macros::cgroup_skb,
+    programs::SkBuffContext,
+};
+use session_ebpf_common::{AppSocket, Knock, SYN_BYTES_MAX, counter, gate, knock};
+
+use crate::{
+    access::load,
+    maps::{self, HANDSHAKES, KNOCKS},
+};
+
+/// Verdicts of a cgroup_skb program.
+const PASS: i32 = 1;
+const HOLD: i32 = 0;
+
+/// `ETH_P_IP` as the context has it.
+const IPV4: u32 = 0x0800_u16.to_be() as u32;
+const IPV6_HEADER_BYTES: u32 = 40;
+/// Offset of the flags in a TCP header, and those that tell a first SYN from everything else.
+const TCP_FLAGS_AT: u32 = 13;
+const SYN: u8 = 0x02;
+const SYN_ACK_RST_FIN: u8 = 0x17;
+
+/// A packet that a captured cgroup sends.
+#[cgroup_skb(egress)]
+pub fn hold_syn(ctx: SkBuffContext) -> i32 {
+    let skb = ctx.skb.skb;
+    let Some(app) = captured_sender(skb) else {
+        return PASS;
+    };
+    if app.gate == gate::OPEN {
+        return PASS;
+    }
+    if !is_syn(skb) {
+        // The handshake is over.
+        app.gate = gate::OPEN;
+        return PASS;
+    }
+    if app.gate == gate::HELD {
+        return again(app);
+    }
+    first(skb, app)
+}
+
+/// State of the captured socket that sends the packet, if one does.
+#[inline(always)]
+fn captured_sender<'a>(skb: *mut __sk_buff) -> Option<&'a mut AppSocket> {
+    // SAFETY: the context is valid while the program runs; not volatile, for the verifier tracks this field as a socket
+    // pointer.
+    let sk = unsafe { (*skb).__bindgen_anon_2.sk };
+    if sk.is_null() {
+        return None;
+    }
+    // SAFETY: the verifier has seen that the pointer is not null.
+    let sk: *mut bpf_sock = unsafe { bpf_sk_fullsock(sk) };
+    maps::app_socket(sk)
+}
+
+/// Whether the packet is a SYN that begins a handshake.
+#[inline(always)]
+fn is_syn(skb: *mut __sk_buff) -> bool {
+    let tcp = if load!((*skb).protocol) == IPV4 {
+        let Some(first) = byte(skb, 0) else {
+            return false;
+        };
+        u32::from(first & 0x0f) * 4
+    } else {
+        // A socket that sends extension headers of its own is not held.
+        IPV6_HEADER_BYTES
+    };
+    byte(skb, tcp + TCP_FLAGS_AT).is_some_and(|flags| flags & SYN_ACK_RST_FIN == SYN)
+}
+
+/// A byte of the packet, from its IP header on.
+#[inline(always)]
+fn byte(skb: *mut __sk_buff, offset: u32) -> Option<u8> {
+    let mut byte = 0_u8;
+    // SAFETY: the buffer outlives the call and its length is given.
+    let loaded = unsafe { bpf_skb_load_bytes(skb.cast(), offset, (&raw mut byte).cast(), 1) };
+    (loaded == 0).then_some(byte)
+}
+
+/// A retransmission: it may go on if the agent has let the handshake through.
+#[inline(always)]
+fn again(app: &mut AppSocket) -> i32 {
+    // SAFETY: one field is read at once; the agent's update of it is the only one there is.
+    let admitted = unsafe { HANDSHAKES.get(app.key) }.is_some_and(|filed| filed.admitted != 0);
+    if admitted {
+        return PASS;
+    }
+    maps::count(counter::HELD_AGAIN);
+    HOLD
+}
+
+/// The first SYN: it goes to the agent, or where that cannot be, to its listener.
+#[inline(always)]
+fn first(skb: *mut __sk_buff, app: &mut AppSocket) -> i32 {
+    if tell(skb, app) {
+        app.gate = gate::HELD;
+        maps::count(counter::HELD);
+        return HOLD;
+    }
+    app.gate = gate::OPEN;
+    maps::count(counter::NOT_HELD);
+    PASS
+}
+
+#[inline(always)]
+fn tell(skb: *mut __sk_buff, app: &AppSocket) -> bool {
+    let len = load!((*skb).len);
+    if len == 0 || len > SYN_BYTES_MAX as u32 {
+        return false;
+    }
+    let Some(mut slot) = KNOCKS.reserve::<Knock>(0) else {
+        return false;
+    };
+    slot.write(Knock {
+        key: app.key,
+        original: app.original,
+        kind: knock::SYN,
+        len,
+        syn: [0; SYN_BYTES_MAX],
+    });
+    let to = slot.as_mut_ptr();
+    // SAFETY: the slot holds a Knock, whose `syn` has room for `len` bytes, which the verifier checks as well.
+    let loaded = unsafe { bpf_skb_load_bytes(skb.cast(), 0, (&raw mut (*to).syn).cast(), len) };
+    if loaded != 0 {
+        slot.discard(0);
+        return false;
+    }
+    slot.submit(0);
+    true
+}

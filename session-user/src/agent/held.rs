@@ -1,0 +1,160 @@
+//! Applications that wait in connect() until their target has answered.
+//!
+//! Each goes through the same steps: the gate tells of its SYN; a stream is asked for; the target's answer comes; the SYN
+//! is let through, and the connection that it makes is accepted; its socket goes to the stream. At any of them the
+//! application may give up.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use futures_util::StreamExt as _;
+use futures_util::future::{AbortHandle, Abortable, Aborted, BoxFuture};
+use futures_util::stream::FuturesUnordered;
+use session_proto::wire::Target;
+use tokio::sync::oneshot;
+
+use super::captures::ask;
+use crate::capture::{Captured, Gate, GateEvent, Hop, Knock};
+use crate::requests::{Answer, AppStream, Asker, RequestQueue, StreamRequest, Supply};
+
+/// An answer, or that the session has ended without one.
+type Heard = Option<Answer>;
+/// An answer and what it is for; nothing if the application gave up meanwhile.
+pub(super) type Answered = Option<(Hop, Heard)>;
+
+/// How far one is.
+enum Step {
+    /// The target has not answered. Where the gate has let the SYN through by mistake, as when it is taken away, the
+    /// connection is there already.
+    Asked {
+        forget: AbortHandle,
+        arrived: Option<AppStream>,
+    },
+    /// The SYN was let through; the connection's socket belongs here.
+    Admitted(oneshot::Sender<AppStream>),
+}
+
+struct Held {
+    knock: Box<Knock>,
+    step: Step,
+}
+
+/// All applications that wait.
+#[derive(Default)]
+pub(super) struct HeldConnections {
+    held: HashMap<Hop, Held>,
+    answers: FuturesUnordered<Abortable<BoxFuture<'static, (Hop, Heard)>>>,
+}
+
+impl HeldConnections {
+    /// Acts on what the gate tells.
+    pub fn event(&mut self, event: GateEvent, queues: &[Arc<RequestQueue>]) {
+        match event {
+            GateEvent::Knock(knock) => self.knocked(knock, queues),
+            GateEvent::Gone(hop) => self.forget(hop),
+        }
+    }
+
+    fn knocked(&mut self, knock: Box<Knock>, queues: &[Arc<RequestQueue>]) {
+        let hop = knock.hop;
+        // Whatever had the same addresses is over.
+        self.forget(hop);
+        let (asker, answer) = Asker::new();
+        let request = StreamRequest {
+            target: Target::Addr(knock.original),
+            app: knock.app.to_string(),
+            cgroup: Some(knock.cgroup),
+            supply: Supply::Waiting(asker),
+        };
+        let (forget, aborted) = AbortHandle::new_pair();
+        let answer: BoxFuture<'static, _> = Box::pin(async move { (hop, answer.await.ok()) });
+        self.answers.push(Abortable::new(answer, aborted));
+        let peer = knock.peer;
+        let step = Step::Asked {
+            forget,
+            arrived: None,
+        };
+        self.held.insert(hop, Held { knock, step });
+        ask(queues, peer, request);
+    }
+
+    /// The application gave up: the stream is not wanted.
+    fn forget(&mut self, hop: Hop) {
+        if let Some(Step::Asked { forget, .. }) = self.held.remove(&hop).map(|held| held.step) {
+            forget.abort();
+        }
+    }
+
+    /// The next answer. Cancel-safe.
+    pub async fn answered(&mut self) -> Answered {
+        match self.answers.next().await {
+            Some(Ok(answered)) => Some(answered),
+            Some(Err(Aborted)) => None,
+            None => std::future::pending().await,
+        }
+    }
+
+    /// Tells the application what its target said.
+    pub fn answer(&mut self, answered: Answered, gate: &mut Gate) {
+        let Some((hop, heard)) = answered else { return };
+        let Some(Held { knock, step }) = self.held.remove(&hop) else {
+            return;
+        };
+        let Step::Asked { arrived, .. } = step else {
+            return;
+        };
+        match heard {
+            Some(Answer::Connected(seat)) => match arrived {
+                // If nobody takes it, the session has ended, and the socket is reset with it.
+                Some(socket) => drop(seat.send(socket)),
+                None => self.admit(knock, seat, gate),
+            },
+            Some(Answer::Refused(errno)) => refuse(&knock, errno, gate),
+            // Nobody knows what the target would say; the session, or the room in it, is over.
+            None => refuse(&knock, libc::ECONNREFUSED, gate),
+        }
+    }
+
+    fn admit(&mut self, knock: Box<Knock>, seat: oneshot::Sender<AppStream>, gate: &mut Gate) {
+        match gate.admit(&knock) {
+            Ok(true) => {
+                let step = Step::Admitted(seat);
+                self.held.insert(knock.hop, Held { knock, step });
+            }
+            // Dropping the seat ends the stream.
+            Ok(false) => {}
+            Err(error) => {
+                tracing::warn!(%error, app = %knock.app, "a held connection could not be let through; it waits for its retransmission");
+                let step = Step::Admitted(seat);
+                self.held.insert(knock.hop, Held { knock, step });
+            }
+        }
+    }
+
+    /// A connection was made: it belongs to one that waits, or is given back.
+    pub fn arrived(&mut self, captured: Captured) -> Option<Captured> {
+        let Some(held) = self.held.remove(&captured.hop) else {
+            return Some(captured);
+        };
+        match held.step {
+            // If nobody takes it, the session has ended, and the socket is reset with it.
+            Step::Admitted(seat) => drop(seat.send(captured.socket.into())),
+            Step::Asked { forget, .. } => {
+                let step = Step::Asked {
+                    forget,
+                    arrived: Some(captured.socket.into()),
+                };
+                let knock = held.knock;
+                self.held.insert(captured.hop, Held { knock, step });
+            }
+        }
+        None
+    }
+}
+
+fn refuse(knock: &Knock, errno: i32, gate: &Gate) {
+    tracing::debug!(target = %knock.original, app = %knock.app, errno, "a connection is refused");
+    if let Err(error) = gate.refuse(knock, errno) {
+        tracing::warn!(%error, app = %knock.app, "an application could not be told what its target said; it will time out");
+    }
+}

@@ -1,0 +1,203 @@
+//! The agent's side of the gate: hears of held SYNs, and sends them on or answers them.
+
+use std::io;
+use std::net::{IpAddr, Ipv6Addr, SocketAddr};
+
+use aya::maps::{MapData, RingBuf};
+use session_ebpf_common::{FlowKey, Knock as Told, SYN_BYTES_MAX, knock};
+use socket2::{Domain, Protocol, SockAddr, Socket, Type};
+use tokio::io::unix::AsyncFd;
+
+use super::CaptureError;
+use super::kernel::{Handshakes, Kernel, socket_addr};
+use super::syn::{Refusal, Syn};
+
+/// `BPF_EXIST`: change what is there, add nothing.
+const EXISTING: u64 = 2;
+
+/// A connection between an application and the agent, as both of its ends know it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Hop(FlowKey);
+
+impl Hop {
+    /// The hop between two sockets on loopback.
+    pub(super) fn between(netns_cookie: u64, app: SocketAddr, agent: SocketAddr) -> Self {
+        Self(FlowKey {
+            netns_cookie,
+            app_addr: words(app.ip()),
+            agent_addr: words(agent.ip()),
+            app_port: app.port().into(),
+            agent_port: agent.port().into(),
+        })
+    }
+}
+
+/// An application that waits in connect().
+#[derive(Debug)]
+pub struct Knock {
+    /// Names the connection, should it come to one.
+    pub hop: Hop,
+    /// Where the application wants to go; v4-mapped destinations are shown as IPv4.
+    pub original: SocketAddr,
+    /// The application's end of the loopback hop, for logs.
+    pub app: SocketAddr,
+    /// The peer index of the rule that claimed the connection.
+    pub peer: u32,
+    /// Id of the application's cgroup.
+    pub cgroup: u64,
+    syn: Syn,
+}
+
+/// What the gate tells.
+#[derive(Debug)]
+pub enum GateEvent {
+    /// An application waits.
+    Knock(Box<Knock>),
+    /// It waits no more: it closed its socket, or its time is over.
+    Gone(Hop),
+}
+
+/// Raw sockets, which send packets as they are given.
+#[derive(Debug)]
+pub(super) struct Injector {
+    v4: Socket,
+    /// None on a host without IPv6.
+    v6: Option<Socket>,
+}
+
+impl Injector {
+    /// Needs CAP_NET_RAW.
+    pub fn open() -> io::Result<Self> {
+        let raw = |domain| {
+            // IPPROTO_RAW: the headers are in what is sent, and nothing is received (raw(7)).
+            let protocol = Some(Protocol::from(libc::IPPROTO_RAW));
+            Socket::new(domain, Type::RAW.cloexec().nonblocking(), protocol)
+        };
+        Ok(Self {
+            v4: raw(Domain::IPV4)?,
+            v6: match raw(Domain::IPV6) {
+                Ok(socket) => Some(socket),
+                Err(error) if error.raw_os_error() == Some(libc::EAFNOSUPPORT) => None,
+                Err(error) => return Err(error),
+            },
+        })
+    }
+
+    fn send(&self, packet: &[u8], to: IpAddr) -> io::Result<()> {
+        let socket = match to {
+            IpAddr::V4(_) => &self.v4,
+            IpAddr::V6(_) => self.v6.as_ref().ok_or(io::ErrorKind::Unsupported)?,
+        };
+        socket.send_to(packet, &SockAddr::from(SocketAddr::new(to, 0)))?;
+        Ok(())
+    }
+}
+
+/// Holds the SYNs of captured connections.
+pub struct Gate {
+    ring: AsyncFd<RingBuf<MapData>>,
+    handshakes: Handshakes,
+    injector: Injector,
+}
+
+impl std::fmt::Debug for Gate {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Gate").finish_non_exhaustive()
+    }
+}
+
+impl Gate {
+    pub(super) fn open(kernel: &mut Kernel, injector: Injector) -> Result<Self, CaptureError> {
+        let (ring, handshakes) = kernel.take_gate()?;
+        // SAFETY: the ring keeps its descriptor for its whole life, and the registration owns it.
+        let ring = unsafe { AsyncFd::register_with_interest(ring, tokio::io::Interest::READABLE) };
+        Ok(Self {
+            ring: ring.map_err(|error| CaptureError::Runtime {
+                what: "watch the ring of held connections",
+                source: error.into_parts().1,
+            })?,
+            handshakes,
+            injector,
+        })
+    }
+
+    /// What happens next. Cancel-safe.
+    pub async fn next(&mut self) -> io::Result<GateEvent> {
+        loop {
+            let mut guard = self.ring.readable_mut().await?;
+            let Some(told) = guard.get_inner_mut().next() else {
+                guard.clear_ready();
+                continue;
+            };
+            match decode(&told) {
+                Some(event) => return Ok(event),
+                None => tracing::error!("the gate told of something that is no SYN"),
+            }
+        }
+    }
+
+    /// The target is connected: the application's kernel gets its answer from the agent's listener. False if the
+    /// application waits no more.
+    pub fn admit(&mut self, knock: &Knock) -> io::Result<bool> {
+        let Ok(mut filed) = self.handshakes.get(&knock.hop.0, 0) else {
+            return Ok(false);
+        };
+        // First, so that the application's own retransmissions pass if this one is lost.
+        filed.admitted = 1;
+        if self
+            .handshakes
+            .insert(knock.hop.0, filed, EXISTING)
+            .is_err()
+        {
+            return Ok(false);
+        }
+        self.injector.send(&knock.syn.whole(), knock.syn.to())?;
+        Ok(true)
+    }
+
+    /// The target is not connected: the application's kernel sees what it would have seen without us. At a time-out that
+    /// is nothing, and its own time runs.
+    pub fn refuse(&self, knock: &Knock, errno: i32) -> io::Result<()> {
+        match Refusal::from_errno(errno) {
+            Some(refusal) => self
+                .injector
+                .send(&knock.syn.refused(refusal), knock.syn.from()),
+            None => Ok(()),
+        }
+    }
+}
+
+fn decode(told: &[u8]) -> Option<GateEvent> {
+    if told.len() != size_of::<Told>() {
+        return None;
+    }
+    // SAFETY: the ring holds whole `Told`s, whose length was just compared, and any bytes are one; it may not be
+    // aligned.
+    let told = unsafe { told.as_ptr().cast::<Told>().read_unaligned() };
+    let hop = Hop(told.key);
+    if told.kind == knock::GONE {
+        return Some(GateEvent::Gone(hop));
+    }
+    let syn = Syn::parse(&told.syn[..(told.len as usize).min(SYN_BYTES_MAX)])?;
+    Some(GateEvent::Knock(Box::new(Knock {
+        hop,
+        original: socket_addr(&told.original),
+        app: SocketAddr::new(syn.from(), told.key.app_port as u16),
+        peer: told.original.peer,
+        cgroup: told.original.cgroup,
+        syn,
+    })))
+}
+
+/// An address as the programs write it.
+fn words(ip: IpAddr) -> [u32; 4] {
+    let octets = match ip {
+        IpAddr::V4(ip) => ip.to_ipv6_mapped().octets(),
+        IpAddr::V6(ip) => Ipv6Addr::octets(&ip),
+    };
+    let mut words = [0; 4];
+    for (word, chunk) in words.iter_mut().zip(octets.chunks_exact(4)) {
+        *word = u32::from_ne_bytes([chunk[0], chunk[1], chunk[2], chunk[3]]);
+    }
+    words
+}

@@ -12,6 +12,7 @@ pub mod cli;
 pub mod config;
 pub mod control;
 pub mod dial;
+pub mod door;
 pub mod driver;
 pub mod glob;
 pub mod handshake;

@@ -11,10 +11,10 @@ use super::peer::PeerState;
 use super::registry::Registry;
 use super::reports::{link_report, peer_report, session_report};
 use super::runs::Runs;
-use crate::config::Config;
+use crate::config::{Config, Listen};
 use crate::control::{
-    CaptureReport, ControlError, ControlHandler, Credentials, ErrorCode, LinkReport, Permissions,
-    Request, Response, StatusReport,
+    CaptureReport, ControlError, ControlHandler, Credentials, DoorReport, ErrorCode, LinkReport,
+    Permissions, Request, Response, StatusReport,
 };
 use crate::driver::{CarrierReport, Command, Common};
 use crate::link::LinkSnapshot;
@@ -183,6 +183,15 @@ impl Shared {
                 refused: state.counters.refused,
                 in_flight: state.counters.in_flight,
             }),
+            doors: self.config.listens.iter().map(|l| self.door(l)).collect(),
+        }
+    }
+
+    fn door(&self, listen: &Listen) -> DoorReport {
+        DoorReport {
+            at: listen.at.to_string(),
+            leads: listen.leads.to_string(),
+            peer: self.config.peers[listen.peer].name.clone(),
         }
     }
 

@@ -33,6 +33,7 @@ use tokio::task::JoinSet;
 use crate::capture::{Capture, CaptureConfig, CaptureError, CaptureRule, Orphans};
 use crate::config::Config;
 use crate::dial::{AllowList, AllowRule};
+use crate::door::{Door, Doors};
 use crate::driver::{Command, Common};
 use crate::handshake::{Identity, IdentityPaths};
 use crate::link::{LinkMonitor, MonitorConfig};
@@ -70,6 +71,7 @@ struct Agent {
     shared: Arc<Shared>,
     admit: Arc<Semaphore>,
     tasks: JoinSet<()>,
+    doors: Doors,
     _links: LinkMonitor,
 }
 
@@ -116,7 +118,8 @@ impl Agent {
         };
         accept_sessions(&config, &accepting, &mut tasks)?;
         let peers = keep_sessions(&config, &common, &session, &registry, &links, &mut tasks);
-        let queues = peers.iter().map(|p| Arc::clone(&p.requests)).collect();
+        let queues: Vec<_> = peers.iter().map(|p| Arc::clone(&p.requests)).collect();
+        let doors = open_doors(&config, &queues)?;
         let captures = start_capture(&config, queues).await?;
         let shared = Arc::new(Shared {
             config,
@@ -134,6 +137,7 @@ impl Agent {
             shared,
             admit,
             tasks,
+            doors,
             _links: links,
         })
     }
@@ -164,6 +168,7 @@ impl Agent {
     /// New connections go direct and new sessions are refused; what runs may end by itself.
     async fn drain(&mut self, terminate: &mut Signal, interrupt: &mut Signal) {
         self.admit.close();
+        self.doors.close();
         if let Some(captures) = &self.shared.captures {
             // If the capture has ended already, nothing is captured any more.
             let _ = captures.detach_all().await;
@@ -414,6 +419,17 @@ fn keep_sessions(
         tasks.spawn(peer.run(stopped));
     }
     handles
+}
+
+fn open_doors(config: &Config, queues: &[Arc<RequestQueue>]) -> anyhow::Result<Doors> {
+    let doors = config.listens.iter().map(|listen| Door {
+        at: listen.at.clone(),
+        leads: listen.leads.clone(),
+        from: listen.from.clone(),
+        group: listen.group.clone(),
+        requests: Arc::clone(&queues[listen.peer]),
+    });
+    Ok(Doors::open(doors)?)
 }
 
 async fn start_capture(

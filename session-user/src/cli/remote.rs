@@ -113,6 +113,12 @@ fn status_text(status: &StatusReport) -> String {
         "accepted sessions: {}\n",
         status.accepted_sessions
     ));
+    for door in &status.doors {
+        out.push_str(&format!(
+            "door: {} leads to {} through {}\n",
+            door.at, door.leads, door.peer
+        ));
+    }
     match &status.capture {
         None => out.push_str("capture: none configured\n"),
         Some(capture) => {

@@ -3,6 +3,7 @@
 //! What was typed (`raw`) becomes ready objects (`types`), one function for each section. An error
 //! names the file, the line, the key and what was expected.
 
+mod listen;
 mod raw;
 mod sections;
 mod source;
@@ -12,10 +13,11 @@ mod units;
 use std::path::Path;
 use std::time::Duration;
 
+use listen::listens;
 use sections::{accept, captures, peers, session, streams, transport};
 use source::Source;
 pub use types::{
-    Accept, Agent, Capture, Identity, Lanes, Links, Peer, Session, Stream, Trace, Transport,
+    Accept, Agent, Capture, Identity, Lanes, Links, Listen, Peer, Session, Stream, Trace, Transport,
 };
 pub use units::{duration, size};
 
@@ -52,6 +54,8 @@ pub struct Config {
     pub peers: Vec<Peer>,
     /// What to capture.
     pub captures: Vec<Capture>,
+    /// Doors for applications that are not captured.
+    pub listens: Vec<Listen>,
     /// How streams use the links.
     pub streams: Vec<Stream>,
     /// Which link is preferred.
@@ -117,6 +121,7 @@ impl Config {
                 bpffs: raw.agent.bpffs.unwrap_or_else(|| DEFAULT_BPFFS.into()),
             },
             captures: captures(&source, &raw.capture, &peers)?,
+            listens: listens(&source, &raw.listen, &peers)?,
             peers,
             links: Links {
                 debounce: source.or(

@@ -18,6 +18,8 @@ pub(super) struct Raw {
     #[serde(default)]
     pub capture: Vec<Capture>,
     #[serde(default)]
+    pub listen: Vec<Listen>,
+    #[serde(default)]
     pub stream: Vec<Stream>,
     #[serde(default)]
     pub links: Links,
@@ -69,6 +71,18 @@ pub(super) struct Capture {
     #[serde(default)]
     pub ports: Vec<Text>,
     pub when_agent_dead: Option<Text>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Listen {
+    pub at: Text,
+    pub peer: Text,
+    pub to: Option<Text>,
+    pub serve: Option<Text>,
+    #[serde(default)]
+    pub from: Vec<Text>,
+    pub group: Option<Text>,
 }
 
 #[derive(Debug, Deserialize)]

@@ -14,11 +14,11 @@ use super::{
     Accept, Capture, Lanes, Peer, Result, Session, Stream, Transport, duration, raw, size,
 };
 
-fn address(text: &str) -> std::result::Result<SocketAddr, String> {
+pub(super) fn address(text: &str) -> std::result::Result<SocketAddr, String> {
     text.parse().map_err(|_| format!("`{text}` is not an address with a port, such as \"192.0.2.1:7843\" or \"[2001:db8::1]:7843\""))
 }
 
-fn network(text: &str) -> std::result::Result<IpNet, String> {
+pub(super) fn network(text: &str) -> std::result::Result<IpNet, String> {
     let host = || text.parse::<std::net::IpAddr>().map(IpNet::from);
     text.parse().or_else(|_| host()).map_err(|_| {
         format!("`{text}` is not a network, such as \"10.0.0.0/8\" or \"2001:db8::/32\"")
@@ -79,19 +79,7 @@ pub(super) fn captures(
 }
 
 fn one_capture(source: &Source<'_>, raw: &raw::Capture, peers: &[Peer]) -> Result<Capture> {
-    let peer = source.one("capture.peer", &raw.peer, |name| {
-        let known = || {
-            peers
-                .iter()
-                .map(|p| p.name.as_str())
-                .collect::<Vec<_>>()
-                .join(", ")
-        };
-        peers
-            .iter()
-            .position(|p| p.name == name)
-            .ok_or_else(|| format!("`{name}` is no [[peer]]; there is: {}", known()))
-    })?;
+    let peer = source.peer("capture.peer", &raw.peer, peers)?;
     let to = source.all("capture.to", raw.to.get_ref(), network)?;
     if to.is_empty() {
         return Err(source.error(

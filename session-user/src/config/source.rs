@@ -4,7 +4,7 @@ use std::ops::{Range, RangeInclusive};
 
 use toml::Spanned;
 
-use super::{ConfigError, Result, raw};
+use super::{ConfigError, Peer, Result, raw};
 
 /// A file's text, to tell lines from offsets.
 pub(super) struct Source<'a> {
@@ -47,6 +47,20 @@ impl Source<'_> {
         parse: impl Fn(&str) -> std::result::Result<T, String>,
     ) -> Result<T> {
         parse(text.get_ref()).map_err(|message| self.error(&text.span(), key, message))
+    }
+
+    /// The index of the peer that is named.
+    pub(super) fn peer(&self, key: &str, text: &raw::Text, peers: &[Peer]) -> Result<usize> {
+        self.one(key, text, |name| {
+            let known = || {
+                let names: Vec<&str> = peers.iter().map(|p| p.name.as_str()).collect();
+                names.join(", ")
+            };
+            peers
+                .iter()
+                .position(|p| p.name == name)
+                .ok_or_else(|| format!("`{name}` is no [[peer]]; there is: {}", known()))
+        })
     }
 
     pub(super) fn all<T>(

@@ -64,6 +64,22 @@ fn errors_name_file_line_key_and_what_was_expected() {
             "[accept]\nlisten = [\"0.0.0.0:1\"]\n[[accept.allow]]\npeer = \"x\"\nto = [\"10.0.0.0/8\"]\n",
             "test.toml:9: accept.allow.to: ",
         ),
+        (
+            "[[peer]]\nname = \"gw\"\naddresses = [\"192.0.2.1:1\"]\n[[listen]]\nat = \"127.0.0.1:1\"\npeer = \"gw\"\n",
+            "test.toml:9: listen.to: expected `to` with a target, or `serve`",
+        ),
+        (
+            "[[peer]]\nname = \"gw\"\naddresses = [\"192.0.2.1:1\"]\n[[listen]]\nat = \"here\"\npeer = \"gw\"\nserve = \"http\"\n",
+            "test.toml:9: listen.at: `here` is not an address with a port",
+        ),
+        (
+            "[[peer]]\nname = \"gw\"\naddresses = [\"192.0.2.1:1\"]\n[[listen]]\nat = \"127.0.0.1:1\"\npeer = \"gw\"\nto = \"db\"\n",
+            "test.toml:11: listen.to: `db` is no target: expected HOST:PORT",
+        ),
+        (
+            "[[peer]]\nname = \"gw\"\naddresses = [\"192.0.2.1:1\"]\n[[listen]]\nat = \"127.0.0.1:1\"\npeer = \"gw\"\nserve = \"http\"\ngroup = \"db\"\n",
+            "test.toml:12: listen.group: only a Unix socket has a group",
+        ),
         ("[agent]\ncolour = \"red\"\n", "test.toml:6: colour"),
         ("[agent]\nlog = 7\n", "test.toml:6: "),
         ("[agent\n", "test.toml:5: "),

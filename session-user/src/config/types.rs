@@ -8,6 +8,8 @@ use std::time::Duration;
 use ipnet::IpNet;
 use session_proto::wire::Service;
 
+use crate::door::{At, Leads};
+
 /// Files of this unit's identity.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Identity {
@@ -60,6 +62,21 @@ pub struct Capture {
     pub ports: Vec<RangeInclusive<u16>>,
     /// Whether connections are refused while the agent is dead; otherwise they go direct.
     pub fail_closed: bool,
+}
+
+/// A door for applications that are not captured.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Listen {
+    /// Where it is.
+    pub at: At,
+    /// Index of the peer in [`Config::peers`].
+    pub peer: usize,
+    /// What it leads to.
+    pub leads: Leads,
+    /// Who may use it beside this host.
+    pub from: Vec<IpNet>,
+    /// Group whose members may use a Unix socket.
+    pub group: Option<String>,
 }
 
 /// Further transports on the link in use.

@@ -129,6 +129,20 @@ pub struct StatusReport {
     pub accepted_sessions: usize,
     /// The capture, if there are `[[capture]]` rules.
     pub capture: Option<CaptureReport>,
+    /// Doors for applications that are not captured.
+    #[serde(default)]
+    pub doors: Vec<DoorReport>,
+}
+
+/// A door for applications that are not captured.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct DoorReport {
+    /// An address with a port, or the path of a Unix socket.
+    pub at: String,
+    /// A target, `socks5` or `http`.
+    pub leads: String,
+    /// The peer that carries what comes through it.
+    pub peer: String,
 }
 
 /// A unit to reach.

@@ -5,86 +5,132 @@ use std::net::{Shutdown, SocketAddr};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use bytes::BufMut;
+use bytes::{Buf, BufMut, Bytes};
 use socket2::SockRef;
 use tokio::net::{TcpStream, UnixStream};
 
 /// A connected stream socket of an application, or of a target.
+#[derive(Debug)]
+pub struct AppStream {
+    socket: AppSocket,
+    /// What was read from the socket already, and comes before the rest.
+    read_already: Bytes,
+}
+
+/// What kind of socket it is.
 ///
 /// A Unix socket knows no reset: where a TCP socket would be reset, it is closed.
 #[derive(Debug)]
-pub enum AppStream {
-    /// Over TCP.
+enum AppSocket {
     Tcp(TcpStream),
-    /// Over a Unix socket.
     Unix(UnixStream),
 }
 
 /// Calls the same method on whichever socket it is.
 macro_rules! each {
-    ($self:expr, $socket:ident => $call:expr) => {
-        match $self {
-            Self::Tcp($socket) => $call,
-            Self::Unix($socket) => $call,
+    ($socket:expr, $inner:ident => $call:expr) => {
+        match &$socket {
+            AppSocket::Tcp($inner) => $call,
+            AppSocket::Unix($inner) => $call,
         }
     };
 }
 
 impl AppStream {
+    /// The same with bytes that were read from the socket already.
+    pub fn behind(self, read_already: Bytes) -> Self {
+        Self {
+            read_already,
+            ..self
+        }
+    }
+
     /// As [`TcpStream::try_read_buf`].
-    pub fn try_read_buf(&self, buf: &mut impl BufMut) -> io::Result<usize> {
-        each!(self, socket => socket.try_read_buf(buf))
+    pub fn try_read_buf(&mut self, buf: &mut impl BufMut) -> io::Result<usize> {
+        if self.read_already.is_empty() {
+            return each!(self.socket, socket => socket.try_read_buf(buf));
+        }
+        let n = self.read_already.len().min(buf.remaining_mut());
+        buf.put((&mut self.read_already).take(n));
+        Ok(n)
     }
 
     /// As [`TcpStream::try_write_vectored`].
     pub fn try_write_vectored(&self, slices: &[IoSlice<'_>]) -> io::Result<usize> {
-        each!(self, socket => socket.try_write_vectored(slices))
+        each!(self.socket, socket => socket.try_write_vectored(slices))
     }
 
     /// As [`TcpStream::poll_read_ready`].
     pub fn poll_read_ready(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        each!(self, socket => socket.poll_read_ready(cx))
+        each!(self.socket, socket => socket.poll_read_ready(cx))
     }
 
     /// As [`TcpStream::poll_write_ready`].
     pub fn poll_write_ready(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        each!(self, socket => socket.poll_write_ready(cx))
+        each!(self.socket, socket => socket.poll_write_ready(cx))
     }
 
     /// Address of the other end, if it has one.
     pub fn peer_addr(&self) -> Option<SocketAddr> {
-        match self {
-            Self::Tcp(socket) => socket.peer_addr().ok(),
-            Self::Unix(_) => None,
+        match &self.socket {
+            AppSocket::Tcp(socket) => socket.peer_addr().ok(),
+            AppSocket::Unix(_) => None,
         }
     }
 
     /// Ends one direction or both.
     pub fn shutdown(&self, how: Shutdown) -> io::Result<()> {
-        self.raw().shutdown(how)
+        each!(self.socket, socket => SockRef::from(socket).shutdown(how))
     }
 
     /// What closing the socket means from now on: a reset, or an end in order.
     pub fn reset_on_close(&self, reset: bool) -> io::Result<()> {
-        match self {
-            Self::Tcp(_) => self.raw().set_linger(reset.then_some(Duration::ZERO)),
-            Self::Unix(_) => Ok(()),
+        match &self.socket {
+            AppSocket::Tcp(socket) => {
+                SockRef::from(socket).set_linger(reset.then_some(Duration::ZERO))
+            }
+            AppSocket::Unix(_) => Ok(()),
         }
-    }
-
-    fn raw(&self) -> SockRef<'_> {
-        each!(self, socket => SockRef::from(socket))
     }
 }
 
 impl From<TcpStream> for AppStream {
     fn from(socket: TcpStream) -> Self {
-        Self::Tcp(socket)
+        Self {
+            socket: AppSocket::Tcp(socket),
+            read_already: Bytes::new(),
+        }
     }
 }
 
 impl From<UnixStream> for AppStream {
     fn from(socket: UnixStream) -> Self {
-        Self::Unix(socket)
+        Self {
+            socket: AppSocket::Unix(socket),
+            read_already: Bytes::new(),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tokio::io::AsyncWriteExt as _;
+
+    #[tokio::test]
+    async fn what_was_read_already_comes_first() {
+        let (mut far, near) = UnixStream::pair().unwrap();
+        far.write_all(b" and the rest").await.unwrap();
+        let mut stream = AppStream::from(near).behind(Bytes::from_static(b"the beginning"));
+        let mut first = [0; 4];
+        assert_eq!(stream.try_read_buf(&mut &mut first[..]).unwrap(), 4);
+        assert_eq!(&first, b"the ");
+        let mut out = Vec::with_capacity(64);
+        assert_eq!(stream.try_read_buf(&mut out).unwrap(), 9);
+        std::future::poll_fn(|cx| stream.poll_read_ready(cx))
+            .await
+            .unwrap();
+        stream.try_read_buf(&mut out).unwrap();
+        assert_eq!(out, b"beginning and the rest");
     }
 }

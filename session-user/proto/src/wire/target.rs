@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
+use std::str::FromStr;
 
 use super::WireError;
 use super::varint::Reader;
@@ -26,7 +27,47 @@ impl fmt::Display for Target {
     }
 }
 
+/// A text that names no target.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "expected HOST:PORT with an address or a host name (ASCII; an international name in its xn-- form), such as 192.0.2.1:22, [2001:db8::1]:443 or db.example:5432"
+)]
+pub struct BadTarget;
+
+impl FromStr for Target {
+    type Err = BadTarget;
+
+    fn from_str(text: &str) -> Result<Self, BadTarget> {
+        if let Ok(addr) = text.parse() {
+            return Ok(Self::Addr(addr));
+        }
+        let (host, port) = text.rsplit_once(':').ok_or(BadTarget)?;
+        // `parse` alone would take "+80".
+        let digits = port.bytes().all(|b| b.is_ascii_digit());
+        let port = port.parse().ok().filter(|_| digits).ok_or(BadTarget)?;
+        Self::of_host(host, port)
+    }
+}
+
+/// Whether a host name may have this byte: letters, digits, hyphens and (in practice) underscores, and
+/// the dots between labels. Anything else would reach a resolver and a log as it is.
+fn is_of_name(b: u8) -> bool {
+    b.is_ascii_alphanumeric() || matches!(b, b'-' | b'.' | b'_')
+}
+
 impl Target {
+    /// A target by its host, an address or a name.
+    pub fn of_host(host: &str, port: u16) -> Result<Self, BadTarget> {
+        if let Ok(ip) = host.parse() {
+            return Ok(Self::Addr(SocketAddr::new(ip, port)));
+        }
+        let fits = !host.is_empty() && host.len() <= HOST_NAME_BYTES_MAX;
+        if port == 0 || !fits || !host.bytes().all(is_of_name) {
+            return Err(BadTarget);
+        }
+        Ok(Self::Name(host.to_owned(), port))
+    }
+
     /// Address type 4 (4 bytes), 6 (16 bytes) or 3 (length byte and name), then the port.
     pub(super) fn encode(&self, out: &mut Vec<u8>) {
         let port = match self {
@@ -71,10 +112,7 @@ impl Target {
                     return Err(WireError::Invalid("the length of a host name"));
                 }
                 let raw = reader.bytes(len, WHAT)?;
-                // A label is letters, digits, hyphens and (in practice) underscores; anything else
-                // would reach a resolver and a log as it is.
-                let allowed = |b: &u8| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'.' | b'_');
-                if !raw.iter().all(allowed) {
+                if !raw.iter().copied().all(is_of_name) {
                     return Err(WireError::Invalid("a host name"));
                 }
                 let name = String::from_utf8_lossy(raw).into_owned();
@@ -82,5 +120,35 @@ impl Target {
             }
             _ => Err(WireError::Invalid("the address type of a target")),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn targets_are_read_as_people_write_them() {
+        let addr = |text: &str| Ok(Target::Addr(text.parse().unwrap()));
+        let name = |name: &str, port| Ok(Target::Name(name.to_owned(), port));
+        assert_eq!("192.0.2.1:22".parse(), addr("192.0.2.1:22"));
+        assert_eq!("[2001:db8::1]:443".parse(), addr("[2001:db8::1]:443"));
+        assert_eq!("db.example:5432".parse(), name("db.example", 5432));
+        assert_eq!(Target::of_host("2001:db8::1", 1), addr("[2001:db8::1]:1"));
+        for bad in [
+            "",
+            ":80",
+            "db.example",
+            "db.example:",
+            "db.example:0",
+            "db.example:+80",
+            "db.example:65536",
+            "a b:80",
+            "b\u{fc}cher.example:80",
+            "2001:db8::1",
+        ] {
+            assert_eq!(bad.parse::<Target>(), Err(BadTarget), "{bad}");
+        }
+        assert_eq!(Target::of_host(&"a".repeat(256), 1), Err(BadTarget));
     }
 }

@@ -1,0 +1,74 @@
+//! SOCKS version 5 (RFC 1928): the client says where it wants to go, and hears what became of it.
+
+use std::net::{Ipv4Addr, SocketAddr};
+
+use fast_socks5::server::Socks5ServerProtocol;
+use fast_socks5::util::target_addr::TargetAddr;
+use fast_socks5::{ReplyError, Socks5Command};
+use session_proto::wire::Target;
+use tokio::io::{AsyncRead, AsyncWrite};
+
+use super::listener::Client;
+use super::{Door, NEGOTIATION_TIMEOUT, Unmet, seat};
+use crate::requests::{Answer, AppStream};
+
+/// BND.ADDR and BND.PORT: what the target sees is the gateway's, and not known here.
+const BOUND: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::UNSPECIFIED), 0);
+
+pub(super) async fn meet(door: &Door, client: Client) -> Result<(), Unmet> {
+    let name = client.name();
+    match client {
+        Client::Tcp(socket, _) => serve(door, name, socket).await,
+        Client::Unix(socket) => serve(door, name, socket).await,
+    }
+}
+
+async fn serve<S>(door: &Door, name: String, socket: S) -> Result<(), Unmet>
+where
+    S: AsyncRead + AsyncWrite + Unpin + Into<AppStream>,
+{
+    let negotiation = async {
+        let proto = Socks5ServerProtocol::accept_no_auth(socket).await?;
+        proto.read_command().await
+    };
+    let negotiated = tokio::time::timeout(NEGOTIATION_TIMEOUT, negotiation).await;
+    let (proto, command, target) = negotiated
+        .map_err(|_| Unmet::Timeout)?
+        .map_err(|error| Unmet::Protocol(error.to_string()))?;
+    let answer = match (command, target_of(target)) {
+        (Socks5Command::TCPConnect, Some(target)) => door.ask(name, target).await,
+        (Socks5Command::TCPConnect, None) => Some(Answer::Refused(libc::EHOSTUNREACH)),
+        _ => {
+            let said = proto.reply_error(&ReplyError::CommandNotSupported).await;
+            return said.map_err(|error| Unmet::Protocol(error.to_string()));
+        }
+    };
+    let said = match answer {
+        Some(Answer::Connected(to)) => match proto.reply_success(BOUND).await {
+            Ok(socket) => return seat(to, socket.into()),
+            Err(error) => Err(error),
+        },
+        Some(Answer::Refused(errno)) => proto.reply_error(&reply(errno)).await,
+        None => proto.reply_error(&ReplyError::GeneralFailure).await,
+    };
+    said.map_err(|error| Unmet::Protocol(error.to_string()))
+}
+
+fn target_of(target: TargetAddr) -> Option<Target> {
+    match target {
+        TargetAddr::Ip(addr) => Some(Target::Addr(addr)),
+        TargetAddr::Domain(name, port) => Target::of_host(&name, port).ok(),
+    }
+}
+
+/// RFC 1928, section 6.
+fn reply(errno: i32) -> ReplyError {
+    match errno {
+        libc::ECONNREFUSED => ReplyError::ConnectionRefused,
+        libc::ENETUNREACH => ReplyError::NetworkUnreachable,
+        libc::EHOSTUNREACH => ReplyError::HostUnreachable,
+        libc::EACCES => ReplyError::ConnectionNotAllowed,
+        libc::ETIMEDOUT => ReplyError::TtlExpired,
+        _ => ReplyError::GeneralFailure,
+    }
+}

@@ -11,8 +11,9 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Semaphore, mpsc, watch};
 
 use super::registry::{Entry, Registry};
-use crate::dial::AllowList;
+use crate::dial::{AllowList, Caller, PeerAddresses};
 use crate::driver::{Command, Common, Driver, Responder, Side, establish};
+use crate::handshake::PeerIdentity;
 use crate::link::LinkSnapshot;
 use crate::transport::tune_accepted;
 
@@ -37,6 +38,8 @@ pub struct Acceptor {
     pub session: session_proto::session::Config,
     /// Who may go where.
     pub allow: Arc<AllowList>,
+    /// How targets see the peers.
+    pub addresses: Arc<PeerAddresses>,
     /// Time for one target to answer.
     pub dial_timeout: Duration,
     /// Time for a preamble and a handshake.
@@ -196,6 +199,7 @@ impl Acceptor {
         );
         self.registry.supersede(id, &peer, instance).await;
         let responder = Responder::new(
+            self.caller(&established.peer).await,
             Arc::clone(&self.allow),
             self.dial_timeout,
             self.links.clone(),
@@ -208,6 +212,19 @@ impl Acceptor {
         let ended = driver.run(&mut inbox).await;
         self.registry.remove(id);
         tracing::info!(%peer, session = %hex::encode(id), ?ended, "a session has ended");
+    }
+
+    /// The peer, as one for whom targets are dialled.
+    async fn caller(&self, peer: &PeerIdentity) -> Caller {
+        let id = peer.name.uri();
+        let (addresses, unit) = (Arc::clone(&self.addresses), id.clone());
+        let seen_as = tokio::task::spawn_blocking(move || addresses.of(&unit)).await;
+        Caller {
+            name: peer.name.to_string(),
+            id,
+            // The task fails only while the runtime shuts down.
+            seen_as: seen_as.unwrap_or_default(),
+        }
     }
 }
 

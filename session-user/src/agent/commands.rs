@@ -9,13 +9,14 @@ use tokio::sync::{oneshot, watch};
 use super::captures::{self, Captures};
 use super::peer::PeerState;
 use super::registry::Registry;
-use super::reports::{link_report, peer_report, session_report};
+use super::reports::{accepted_unit, dialled_unit, link_report, peer_report, session_report};
 use super::runs::Runs;
 use crate::config::{Config, Listen};
 use crate::control::{
     CaptureReport, ControlError, ControlHandler, Credentials, DoorReport, ErrorCode, LinkReport,
-    Permissions, Request, Response, StatusReport,
+    Permissions, Request, Response, StatusReport, UnitReport,
 };
+use crate::dial::PeerAddresses;
 use crate::driver::{CarrierReport, Command, Common};
 use crate::link::LinkSnapshot;
 use crate::policy::{self, PathHistory};
@@ -40,6 +41,8 @@ pub(super) struct Shared {
     pub links: watch::Receiver<Arc<LinkSnapshot>>,
     pub peers: Vec<PeerHandle>,
     pub captures: Option<Captures>,
+    /// How targets see the peers that this unit dials for, if it does.
+    pub addresses: Option<Arc<PeerAddresses>>,
     pub started: Instant,
     pub runs: Runs,
 }
@@ -68,6 +71,7 @@ impl ControlHandler for Shared {
                     .map(session_report)
                     .collect(),
             )),
+            Request::Peers => Ok(Response::Peers(self.units().await)),
             Request::Handovers { peer, count } => {
                 let trace = &self.common.trace;
                 let handovers = trace.handovers(peer.as_deref(), count);
@@ -185,6 +189,24 @@ impl Shared {
             }),
             doors: self.config.listens.iter().map(|l| self.door(l)).collect(),
         }
+    }
+
+    /// The units that this one dials, and those that it dials targets for.
+    async fn units(&self) -> Vec<UnitReport> {
+        let sessions = self.registry.snapshots().await;
+        let domain = &self.common.identity.name().domain;
+        let dialled = self
+            .peers
+            .iter()
+            .map(|p| dialled_unit(p, domain, &sessions));
+        let known = self.addresses.as_ref().map(|a| a.all());
+        let known = known.unwrap_or_default();
+        let accepted = known
+            .into_iter()
+            .map(|(id, addresses)| accepted_unit(id, addresses, &sessions));
+        let mut units: Vec<UnitReport> = dialled.chain(accepted).collect();
+        units.sort_by(|a, b| (&a.name, &a.role).cmp(&(&b.name, &b.role)));
+        units
     }
 
     fn door(&self, listen: &Listen) -> DoorReport {

@@ -32,7 +32,7 @@ use tokio::task::JoinSet;
 
 use crate::capture::{Capture, CaptureConfig, CaptureError, CaptureRule, Orphans};
 use crate::config::Config;
-use crate::dial::{AllowList, AllowRule};
+use crate::dial::{AllowList, AllowRule, PeerAddresses};
 use crate::door::{Door, Doors};
 use crate::driver::{Command, Common};
 use crate::handshake::{Identity, IdentityPaths};
@@ -116,7 +116,7 @@ impl Agent {
             admit: &admit,
             links: &links,
         };
-        accept_sessions(&config, &accepting, &mut tasks)?;
+        let addresses = accept_sessions(&config, &accepting, &mut tasks)?;
         let peers = keep_sessions(&config, &common, &session, &registry, &links, &mut tasks);
         let queues: Vec<_> = peers.iter().map(|p| Arc::clone(&p.requests)).collect();
         let doors = open_doors(&config, &queues)?;
@@ -128,6 +128,7 @@ impl Agent {
             links: links.subscribe(),
             peers,
             captures,
+            addresses,
             started: Instant::now(),
             runs: runs::Runs::default(),
         });
@@ -349,10 +350,12 @@ fn accept_sessions(
     config: &Config,
     agent: &Accepting<'_>,
     tasks: &mut JoinSet<()>,
-) -> anyhow::Result<()> {
+) -> anyhow::Result<Option<Arc<PeerAddresses>>> {
     let Some(accept) = &config.accept else {
-        return Ok(());
+        return Ok(None);
     };
+    let addresses = PeerAddresses::open(&accept.state, &accept.peer_networks)?;
+    let addresses = Arc::new(addresses);
     let rules: Vec<AllowRule> = accept
         .allow
         .iter()
@@ -366,7 +369,8 @@ fn accept_sessions(
         common: agent.common.clone(),
         session: agent.session.clone(),
         links: agent.links.subscribe(),
-        allow: Arc::new(AllowList::parse(&rules)?),
+        allow: Arc::new(AllowList::parse(&rules)?.with_proxy_headers(&accept.proxy_protocol)?),
+        addresses: Arc::clone(&addresses),
         dial_timeout: accept.dial_timeout,
         handshake_timeout: accept.handshake_timeout,
         max_sessions: accept.max_sessions,
@@ -378,7 +382,7 @@ fn accept_sessions(
     for listener in listeners {
         tasks.spawn(acceptor.clone().serve(listener));
     }
-    Ok(())
+    Ok(Some(addresses))
 }
 
 fn keep_sessions(

@@ -1,5 +1,6 @@
 //! What the control socket tells, from what the agent knows.
 
+use std::net::IpAddr;
 use std::time::Duration;
 
 use session_proto::wire::Mode;
@@ -8,8 +9,10 @@ use super::commands::PeerHandle;
 use super::peer::PeerState;
 use crate::control::{
     HandoverReport, LinkReport, PeerReport, SessionReport, StreamReport, TransportReport,
+    UnitReport,
 };
 use crate::driver::{self, CarrierReport, SessionSnapshot};
+use crate::handshake::PeerName;
 use crate::link::{Link, LinkState};
 use crate::policy;
 use crate::trace::Handover;
@@ -33,6 +36,44 @@ pub(super) fn peer_report(peer: &PeerHandle, sessions: &[SessionSnapshot]) -> Pe
         link,
         reason,
         waiting: peer.requests.len(),
+    }
+}
+
+/// A unit that this one dials.
+pub(super) fn dialled_unit(
+    peer: &PeerHandle,
+    domain: &str,
+    sessions: &[SessionSnapshot],
+) -> UnitReport {
+    let certificate = PeerName::parse(&peer.name, domain).map(|name| name.uri());
+    UnitReport {
+        name: peer.name.clone(),
+        certificate: certificate.unwrap_or_default(),
+        role: "dialled".to_owned(),
+        state: peer_report(peer, sessions).state,
+        addresses: Vec::new(),
+    }
+}
+
+/// A unit, by its SPIFFE ID, that this one accepts or has accepted.
+pub(super) fn accepted_unit(
+    id: String,
+    addresses: Vec<IpAddr>,
+    sessions: &[SessionSnapshot],
+) -> UnitReport {
+    let name = PeerName::parse(&id, "").map_or_else(|_| id.clone(), |name| name.to_string());
+    let session = sessions.iter().find(|s| !s.initiator && s.peer == name);
+    let state = match session.map(|s| s.held_for.is_some()) {
+        Some(true) => "holding",
+        Some(false) => "up",
+        None => "away",
+    };
+    UnitReport {
+        name,
+        certificate: id,
+        role: "accepted".to_owned(),
+        state: state.to_owned(),
+        addresses,
     }
 }
 

@@ -235,11 +235,12 @@ impl Bed {
             .map(|t| format!("\"{t}\""))
             .collect();
         format!(
-            "{}[agent]\ncontrol = \"{}\"\n{}[accept]\nlisten = [\"0.0.0.0:{PORT}\", \"[::]:{PORT}\"]\n{}\
+            "{}[agent]\ncontrol = \"{}\"\n{}[accept]\nlisten = [\"0.0.0.0:{PORT}\", \"[::]:{PORT}\"]\nstate = \"{}/gateway\"\n{}\
              [[accept.allow]]\npeer = \"client\"\nto = [{}]\n{}",
             self.identity("gateway"),
             control.display(),
             log_filter(),
+            self.dir.display(),
             self.config.accept_extra,
             to.join(", "),
             self.config.gateway_extra

@@ -67,6 +67,9 @@ enum Command {
     Links(Shown),
     /// Show the sessions, their transports, streams and handovers.
     Sessions(Shown),
+    /// Show the units that this one knows, their certificates' names, and by which addresses targets know
+    /// them.
+    Peers(Shown),
     /// Show the latest handovers: what led to each, how long it took, and what the streams saw of it.
     Handovers {
         /// Those with this peer alone.
@@ -134,6 +137,7 @@ fn execute(cli: Cli) -> Result<ExitCode, Failure> {
         Command::Status(shown) => remote::status(control, shown.json),
         Command::Links(shown) => remote::links(control, shown.json),
         Command::Sessions(shown) => remote::sessions(control, shown.json),
+        Command::Peers(shown) => remote::peers(control, shown.json),
         Command::Handovers { peer, count, shown } => {
             handovers::handovers(control, peer, count, shown.json)
         }

@@ -134,6 +134,28 @@ fn status_text(status: &StatusReport) -> String {
     out
 }
 
+pub fn peers(control: &Path, as_json: bool) -> Result<ExitCode, Failure> {
+    let Response::Peers(units) = ask(control, &Request::Peers)? else {
+        return Err(unexpected());
+    };
+    if as_json {
+        return json(&units);
+    }
+    let mut table = Table::new(&["PEER", "CERTIFICATE", "ROLE", "STATE", "SEEN AS"]);
+    for unit in units {
+        let addresses: Vec<String> = unit.addresses.iter().map(ToString::to_string).collect();
+        table.row(vec![
+            unit.name,
+            unit.certificate,
+            unit.role,
+            unit.state,
+            addresses.join(" "),
+        ]);
+    }
+    print(&table.render());
+    Ok(ExitCode::SUCCESS)
+}
+
 pub fn links(control: &Path, as_json: bool) -> Result<ExitCode, Failure> {
     let Response::Links(links) = ask(control, &Request::Links)? else {
         return Err(unexpected());

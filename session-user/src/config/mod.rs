@@ -26,6 +26,8 @@ pub const DEFAULT_PATH: &str = "/etc/holdfast/holdfast.toml";
 /// Where the control socket is unless said otherwise.
 pub const DEFAULT_CONTROL: &str = "/run/holdfast/control.sock";
 
+/// Where a gateway remembers things unless said otherwise.
+pub const DEFAULT_STATE: &str = "/var/lib/holdfast";
 /// Where the BPF file system is unless said otherwise.
 pub const DEFAULT_BPFFS: &str = "/sys/fs/bpf";
 

@@ -124,6 +124,10 @@ pub(super) struct Accept {
     pub max_streams: Option<Spanned<u64>>,
     pub handshake_timeout: Option<Text>,
     pub dial_timeout: Option<Text>,
+    pub state: Option<PathBuf>,
+    pub peer_networks: Option<Vec<Text>>,
+    #[serde(default)]
+    pub proxy_protocol: Vec<Text>,
     #[serde(default)]
     pub allow: Vec<Allow>,
 }

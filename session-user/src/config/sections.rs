@@ -1,17 +1,18 @@
 //! From what was typed to ready objects, one function for each section.
 
-use std::net::SocketAddr;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::ops::RangeInclusive;
 use std::time::Duration;
 
-use ipnet::IpNet;
+use ipnet::{IpNet, Ipv4Net};
 
 use super::source::Source;
 use session_proto::limits::LANES_MAX;
 use session_proto::wire::{Mode, Service};
 
 use super::{
-    Accept, Capture, Lanes, Peer, Result, Session, Stream, Transport, duration, raw, size,
+    Accept, Capture, DEFAULT_STATE, Lanes, Peer, Result, Session, Stream, Transport, duration, raw,
+    size,
 };
 
 pub(super) fn address(text: &str) -> std::result::Result<SocketAddr, String> {
@@ -155,6 +156,16 @@ fn stream(source: &Source<'_>, raw: &raw::Stream, lanes: Lanes) -> Result<Stream
     })
 }
 
+/// Checks an entry that names targets; it stays as it was written.
+fn targets(peer: &str, text: &str) -> std::result::Result<String, String> {
+    let rule = crate::dial::AllowRule {
+        peer: peer.to_owned(),
+        to: vec![text.to_owned()],
+    };
+    let parsed = crate::dial::AllowList::parse(&[rule]);
+    parsed.map(|_| text.to_owned()).map_err(|e| e.to_string())
+}
+
 pub(super) fn accept(source: &Source<'_>, raw: &raw::Accept) -> Result<Accept> {
     let listen = source.all("accept.listen", raw.listen.get_ref(), address)?;
     if listen.is_empty() {
@@ -166,18 +177,28 @@ pub(super) fn accept(source: &Source<'_>, raw: &raw::Accept) -> Result<Accept> {
     }
     let mut allow = Vec::new();
     for rule in &raw.allow {
-        let to = source.all("accept.allow.to", &rule.to, |text| {
-            let parsed = crate::dial::AllowList::parse(&[crate::dial::AllowRule {
-                peer: rule.peer.get_ref().clone(),
-                to: vec![text.to_owned()],
-            }]);
-            parsed.map(|_| text.to_owned()).map_err(|e| e.to_string())
-        })?;
+        let peer = rule.peer.get_ref();
+        let to = source.all("accept.allow.to", &rule.to, |text| targets(peer, text))?;
         allow.push((rule.peer.get_ref().clone(), to));
     }
     let ten = Duration::from_secs(10);
+    let loopback = || {
+        vec![IpNet::from(Ipv4Net::new_assert(
+            Ipv4Addr::new(127, 64, 0, 0),
+            10,
+        ))]
+    };
+    let peer_networks = match &raw.peer_networks {
+        Some(typed) => source.all("accept.peer_networks", typed, network)?,
+        None => loopback(),
+    };
     Ok(Accept {
         listen,
+        state: raw.state.clone().unwrap_or_else(|| DEFAULT_STATE.into()),
+        peer_networks,
+        proxy_protocol: source.all("accept.proxy_protocol", &raw.proxy_protocol, |text| {
+            targets("*", text)
+        })?,
         max_sessions: source.within(
             "accept.max_sessions",
             raw.max_sessions.as_ref(),

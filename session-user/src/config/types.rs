@@ -133,6 +133,12 @@ pub struct Accept {
     pub handshake_timeout: Duration,
     /// Time for a target to answer.
     pub dial_timeout: Duration,
+    /// Folder of what is remembered.
+    pub state: PathBuf,
+    /// Networks in each of which every peer has an address, by which targets know it.
+    pub peer_networks: Vec<IpNet>,
+    /// Targets that are told by the PROXY protocol for whom they are dialled, as written.
+    pub proxy_protocol: Vec<String>,
     /// Who may go where: peer name or pattern, and targets as written.
     pub allow: Vec<(String, Vec<String>)>,
 }

@@ -1,6 +1,6 @@
 //! Requests and answers of the control socket, one JSON object a line.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
@@ -17,6 +17,8 @@ pub enum Request {
     Links,
     /// What the sessions are doing.
     Sessions,
+    /// Which units this one knows, and how targets see them.
+    Peers,
     /// What the latest handovers were like, of sessions that have ended as well.
     Handovers {
         /// With this peer alone.
@@ -52,7 +54,7 @@ impl Request {
     pub fn only_looks(&self) -> bool {
         matches!(
             self,
-            Self::Status | Self::Links | Self::Sessions | Self::Handovers { .. }
+            Self::Status | Self::Links | Self::Sessions | Self::Peers | Self::Handovers { .. }
         )
     }
 }
@@ -67,6 +69,8 @@ pub enum Response {
     Links(Vec<LinkReport>),
     /// To [`Request::Sessions`].
     Sessions(Vec<SessionReport>),
+    /// To [`Request::Peers`], by name.
+    Peers(Vec<UnitReport>),
     /// To [`Request::Handovers`], oldest first.
     Handovers(Vec<Handover>),
     /// It is done; in words, what.
@@ -132,6 +136,21 @@ pub struct StatusReport {
     /// Doors for applications that are not captured.
     #[serde(default)]
     pub doors: Vec<DoorReport>,
+}
+
+/// A unit that this one knows.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct UnitReport {
+    /// Its name.
+    pub name: String,
+    /// What its certificate says, a SPIFFE ID.
+    pub certificate: String,
+    /// `dialled` by this unit, or `accepted`.
+    pub role: String,
+    /// `up`, `holding` (a session without a link), `connecting`, or `away` (accepted before, no session now).
+    pub state: String,
+    /// By which addresses targets know it.
+    pub addresses: Vec<IpAddr>,
 }
 
 /// A door for applications that are not captured.

@@ -106,6 +106,8 @@ struct Entry {
 #[derive(Debug, Clone, Default)]
 pub struct AllowList {
     rules: Vec<(String, Vec<Entry>)>,
+    /// Targets that take a header of the PROXY protocol.
+    proxied: Vec<Entry>,
 }
 
 impl AllowList {
@@ -122,7 +124,10 @@ impl AllowList {
             Ok((rule.peer.clone(), entries.collect::<Result<_, _>>()?))
         };
         let rules = rules.iter().map(parse_rule).collect::<Result<_, _>>()?;
-        Ok(AllowList { rules })
+        Ok(AllowList {
+            rules,
+            proxied: Vec::new(),
+        })
     }
 
     /// Whether `peer` may connect to `target`, of which `resolved` and `port` are the address
@@ -177,6 +182,28 @@ impl AllowList {
         } else {
             denied(WhyDenied::NotCovered)
         }
+    }
+
+    /// The same rules, and which targets are told by the PROXY protocol for whom they are dialled: each
+    /// as in a rule's `to`.
+    pub fn with_proxy_headers(mut self, to: &[String]) -> Result<AllowList, RuleError> {
+        let rule = AllowRule {
+            peer: "*".to_owned(),
+            to: to.to_vec(),
+        };
+        self.proxied = AllowList::parse(&[rule])?
+            .rules
+            .pop()
+            .map_or(Vec::new(), |(_, to)| to);
+        Ok(self)
+    }
+
+    /// Whether a target is told by the PROXY protocol for whom it is dialled.
+    pub fn wants_proxy_header(&self, ip: IpAddr, port: u16) -> bool {
+        (self.proxied.iter()).any(|entry| {
+            entry.ports.contains(&port)
+                && matches!(&entry.host, Host::Net(net) if net.contains(&ip.to_canonical()))
+        })
     }
 
     fn knows(&self, peer: &str) -> bool {

@@ -10,13 +10,15 @@ use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
+use nix::sys::socket::{setsockopt, sockopt};
 use session_proto::wire::Target;
 use socket2::SockRef;
-use tokio::net::TcpStream;
+use tokio::io::AsyncWriteExt as _;
+use tokio::net::{TcpSocket, TcpStream};
 use tokio::sync::Semaphore;
 use tokio::time::{Instant, timeout_at};
 
-use super::{AllowList, Denied};
+use super::{AllowList, Denied, SeenAs};
 
 /// Addresses of one name that are tried; more only help somebody who wants to keep us busy.
 const ADDRESSES_MAX: usize = 16;
@@ -82,15 +84,29 @@ impl DialError {
     }
 }
 
-/// Connects to `target` for `peer` within `timeout`, name resolution included. The socket has
+/// For whom a target is dialled.
+#[derive(Debug, Clone, Default)]
+pub struct Caller {
+    /// Its name.
+    pub name: String,
+    /// Its SPIFFE ID.
+    pub id: String,
+    /// How targets see it.
+    pub seen_as: SeenAs,
+}
+
+/// Connects to `target` for `caller` within `timeout`, name resolution included, from the address by
+/// which targets know the caller; `is_own` says which addresses are this host's. The socket has
 /// TCP_NODELAY and SO_LINGER {1, 0}: should this process die, the target sees a reset, never a
-/// clean end of a truncated stream.
+/// clean end of a truncated stream. A target that takes the PROXY protocol has been told the caller.
 pub async fn dial_target(
-    peer: &str,
+    caller: &Caller,
+    is_own: impl Fn(IpAddr) -> bool,
     target: &Target,
     allow: &AllowList,
     timeout: Duration,
 ) -> Result<TcpStream, DialError> {
+    let peer = caller.name.as_str();
     let deadline = Instant::now() + timeout;
     let late = |doing| DialError::Timeout {
         doing,
@@ -117,7 +133,11 @@ pub async fn dial_target(
         let now = Instant::now();
         let share = deadline.saturating_duration_since(now) / (allowed.len() - tried) as u32;
         let until = (now + share.max(ATTEMPT_MIN)).min(deadline);
-        match timeout_at(until, connect(*addr)).await {
+        let here = addr.ip().is_loopback() || is_own(addr.ip());
+        let source = caller.seen_as.towards(addr.ip(), here);
+        let wants_header = allow.wants_proxy_header(addr.ip(), addr.port());
+        let header = wants_header.then_some(caller);
+        match timeout_at(until, connect(*addr, source, header)).await {
             Ok(Ok(stream)) => return Ok(stream),
             Ok(Err(error)) => {
                 last = DialError::Connect {
@@ -167,8 +187,15 @@ fn canonical(addr: SocketAddr) -> SocketAddr {
     }
 }
 
-async fn connect(addr: SocketAddr) -> io::Result<TcpStream> {
-    let stream = TcpStream::connect(addr).await?;
+async fn connect(
+    addr: SocketAddr,
+    source: Option<IpAddr>,
+    header: Option<&Caller>,
+) -> io::Result<TcpStream> {
+    let mut stream = match source {
+        None => TcpStream::connect(addr).await?,
+        Some(source) => bound(source)?.connect(addr).await?,
+    };
     if stream.local_addr()? == addr {
         // TCP's simultaneous open with itself: the kernel chose the very port that was dialled,
         // and nobody listens there.
@@ -176,7 +203,54 @@ async fn connect(addr: SocketAddr) -> io::Result<TcpStream> {
     }
     stream.set_nodelay(true)?;
     SockRef::from(&stream).set_linger(Some(Duration::ZERO))?;
+    if let Some(caller) = header {
+        let header = proxy_header(caller, stream.local_addr()?, addr)?;
+        stream.write_all(&header).await?;
+    }
     Ok(stream)
+}
+
+/// A socket bound to an address, whose port is chosen when it connects: there are as many of them for
+/// each target as there are ports.
+fn bound(source: IpAddr) -> io::Result<TcpSocket> {
+    let socket = match source {
+        IpAddr::V4(_) => TcpSocket::new_v4(),
+        IpAddr::V6(_) => TcpSocket::new_v6(),
+    }?;
+    if source.is_ipv6() {
+        // A network that is this host's by a local route has no single addresses, and IPv6 asks for one.
+        SockRef::from(&socket).set_freebind_v6(true)?;
+    }
+    // IPv6 sockets have it as well (ip(7), Linux 4.2).
+    setsockopt(&socket, sockopt::IpBindAddressNoPort, &true)?;
+    socket.bind(SocketAddr::new(source, 0))?;
+    Ok(socket)
+}
+
+/// Version 2 of the PROXY protocol (HAProxy's proxy-protocol.txt): the caller's address in place of ours, and its
+/// SPIFFE ID in a type for custom use.
+fn proxy_header(caller: &Caller, ours: SocketAddr, target: SocketAddr) -> io::Result<Vec<u8>> {
+    use ppp::v2::{Addresses, Builder, Command, Protocol, Version};
+    /// The first of PP2_TYPE_MIN_CUSTOM to PP2_TYPE_MAX_CUSTOM.
+    const CALLER_ID: u8 = 0xe0;
+    let source = SocketAddr::new(caller.seen_as.told().unwrap_or(ours.ip()), ours.port());
+    let addresses = match (source, target) {
+        (SocketAddr::V4(_), SocketAddr::V4(_)) | (SocketAddr::V6(_), SocketAddr::V6(_)) => {
+            Addresses::from((source, target))
+        }
+        // Both have one family there.
+        _ => Addresses::from((mapped(source), mapped(target))),
+    };
+    Builder::with_addresses(Version::Two | Command::Proxy, Protocol::Stream, addresses)
+        .write_tlv(CALLER_ID, caller.id.as_bytes())?
+        .build()
+}
+
+fn mapped(addr: SocketAddr) -> SocketAddr {
+    match addr.ip() {
+        IpAddr::V4(ip) => SocketAddr::from((ip.to_ipv6_mapped(), addr.port())),
+        IpAddr::V6(_) => addr,
+    }
 }
 
 /// Bounds what is handed to the resolver: RFC 1035 says at most 253 characters, labels of 1 to 63.

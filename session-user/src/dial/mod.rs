@@ -2,7 +2,9 @@
 
 mod authz;
 mod dialer;
+mod peer_addresses;
 mod special;
 
 pub use authz::{AllowList, AllowRule, Denied, RuleError, WhyDenied};
-pub use dialer::{DialError, dial_target};
+pub use dialer::{Caller, DialError, dial_target};
+pub use peer_addresses::{BookError, PeerAddresses, SeenAs};

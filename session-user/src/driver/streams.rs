@@ -9,7 +9,7 @@ use session_proto::wire::{Service, Target};
 use tokio::sync::{mpsc, oneshot, watch};
 
 use super::{Driver, Internal, Side};
-use crate::dial::{AllowList, dial_target};
+use crate::dial::{AllowList, Caller, dial_target};
 use crate::link::LinkSnapshot;
 use crate::requests::{AppStream, Asker, StreamRequest, Supply};
 
@@ -23,6 +23,8 @@ pub(super) struct Awaiting {
 
 /// What a unit that accepts sessions needs to dial for others.
 pub struct Responder {
+    /// The peer, as one for whom targets are dialled.
+    pub caller: Arc<Caller>,
     /// Who may go where.
     pub allow: Arc<AllowList>,
     /// Time for one target to answer.
@@ -37,11 +39,13 @@ pub struct Responder {
 impl Responder {
     /// A responder without dials under way.
     pub fn new(
+        caller: Caller,
         allow: Arc<AllowList>,
         dial_timeout: Duration,
         links: watch::Receiver<Arc<LinkSnapshot>>,
     ) -> Self {
         Self {
+            caller: Arc::new(caller),
             allow,
             dial_timeout,
             links,
@@ -116,17 +120,20 @@ impl Driver {
 
     /// The peer asks for a target.
     pub(super) fn stream_opened(&mut self, id: StreamId, target: Target) {
-        let peer = self.peer.name.to_string();
         let Side::Responder(responder) = &mut self.side else {
+            let peer = &self.peer.name;
             tracing::warn!(%peer, %target, "this unit dials for nobody: the peer's stream is refused");
             return self.session.refuse(id, libc::EACCES.unsigned_abs().into());
         };
         self.report.opened += 1;
         let (allow, timeout) = (Arc::clone(&responder.allow), responder.dial_timeout);
+        let caller = Arc::clone(&responder.caller);
+        let links = Arc::clone(&responder.links.borrow());
         let internal = self.internal_tx.clone();
         while responder.dials.try_join_next().is_some() {}
         responder.dials.spawn(async move {
-            let result = dial_target(&peer, &target, &allow, timeout).await;
+            let is_own = |ip| links.links.iter().any(|link| link.holds(ip));
+            let result = dial_target(&caller, is_own, &target, &allow, timeout).await;
             // The driver may have ended meanwhile; then the socket ends here.
             let _ = internal.send(Internal::Target { id, result });
         });

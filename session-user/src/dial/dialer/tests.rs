@@ -34,12 +34,25 @@ fn ip(arguments: &str) {
     assert!(status.unwrap().success(), "ip {arguments}");
 }
 
+fn caller() -> Caller {
+    Caller {
+        name: "client".to_owned(),
+        id: "spiffe://test.example/client".to_owned(),
+        seen_as: SeenAs::default(),
+    }
+}
+
+/// No address is this host's, beside loopback.
+fn nobody(_: IpAddr) -> bool {
+    false
+}
+
 fn target(addr: &str) -> Target {
     Target::Addr(addr.parse().unwrap())
 }
 
 async fn fails(target: &Target, rules: &[&str], timeout: Duration) -> DialError {
-    dial_target("client", target, &allow(rules), timeout)
+    dial_target(&caller(), nobody, target, &allow(rules), timeout)
         .await
         .expect_err("the dial should fail")
 }
@@ -51,7 +64,8 @@ fn connects_by_address_and_sets_the_socket_up() {
             let listener = std::net::TcpListener::bind(bind).unwrap();
             let addr = listener.local_addr().unwrap();
             let rules = ["127.0.0.0/8:*", "[::1]:*"];
-            let stream = dial_target("client", &Target::Addr(addr), &allow(&rules), LONG).await;
+            let stream =
+                dial_target(&caller(), nobody, &Target::Addr(addr), &allow(&rules), LONG).await;
             let stream = stream.unwrap();
             assert_eq!(stream.peer_addr().unwrap(), addr);
             assert!(stream.nodelay().unwrap());
@@ -66,7 +80,8 @@ fn a_dropped_stream_is_a_reset_for_the_target() {
     isolated(|| async {
         let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
         let target = Target::Addr(listener.local_addr().unwrap());
-        let stream = dial_target("client", &target, &allow(&["127.0.0.0/8:*"]), LONG).await;
+        let stream =
+            dial_target(&caller(), nobody, &target, &allow(&["127.0.0.0/8:*"]), LONG).await;
         let (mut seen, _) = listener.accept().unwrap();
         drop(stream.unwrap());
         let error = io::Read::read(&mut seen, &mut [0; 1]).expect_err("a clean end");
@@ -80,7 +95,7 @@ fn a_mapped_address_is_dialled_as_ipv4() {
         let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
         let port = listener.local_addr().unwrap().port();
         let target = target(&format!("[::ffff:127.0.0.1]:{port}"));
-        let stream = dial_target("client", &target, &allow(&["127.0.0.1:*"]), LONG).await;
+        let stream = dial_target(&caller(), nobody, &target, &allow(&["127.0.0.1:*"]), LONG).await;
         assert!(stream.unwrap().peer_addr().unwrap().is_ipv4());
     });
 }
@@ -156,7 +171,7 @@ fn a_name_leads_to_its_addresses() {
         assert_eq!(error.errno(), libc::EACCES, "rebinding: {error}");
         // ::1, if it is tried first, refuses; the next address is tried then.
         let rules = ["localhost:*", "127.0.0.0/8:*", "[::1]:*"];
-        let stream = dial_target("client", &target, &allow(&rules), LONG).await;
+        let stream = dial_target(&caller(), nobody, &target, &allow(&rules), LONG).await;
         assert_eq!(stream.unwrap().peer_addr().unwrap().port(), port);
     });
 }

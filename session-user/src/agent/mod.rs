@@ -17,7 +17,7 @@ mod reports;
 mod runs;
 mod wake;
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -29,7 +29,7 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinSet;
 
-use crate::capture::{Capture, CaptureConfig, CaptureError, CaptureRule, Orphans};
+use crate::capture::{Action, Capture, CaptureConfig, CaptureError, CaptureRule, Orphans};
 use crate::capture_queue::CaptureQueue;
 use crate::config::Config;
 use crate::dial::{AllowList, AllowRule};
@@ -415,6 +415,18 @@ fn keep_sessions(
     handles
 }
 
+/// Where programs are pinned, if any rule should outlive an agent that is killed. What `when_agent_dead` promises must
+/// be kept; `action = "refuse"` promises nothing of the kind, and is kept where it can be.
+fn pin_at(rules: &[CaptureRule], bpffs: &Path) -> Option<PathBuf> {
+    let must = rules.iter().any(CaptureRule::is_fail_closed);
+    let may = rules.iter().any(|rule| rule.action == Action::Refuse);
+    if may && !must && !crate::capture::can_pin(bpffs) {
+        tracing::warn!(bpffs = %bpffs.display(), "no BPF file system is there: if this agent is killed, rules with action = \"refuse\" end with it");
+        return None;
+    }
+    (must || may).then(|| bpffs.to_owned())
+}
+
 async fn start_capture(
     config: &Config,
     queues: Vec<Arc<CaptureQueue>>,
@@ -422,22 +434,11 @@ async fn start_capture(
     if config.captures.is_empty() {
         return Ok(None);
     }
-    let rules = config
-        .captures
-        .iter()
-        .map(|c| CaptureRule {
-            to: c.to.clone(),
-            except: c.except.clone(),
-            ports: c.ports.clone(),
-            peer: c.peer as u32,
-            fail_closed: c.fail_closed,
-        })
-        .collect();
+    let rules: Vec<CaptureRule> = config.captures.iter().map(|c| c.rule.clone()).collect();
     let log = tracing::level_filters::LevelFilter::current();
     runs::Runs::remove_stale();
     let orphans = Orphans::find(&config.agent.bpffs);
-    let fail_closed = config.captures.iter().any(|c| c.fail_closed);
-    let pin_at = fail_closed.then(|| config.agent.bpffs.clone());
+    let pin_at = pin_at(&rules, &config.agent.bpffs);
     let capture = Capture::load(&CaptureConfig { rules, log, pin_at })?;
     let captures = Captures::start(capture, queues);
     for cgroup in &config.agent.capture_cgroups {

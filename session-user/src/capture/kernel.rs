@@ -56,7 +56,7 @@ pub struct Counters {
     pub no_storage: u64,
     /// Matching connections of sockets bound to a device that could not be unbound.
     pub device_bound: u64,
-    /// Connections refused because their rule is fail-closed.
+    /// Connections refused because their rule says so, be it always or while they cannot be captured.
     pub refused: u64,
     /// Connections handed to the agent.
     pub delivered: u64,

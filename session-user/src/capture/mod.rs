@@ -19,6 +19,7 @@ mod pins;
 mod policy;
 mod privileges;
 mod probe;
+mod rule;
 mod scope;
 mod tables;
 #[cfg(test)]
@@ -36,11 +37,12 @@ use tracing::level_filters::LevelFilter;
 
 pub use error::CaptureError;
 pub use kernel::Counters;
-pub use policy::{CaptureRule, RuleError};
+pub use policy::{RuleError, check};
 pub use probe::{Check, probe};
+pub use rule::{Action, CaptureRule, Protocol, Protocols, Question};
 pub use scope::Scope;
 
-pub use pins::Orphans;
+pub use pins::{Orphans, can_pin};
 
 use kernel::Kernel;
 use listeners::Listeners;
@@ -53,8 +55,8 @@ pub struct CaptureConfig {
     pub rules: Vec<CaptureRule>,
     /// Least level of the messages that the eBPF programs write to the log. Levels that are off cost nothing.
     pub log: LevelFilter,
-    /// Where a BPF file system is mounted, for fail-closed rules: programs are pinned there, so that they refuse
-    /// while no agent lives. Without it they end with this process.
+    /// Where a BPF file system is mounted, for rules that refuse: programs are pinned there, so that they refuse after
+    /// this process was killed. Without it they end with it.
     pub pin_at: Option<PathBuf>,
 }
 

@@ -23,6 +23,11 @@ const FOLDER: &str = "holdfast";
 const AGENT: &str = "agent-";
 const CGROUP: &str = "cgroup";
 
+/// Whether a BPF file system is mounted at `bpffs`.
+pub fn can_pin(bpffs: &Path) -> bool {
+    statfs(bpffs).is_ok_and(|found| found.filesystem_type() == BPF_FS_MAGIC)
+}
+
 /// Where this process pins.
 #[derive(Debug)]
 pub struct Pins {
@@ -40,8 +45,7 @@ pub struct Pinned {
 impl Pins {
     /// Prepares pinning below `bpffs`, where a BPF file system must be mounted.
     pub fn open(bpffs: &Path) -> Result<Self, CaptureError> {
-        let kind = statfs(bpffs).map(|found| found.filesystem_type());
-        if kind != Ok(BPF_FS_MAGIC) {
+        if !can_pin(bpffs) {
             return Err(CaptureError::NoBpffs {
                 path: bpffs.to_owned(),
             });

@@ -1,6 +1,9 @@
 //! The compiled rules in the kernel's maps, and how they are replaced while connections are made.
 
-use std::collections::{HashMap, HashSet};
+use std::{
+    collections::{HashMap, HashSet},
+    sync::Arc,
+};
 
 use aya::{
     Ebpf, Pod,
@@ -18,7 +21,7 @@ pub struct Tables {
     policies: Array<MapData, Policy>,
     live: Compiled,
     /// Slot of each policy in `live`.
-    slots: HashMap<Policy, u32>,
+    slots: HashMap<Arc<Policy>, u32>,
 }
 
 impl Tables {
@@ -55,7 +58,7 @@ impl Tables {
     }
 
     /// Slots for the policies of `new`; those that live already keep theirs.
-    fn place(&mut self, new: &Compiled) -> Result<HashMap<Policy, u32>, MapError> {
+    fn place(&mut self, new: &Compiled) -> Result<HashMap<Arc<Policy>, u32>, MapError> {
         let taken: HashSet<u32> = self.slots.values().copied().collect();
         let mut free = (0..POLICY_SLOTS).filter(|slot| !taken.contains(slot));
         let mut slots = HashMap::new();
@@ -70,11 +73,11 @@ impl Tables {
                         index: POLICY_SLOTS,
                         max_entries: POLICY_SLOTS,
                     })?;
-                    self.policies.set(slot, *policy, 0)?;
+                    self.policies.set(slot, **policy, 0)?;
                     slot
                 }
             };
-            slots.insert(*policy, slot);
+            slots.insert(Arc::clone(policy), slot);
         }
         Ok(slots)
     }

@@ -3,6 +3,7 @@
 //! What was typed (`raw`) becomes ready objects (`types`), one function for each section. An error
 //! names the file, the line, the key and what was expected.
 
+mod captures;
 mod raw;
 mod sections;
 mod source;
@@ -12,7 +13,8 @@ mod units;
 use std::path::Path;
 use std::time::Duration;
 
-use sections::{accept, captures, peers, session, streams, transport};
+use captures::captures;
+use sections::{accept, peers, session, streams, transport};
 use source::Source;
 pub use types::{
     Accept, Agent, Capture, Identity, Lanes, Links, Peer, Session, Stream, Trace, Transport,
@@ -50,7 +52,7 @@ pub struct Config {
     pub agent: Agent,
     /// Units to reach.
     pub peers: Vec<Peer>,
-    /// What to capture.
+    /// What to capture, and what not: the first that matches decides.
     pub captures: Vec<Capture>,
     /// How streams use the links.
     pub streams: Vec<Stream>,

@@ -9,23 +9,22 @@ use ipnet::IpNet;
 use super::source::Source;
 use session_proto::limits::LANES_MAX;
 use session_proto::wire::{Mode, Service};
+use toml::Spanned;
 
-use super::{
-    Accept, Capture, Lanes, Peer, Result, Session, Stream, Transport, duration, raw, size,
-};
+use super::{Accept, Lanes, Peer, Result, Session, Stream, Transport, duration, raw, size};
 
 fn address(text: &str) -> std::result::Result<SocketAddr, String> {
     text.parse().map_err(|_| format!("`{text}` is not an address with a port, such as \"192.0.2.1:7843\" or \"[2001:db8::1]:7843\""))
 }
 
-fn network(text: &str) -> std::result::Result<IpNet, String> {
+pub(super) fn network(text: &str) -> std::result::Result<IpNet, String> {
     let host = || text.parse::<std::net::IpAddr>().map(IpNet::from);
     text.parse().or_else(|_| host()).map_err(|_| {
         format!("`{text}` is not a network, such as \"10.0.0.0/8\" or \"2001:db8::/32\"")
     })
 }
 
-fn ports(text: &str) -> std::result::Result<RangeInclusive<u16>, String> {
+pub(super) fn ports(text: &str) -> std::result::Result<RangeInclusive<u16>, String> {
     let expected =
         || format!("`{text}` is not a port or a range of ports, such as \"443\" or \"8000-8999\"");
     let port = |t: &str| t.trim().parse::<u16>().ok().filter(|p| *p > 0);
@@ -68,70 +67,16 @@ pub(super) fn peers(source: &Source<'_>, raw: &[raw::Peer]) -> Result<Vec<Peer>>
     Ok(out)
 }
 
-pub(super) fn captures(
-    source: &Source<'_>,
-    raw: &[raw::Capture],
-    peers: &[Peer],
-) -> Result<Vec<Capture>> {
-    raw.iter()
-        .map(|capture| one_capture(source, capture, peers))
-        .collect()
-}
-
-fn one_capture(source: &Source<'_>, raw: &raw::Capture, peers: &[Peer]) -> Result<Capture> {
-    let peer = source.one("capture.peer", &raw.peer, |name| {
-        let known = || {
-            peers
-                .iter()
-                .map(|p| p.name.as_str())
-                .collect::<Vec<_>>()
-                .join(", ")
-        };
-        peers
-            .iter()
-            .position(|p| p.name == name)
-            .ok_or_else(|| format!("`{name}` is no [[peer]]; there is: {}", known()))
-    })?;
-    let to = source.all("capture.to", raw.to.get_ref(), network)?;
-    if to.is_empty() {
-        return Err(source.error(
-            &raw.to.span(),
-            "capture.to",
-            "expected at least one network",
-        ));
-    }
-    let mut ports = source.all("capture.ports", &raw.ports, ports)?;
-    if ports.is_empty() {
-        ports.push(1..=u16::MAX);
-    }
-    let fail_closed = source.or(
-        "capture.when_agent_dead",
-        raw.when_agent_dead.as_ref(),
-        false,
-        |text| match text {
-            "direct" => Ok(false),
-            "refuse" => Ok(true),
-            other => Err(format!("`{other}` is neither \"direct\" nor \"refuse\"")),
-        },
-    )?;
-    Ok(Capture {
-        peer,
-        to,
-        except: source.all("capture.except", &raw.except, network)?,
-        ports,
-        fail_closed,
-    })
-}
-
 pub(super) fn streams(
     source: &Source<'_>,
-    raw: &[raw::Stream],
+    raw: &[Spanned<raw::Stream>],
     lanes: Lanes,
 ) -> Result<Vec<Stream>> {
     raw.iter().map(|one| stream(source, one, lanes)).collect()
 }
 
-fn stream(source: &Source<'_>, raw: &raw::Stream, lanes: Lanes) -> Result<Stream> {
+fn stream(source: &Source<'_>, raw: &Spanned<raw::Stream>, lanes: Lanes) -> Result<Stream> {
+    let (line, raw) = (source.line(&raw.span()), raw.get_ref());
     let mode = source.or(
         "stream.links",
         raw.links.as_ref(),
@@ -164,6 +109,7 @@ fn stream(source: &Source<'_>, raw: &raw::Stream, lanes: Lanes) -> Result<Stream
         ports: source.all("stream.ports", &raw.ports, ports)?,
         cgroups: raw.cgroups.clone(),
         service: Service { mode, own_lane },
+        line,
     })
 }
 

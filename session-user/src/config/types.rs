@@ -8,6 +8,8 @@ use std::time::Duration;
 use ipnet::IpNet;
 use session_proto::wire::Service;
 
+use crate::capture::CaptureRule;
+
 /// Files of this unit's identity.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Identity {
@@ -47,19 +49,13 @@ pub struct Peer {
     pub addresses: Vec<SocketAddr>,
 }
 
-/// What to capture.
+/// What to capture, and what not.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Capture {
-    /// Index of the peer in [`Config::peers`].
-    pub peer: usize,
-    /// Destinations.
-    pub to: Vec<IpNet>,
-    /// Destinations within `to` that are left alone.
-    pub except: Vec<IpNet>,
-    /// Ports.
-    pub ports: Vec<RangeInclusive<u16>>,
-    /// Whether connections are refused while the agent is dead; otherwise they go direct.
-    pub fail_closed: bool,
+    /// What it says. Its peer is the index in [`super::Config::peers`].
+    pub rule: CaptureRule,
+    /// Its line in the file, from 1.
+    pub line: usize,
 }
 
 /// Further transports on the link in use.
@@ -82,6 +78,8 @@ pub struct Stream {
     pub cgroups: Vec<String>,
     /// What they get.
     pub service: Service,
+    /// Its line in the file, from 1.
+    pub line: usize,
 }
 
 /// Which link is preferred.

@@ -1,0 +1,156 @@
+//! Which rule decides.
+
+use std::{
+    io::{self, ErrorKind},
+    net::{SocketAddr, UdpSocket},
+    rc::Rc,
+};
+
+use nix::unistd::{Uid, setuid};
+
+use super::harness::{
+    HERE4, HERE6, ask, capture, direct, direct_server, everything, in_netns, rule, run, serve,
+};
+use crate::capture::{Action, CaptureRule, Protocol, Protocols, Scope};
+
+/// In an application: what becomes of a connection. Without a way to anywhere, "unreachable" is direct.
+fn outcome(to: SocketAddr, protocol: Protocol) -> String {
+    let result = match protocol {
+        Protocol::Tcp => ask(to),
+        Protocol::Udp => {
+            let here = if to.is_ipv4() { "0.0.0.0:0" } else { "[::]:0" };
+            UdpSocket::bind(here)
+                .and_then(|socket| socket.connect(to))
+                .map(|()| direct(to))
+        }
+    };
+    match result {
+        Ok(said) if said.starts_with("direct") => "direct".into(),
+        Ok(said) => said
+            .split(" peer ")
+            .next()
+            .unwrap_or_default()
+            .replace(" for ", " by "),
+        Err(error) if error.kind() == ErrorKind::NetworkUnreachable => "direct".into(),
+        Err(error) if error.kind() == ErrorKind::ConnectionRefused => "refuse".into(),
+        Err(error) => error.to_string(),
+    }
+}
+
+/// Has an application of `uid` in `scope` connect to everything. Returns what became of each connection.
+async fn outcomes(
+    scope: &Scope,
+    uid: u32,
+    protocol: Protocol,
+    targets: &[SocketAddr],
+) -> Vec<String> {
+    let all = targets.to_vec();
+    let seen = run(scope, move || {
+        setuid(Uid::from_raw(uid)).map_err(io::Error::from)?;
+        let outcomes = all.iter().map(|to| outcome(*to, protocol));
+        Ok(outcomes.collect::<Vec<_>>().join(";"))
+    });
+    let seen = seen.await.expect("the application's answer");
+    seen.split(';').map(str::to_owned).collect()
+}
+
+fn with(action: Action, to: &[&str]) -> CaptureRule {
+    CaptureRule {
+        action,
+        ..rule(to, 0)
+    }
+}
+
+#[test]
+fn the_first_rule_that_matches_decides() {
+    in_netns(async || {
+        let (near4, near6) = (direct_server(HERE4), direct_server(HERE6));
+        let (shut, local) = (direct_server(HERE4), direct_server("127.0.0.1"));
+        let rules = [
+            CaptureRule {
+                ports: vec![shut.port()..=shut.port()],
+                protocols: Protocols::Tcp,
+                ..with(Action::Refuse, &["10.0.0.0/8", "127.0.0.0/8"])
+            },
+            CaptureRule {
+                uids: vec![7..=7, 1000..=1999],
+                ..with(Action::Direct, &["10.9.0.1/32", "2001:db8:9::/64"])
+            },
+            CaptureRule {
+                ports: vec![80..=89],
+                uids: vec![0..=0],
+                ..rule(&["192.0.2.0/24"], 3)
+            },
+            CaptureRule {
+                protocols: Protocols::Udp,
+                ..with(Action::Refuse, &["192.0.2.0/24", "2001:db8:7::/48"])
+            },
+            with(Action::Direct, &["192.0.2.128/25"]),
+            with(Action::Refuse, &["2001:db8:5::/48"]),
+            CaptureRule {
+                except: vec![
+                    "203.0.113.0/24".parse().unwrap(),
+                    "2001:db8:6::/48".parse().unwrap(),
+                ],
+                ..rule(&["0.0.0.0/0", "::/0"], 7)
+            },
+            // Never asked: the one before takes all.
+            with(Action::Refuse, &["192.0.2.1/32"]),
+        ];
+        let (capture, scope) = capture(&rules);
+        let capture = Rc::new(capture);
+        let _reports = serve(capture.clone());
+        let mut targets = vec![near4, near6, shut, local];
+        for to in [
+            "192.0.2.1:80",
+            "192.0.2.1:90",
+            "192.0.2.200:80",
+            "192.0.2.200:90",
+            "203.0.113.1:80",
+            "198.51.100.1:80",
+            "[2001:db8:5::1]:1",
+            "[2001:db8:6::1]:1",
+            "[2001:db8:7::1]:1",
+            "[::ffff:192.0.2.1]:80",
+            "[::ffff:192.0.2.200]:90",
+        ] {
+            targets.push(to.parse().unwrap());
+        }
+        let mut seen = Vec::new();
+        for uid in [0, 7, 1500, 65534] {
+            for protocol in [Protocol::Tcp, Protocol::Udp] {
+                seen.push(outcomes(&scope, uid, protocol, &targets).await);
+            }
+        }
+        let (root, root_udp, service, nobody) = (&seen[0], &seen[1], &seen[2], &seen[6]);
+        assert_eq!(root[0], format!("{near4} by 7"));
+        assert_eq!((&*service[0], &*service[1]), ("direct", "direct"));
+        assert_eq!((&*root[2], &*root[3]), ("refuse", "direct"), "{root:?}");
+        assert_eq!(
+            (&*root[4], &*root[6]),
+            ("192.0.2.1:80 by 3", "192.0.2.200:80 by 3")
+        );
+        assert_eq!((&*nobody[4], &*nobody[6]), ("192.0.2.1:80 by 7", "direct"));
+        assert_eq!((&*root[10], &*root[11]), ("refuse", "direct"));
+        // Root's port 80 is a rule's that captures, which UDP is not yet; port 90 is refused.
+        assert_eq!(
+            (&*root_udp[4], &*root_udp[5], &*root_udp[12]),
+            ("direct", "refuse", "refuse")
+        );
+    });
+}
+
+#[test]
+fn a_refusal_needs_no_agent() {
+    in_netns(async || {
+        let (capture, scope) = capture(&[with(Action::Refuse, &["192.0.2.0/24"]), everything()]);
+        capture.listeners.close();
+        for protocol in [Protocol::Tcp, Protocol::Udp] {
+            let refused = run(&scope, move || {
+                Ok(outcome("192.0.2.1:80".parse().unwrap(), protocol))
+            });
+            assert_eq!(refused.await, Ok("refuse".into()));
+        }
+        assert_eq!(capture.counters().refused, 2);
+    });
+}

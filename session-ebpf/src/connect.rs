@@ -14,7 +14,7 @@ use session_ebpf_common::{
 use crate::{
     ctx::{ALLOW, SockAddr as _, Words, is_local, is_mapped, is_of_one_link, mapped, refuse},
     maps::{self, SETTINGS},
-    rules::{Claim, claim_on},
+    rules::{Claim, claim_on, is_left_out},
 };
 
 const IPPROTO_TCP: u32 = 6;
@@ -129,6 +129,10 @@ fn redirect(ctx: &SockAddrContext, addr: Words) -> Outcome {
         maps::forget_app_socket(ctx.sock());
         maps::count(counter::REFUSED);
         return Outcome::Refused;
+    }
+    if settings.filters != 0 && is_left_out(&addr, port) {
+        maps::forget_app_socket(ctx.sock());
+        return Outcome::Direct;
     }
     if let Some(obstacle) = obstacle(ctx, settings, &addr) {
         return give_up(ctx, claim, obstacle);

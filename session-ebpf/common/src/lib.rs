@@ -7,8 +7,12 @@
 // A call that is not inlined costs the verifier its knowledge of map values.
 #![allow(clippy::inline_always)]
 
+mod filter;
 mod policy;
 
+pub use filter::{
+    FILTER_LEVELS, FILTER_PREFIXES_MAX, FILTER_RANGES_MAX, FILTERS_MAX, FilterPolicy, FilterRange,
+};
 pub use policy::{
     POLICY_RULES_MAX, POLICY_SLOTS, PREFIXES_MAX, Policy, PortRule, RULE_FAIL_CLOSED, action,
     protocol,
@@ -108,6 +112,8 @@ pub struct Settings {
     pub marker_port: u16,
     /// Ports of the IPv6 listeners on `::1`.
     pub v6_ports: [u16; V6_PORTS],
+    /// Scopes that have a filter: while there is none, no filter is looked for.
+    pub filters: u32,
 }
 
 /// Where an application wanted to go.
@@ -189,9 +195,11 @@ const _: () = {
     assert!(size_of::<Listening>() == 32);
     assert!(size_of::<WindowKey>() == 36);
     assert!(V6_PORTS.is_power_of_two());
-    assert!(size_of::<Settings>() == 40);
+    assert!(size_of::<Settings>() == 44);
     assert!(size_of::<PortRule>() == 24);
     assert!(size_of::<Policy>() == 4 + 24 * POLICY_RULES_MAX);
+    assert!(size_of::<FilterRange>() == 8);
+    assert!(size_of::<FilterPolicy>() == 8 + 8 * FILTER_RANGES_MAX);
     assert!(size_of::<Original>() == 32);
     assert!(size_of::<FlowKey>() == 48);
     assert!(size_of::<AppSocket>() == 88);
@@ -203,6 +211,8 @@ mod pod {
     unsafe impl aya::Pod for super::Settings {}
     // SAFETY: as above.
     unsafe impl aya::Pod for super::Policy {}
+    // SAFETY: as above.
+    unsafe impl aya::Pod for super::FilterPolicy {}
     // SAFETY: as above.
     unsafe impl aya::Pod for super::Original {}
     // SAFETY: as above.

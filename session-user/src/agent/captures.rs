@@ -7,14 +7,14 @@ use std::time::Duration;
 use tokio::sync::{mpsc, oneshot};
 
 use super::cgroup_watch::CgroupWatch;
-use crate::capture::{Capture, CaptureError, Captured, Counters};
+use crate::capture::{Capture, CaptureError, Captured, Counters, Filter};
 use crate::capture_queue::CaptureQueue;
 
 /// Wait after `accept()` failed for want of descriptors or memory.
 const ACCEPT_RETRY: Duration = Duration::from_millis(100);
 
 enum Request {
-    Attach(PathBuf, oneshot::Sender<Result<(), CaptureError>>),
+    Attach(PathBuf, Filter, oneshot::Sender<Result<(), CaptureError>>),
     Detach(PathBuf, oneshot::Sender<Result<(), CaptureError>>),
     DetachAll(oneshot::Sender<()>),
     State(oneshot::Sender<State>),
@@ -66,10 +66,11 @@ impl Captures {
         answer.await.map_err(|_| Error::Gone)
     }
 
-    /// Captures `cgroup` from now on.
-    pub async fn attach(&self, cgroup: &Path) -> Result<(), Error> {
-        let cgroup = cgroup.to_owned();
-        Ok(self.ask(|reply| Request::Attach(cgroup, reply)).await??)
+    /// Captures `cgroup` from now on: of what the rules say, what `filter` keeps.
+    pub async fn attach(&self, cgroup: &Path, filter: &Filter) -> Result<(), Error> {
+        let (cgroup, filter) = (cgroup.to_owned(), filter.clone());
+        let attach = |reply| Request::Attach(cgroup, filter, reply);
+        Ok(self.ask(attach).await??)
     }
 
     /// Ends the capture of `cgroup`.
@@ -146,7 +147,9 @@ async fn changed(watch: Option<&CgroupWatch>) {
 fn apply(capture: &mut Capture, request: Request) {
     // Whoever asked may have gone; what was asked is done all the same.
     match request {
-        Request::Attach(cgroup, reply) => drop(reply.send(capture.attach(&cgroup))),
+        Request::Attach(cgroup, filter, reply) => {
+            drop(reply.send(capture.attach_filtered(&cgroup, &filter)));
+        }
         Request::Detach(cgroup, reply) => drop(reply.send(capture.detach(&cgroup))),
         Request::DetachAll(reply) => {
             for cgroup in capture.attached() {

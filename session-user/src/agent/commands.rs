@@ -11,6 +11,7 @@ use super::peer::PeerState;
 use super::registry::Registry;
 use super::reports::{link_report, peer_report, session_report};
 use super::runs::Runs;
+use crate::capture::{Destination, Filter};
 use crate::capture_queue::CaptureQueue;
 use crate::config::Config;
 use crate::control::{
@@ -76,7 +77,7 @@ impl ControlHandler for Shared {
             Request::Handover { link } => self.handover(&link).await,
             Request::Attach { cgroup } => {
                 self.capture()?
-                    .attach(&cgroup)
+                    .attach(&cgroup, &Filter::default())
                     .await
                     .map_err(capture_failed)?;
                 Ok(Response::Done(format!(
@@ -94,10 +95,14 @@ impl ControlHandler for Shared {
                     cgroup.display()
                 )))
             }
-            Request::Run => {
+            Request::Run { only, except } => {
+                let filter = Filter {
+                    only: destinations(&only)?,
+                    except: destinations(&except)?,
+                };
                 let scope = self
                     .runs
-                    .begin(self.capture()?, who.pid)
+                    .begin(self.capture()?, who.pid, &filter)
                     .await
                     .map_err(|e| failed(e, "`holdfast doctor` says what is missing"))?;
                 Ok(Response::Done(scope.display().to_string()))
@@ -116,6 +121,13 @@ impl ControlHandler for Shared {
             }
         }
     }
+}
+
+/// The command has read them before; another program may not have.
+fn destinations(texts: &[String]) -> Result<Vec<Destination>, ControlError> {
+    let read = texts.iter().map(|text| text.parse::<Destination>());
+    let read = read.collect::<Result<_, _>>();
+    read.map_err(|message| ControlError::new(ErrorCode::Invalid, message, ""))
 }
 
 fn capture_failed(error: captures::Error) -> ControlError {

@@ -29,7 +29,7 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinSet;
 
-use crate::capture::{Action, Capture, CaptureConfig, CaptureError, CaptureRule, Orphans};
+use crate::capture::{Action, Capture, CaptureConfig, CaptureError, CaptureRule, Filter, Orphans};
 use crate::capture_queue::CaptureQueue;
 use crate::config::Config;
 use crate::dial::{AllowList, AllowRule};
@@ -443,13 +443,13 @@ async fn start_capture(
     let captures = Captures::start(capture, queues);
     for cgroup in &config.agent.capture_cgroups {
         captures
-            .attach(cgroup)
+            .attach(cgroup, &Filter::default())
             .await
             .with_context(|| format!("[agent] capture_cgroups: {}", cgroup.display()))?;
     }
     // Taken over before they are let go, so that no connection slips through in between.
-    for cgroup in orphans.cgroups() {
-        match captures.attach(&cgroup).await {
+    for (cgroup, filter) in orphans.cgroups() {
+        match captures.attach(&cgroup, &filter).await {
             Ok(()) => {
                 tracing::warn!(cgroup = %cgroup.display(), "an agent was killed: its cgroup is captured again")
             }

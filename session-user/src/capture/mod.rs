@@ -12,6 +12,7 @@
 pub mod cgroup;
 mod cgroup_id;
 mod error;
+mod filter;
 mod kernel;
 mod listeners;
 mod log;
@@ -36,6 +37,7 @@ use tokio::net::TcpStream;
 use tracing::level_filters::LevelFilter;
 
 pub use error::CaptureError;
+pub use filter::{Destination, Filter, FilterError};
 pub use kernel::Counters;
 pub use policy::{RuleError, check};
 pub use probe::{Check, probe};
@@ -127,7 +129,13 @@ impl Capture {
     /// as a service manager does when it restarts a service, is another cgroup: see [`Capture::reattach`], or attach to
     /// the slice around it.
     pub fn attach(&mut self, cgroup: &Path) -> Result<(), CaptureError> {
-        self.kernel.attach(&cgroup::resolve(cgroup)?)
+        self.attach_filtered(cgroup, &Filter::default())
+    }
+
+    /// As [`Capture::attach`]; of what the rules capture, only what `filter` keeps is captured in this cgroup and below
+    /// it. The filter goes with the attachment.
+    pub fn attach_filtered(&mut self, cgroup: &Path, filter: &Filter) -> Result<(), CaptureError> {
+        self.kernel.attach(&cgroup::resolve(cgroup)?, filter)
     }
 
     /// Ends the capture of `cgroup`; connections already captured live on. Works for a cgroup that no longer exists.

@@ -96,15 +96,20 @@ fn key<K: Pod>(len: u8, octets: K) -> Key<K> {
 }
 
 /// An earlier update that failed half-way may have removed it already.
-fn ignore_absent(result: Result<(), MapError>) -> Result<(), MapError> {
+pub(super) fn ignore_absent(result: Result<(), MapError>) -> Result<(), MapError> {
+    found_or_none(result).map(drop)
+}
+
+/// A key that is not there is no error.
+pub(super) fn found_or_none<T>(result: Result<T, MapError>) -> Result<Option<T>, MapError> {
     match result {
         Err(MapError::SyscallError(error))
             if error.io_error.raw_os_error() == Some(libc::ENOENT) =>
         {
-            Ok(())
+            Ok(None)
         }
-        Err(MapError::KeyNotFound | MapError::ElementNotFound) => Ok(()),
-        other => other,
+        Err(MapError::KeyNotFound | MapError::ElementNotFound) => Ok(None),
+        other => other.map(Some),
     }
 }
 

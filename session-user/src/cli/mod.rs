@@ -47,6 +47,8 @@ enum Command {
     },
     /// Run a command whose connections are captured.
     Run {
+        #[command(flatten)]
+        narrowed: run::Narrowed,
         /// The command and its arguments.
         #[arg(required = true, trailing_var_arg = true, allow_hyphen_values = true)]
         command: Vec<String>,
@@ -128,7 +130,7 @@ fn execute(cli: Cli) -> Result<ExitCode, Failure> {
     let control = &cli.control;
     match cli.command {
         Command::Agent { config } => local::agent(&config),
-        Command::Run { command } => run::run(control, &command),
+        Command::Run { narrowed, command } => run::run(control, &narrowed, &command),
         Command::Attach { cgroup } => remote::attach(control, &cgroup),
         Command::Detach { cgroup } => remote::detach(control, &cgroup),
         Command::Status(shown) => remote::status(control, shown.json),
@@ -161,9 +163,22 @@ mod tests {
     fn run_leaves_the_commands_own_options_alone() {
         let cli =
             Cli::try_parse_from(["holdfast", "run", "--", "curl", "--json", "{}", "-v"]).unwrap();
-        let Command::Run { command } = cli.command else {
+        let Command::Run { command, .. } = cli.command else {
             panic!("not run")
         };
         assert_eq!(command, ["curl", "--json", "{}", "-v"]);
+    }
+
+    #[test]
+    fn runs_own_options_come_first() {
+        let words = "holdfast run --only 10.0.0.0/8 --only [::1]:80 ssh --except x";
+        let cli = Cli::try_parse_from(words.split(' ')).unwrap();
+        let Command::Run { command, .. } = cli.command else {
+            panic!("not run")
+        };
+        assert_eq!(command, ["ssh", "--except", "x"]);
+        let wrong = Cli::try_parse_from(["holdfast", "run", "--only", "x", "--", "true"]);
+        let said = wrong.unwrap_err().to_string();
+        assert!(said.contains("expected NET[:PORTS]"), "{said}");
     }
 }

@@ -31,6 +31,13 @@ fn every_handover() -> Request {
     }
 }
 
+fn run() -> Request {
+    Request::Run {
+        only: vec![],
+        except: vec![],
+    }
+}
+
 fn every_request() -> [Request; 10] {
     let cgroup = PathBuf::from("a");
     [
@@ -45,7 +52,7 @@ fn every_request() -> [Request; 10] {
             cgroup: cgroup.clone(),
         },
         Request::Detach { cgroup },
-        Request::Run,
+        run(),
         Request::Woke,
         Request::Reload,
     ]
@@ -70,7 +77,7 @@ fn a_stranger_may_do_nothing_and_hears_what_would_help() {
     let stranger = nobody();
     let permissions = Permissions::default();
     assert_eq!(allowed(&permissions, &stranger), []);
-    let error = permissions.check(&Request::Run, &stranger).unwrap_err();
+    let error = permissions.check(&run(), &stranger).unwrap_err();
     assert_eq!(error.code, ErrorCode::NotPermitted);
     assert!(error.advice.contains("run_users"), "{}", error.advice);
     let error = permissions.check(&Request::Reload, &stranger).unwrap_err();
@@ -94,7 +101,7 @@ fn run_users_run_and_look_and_do_no_more() {
         Request::Links,
         Request::Sessions,
         every_handover(),
-        Request::Run,
+        run(),
     ];
     assert_eq!(allowed(&permissions, &nobody()), expected);
     let another = Credentials {

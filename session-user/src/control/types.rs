@@ -40,7 +40,14 @@ pub enum Request {
         cgroup: PathBuf,
     },
     /// Put the calling process into a captured scope of its own.
-    Run,
+    Run {
+        /// Destinations, `NET[:PORTS]`, that alone stay captured; empty means all.
+        #[serde(default)]
+        only: Vec<String>,
+        /// Destinations that go direct.
+        #[serde(default)]
+        except: Vec<String>,
+    },
     /// The host has slept: transports may be gone without a word.
     Woke,
     /// Read certificates and the CRL anew.

@@ -1,4 +1,4 @@
-//! Which rule decides.
+//! Which rule decides, and what a command's filter leaves.
 
 use std::{
     io::{self, ErrorKind},
@@ -9,9 +9,12 @@ use std::{
 use nix::unistd::{Uid, setuid};
 
 use super::harness::{
-    HERE4, HERE6, ask, capture, direct, direct_server, everything, in_netns, rule, run, serve,
+    HERE4, HERE6, ask, capture, captured, direct, direct_server, everything, in_netns, rule, run,
+    scope, serve,
 };
-use crate::capture::{Action, CaptureRule, Protocol, Protocols, Scope};
+use crate::capture::{
+    Action, CaptureError, CaptureRule, Filter, FilterError, Protocol, Protocols, Scope,
+};
 
 /// In an application: what becomes of a connection. Without a way to anywhere, "unreachable" is direct.
 fn outcome(to: SocketAddr, protocol: Protocol) -> String {
@@ -152,5 +155,97 @@ fn a_refusal_needs_no_agent() {
             assert_eq!(refused.await, Ok("refuse".into()));
         }
         assert_eq!(capture.counters().refused, 2);
+    });
+}
+
+fn filter(text: &str) -> Filter {
+    text.parse().expect("a filter")
+}
+
+#[test]
+fn a_filter_holds_for_one_scope_and_what_is_inside() {
+    in_netns(async || {
+        let server = direct_server(HERE4);
+        let (mut capture, other) =
+            capture(&[with(Action::Refuse, &["198.51.100.0/24"]), everything()]);
+        let outer = scope();
+        let text = format!(
+            "--only 192.0.2.0/24 --only 198.51.100.0/24 --only 10.9.0.0/24:1-{} --only [2001:db8:1::/48]:443 --except 192.0.2.7:22",
+            server.port() - 1
+        );
+        capture
+            .attach_filtered(outer.path(), &filter(&text))
+            .unwrap();
+        let inner = Scope::create(outer.path(), "inner").unwrap();
+        let capture = Rc::new(capture);
+        let _reports = serve(capture.clone());
+        let mut targets = vec![server];
+        for to in [
+            "192.0.2.7:22",
+            "192.0.2.7:80",
+            "203.0.113.1:80",
+            "198.51.100.1:80",
+            "[2001:db8:1::1]:443",
+            "[2001:db8:1::1]:80",
+            "[::ffff:192.0.2.7]:22",
+        ] {
+            targets.push(to.parse().unwrap());
+        }
+        let expected = [
+            "direct",
+            "direct",
+            "192.0.2.7:80 by 1",
+            "direct",
+            "refuse",
+            "[2001:db8:1::1]:443 by 1",
+            "direct",
+            "direct",
+        ];
+        for scope in [&outer, &inner] {
+            let seen = outcomes(scope, 0, Protocol::Tcp, &targets).await;
+            assert_eq!(seen, expected);
+        }
+        let unfiltered = outcomes(&other, 0, Protocol::Tcp, &targets).await;
+        assert_eq!(unfiltered[0], format!("{server} by 1"));
+        inner.remove().unwrap();
+    });
+}
+
+#[test]
+fn a_filter_goes_with_its_attachment() {
+    in_netns(async || {
+        let (mut capture, other) = capture(&[everything()]);
+        let scope = scope();
+        let to: SocketAddr = "192.0.2.7:80".parse().unwrap();
+        capture
+            .attach_filtered(scope.path(), &filter("--only 10.0.0.0/8"))
+            .unwrap();
+        let again = capture.attach_filtered(other.path(), &filter("--only 10.0.0.0/8"));
+        assert!(
+            matches!(again, Err(CaptureError::AlreadyAttached { .. })),
+            "{again:?}"
+        );
+        assert_eq!(capture.kernel.filters.len(), 1);
+        super::harness::quiet(|| capture.detach(scope.path())).unwrap();
+        assert_eq!(capture.kernel.filters.len(), 0);
+        assert_eq!(capture.kernel.settings().filters, 0);
+        capture.attach(scope.path()).unwrap();
+        let many = Filter {
+            only: vec!["10.0.0.0/8".parse().unwrap(); 49],
+            ..Filter::default()
+        };
+        let refused = capture.attach_filtered(super::harness::scope().path(), &many);
+        assert!(
+            matches!(
+                refused,
+                Err(CaptureError::Filter(FilterError::TooManyNets { count: 49 }))
+            ),
+            "{refused:?}"
+        );
+        let _reports = serve(Rc::new(capture));
+        assert_eq!(
+            run(&scope, move || ask(to)).await,
+            Ok(captured("192.0.2.7:80", 1))
+        );
     });
 }

@@ -7,7 +7,7 @@ use std::time::Duration;
 use tokio::sync::{mpsc, oneshot};
 
 use super::cgroup_watch::CgroupWatch;
-use crate::capture::{Capture, CaptureError, Captured, Counters, Filter};
+use crate::capture::{Capture, CaptureError, Captured, Counters, Explanation, Filter, Question};
 use crate::capture_queue::CaptureQueue;
 
 /// Wait after `accept()` failed for want of descriptors or memory.
@@ -18,7 +18,11 @@ enum Request {
     Detach(PathBuf, oneshot::Sender<Result<(), CaptureError>>),
     DetachAll(oneshot::Sender<()>),
     State(oneshot::Sender<State>),
+    Explain(PathBuf, Vec<Question>, oneshot::Sender<Explained>),
 }
+
+/// An answer to each question.
+type Explained = Result<Vec<Explanation>, CaptureError>;
 
 /// What the capture is doing.
 #[derive(Clone, Debug)]
@@ -82,6 +86,17 @@ impl Captures {
     /// Ends the capture of every cgroup: new connections go direct.
     pub async fn detach_all(&self) -> Result<(), Error> {
         self.ask(Request::DetachAll).await
+    }
+
+    /// What becomes of connections that a process in `cgroup` (a folder) makes now, and why.
+    pub async fn explain(
+        &self,
+        cgroup: &Path,
+        questions: Vec<Question>,
+    ) -> Result<Vec<Explanation>, Error> {
+        let cgroup = cgroup.to_owned();
+        let explain = |reply| Request::Explain(cgroup, questions, reply);
+        Ok(self.ask(explain).await??)
     }
 
     /// What it is doing.
@@ -158,6 +173,10 @@ fn apply(capture: &mut Capture, request: Request) {
                 }
             }
             let _ = reply.send(());
+        }
+        Request::Explain(cgroup, questions, reply) => {
+            let explain = |question| capture.explain(&cgroup, question);
+            drop(reply.send(questions.iter().map(explain).collect()));
         }
         Request::State(reply) => {
             drop(reply.send(State {

@@ -1,6 +1,7 @@
 //! What commands on the control socket do.
 
 use std::collections::BTreeMap;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
@@ -35,6 +36,8 @@ pub(super) struct PeerHandle {
 
 /// What the agent's tasks share.
 pub(super) struct Shared {
+    /// Where the configuration was read from.
+    pub file: PathBuf,
     pub config: Config,
     pub common: Common,
     pub registry: Registry,
@@ -107,6 +110,7 @@ impl ControlHandler for Shared {
                     .map_err(|e| failed(e, "`holdfast doctor` says what is missing"))?;
                 Ok(Response::Done(scope.display().to_string()))
             }
+            Request::Explain(asked) => Ok(Response::Explained(self.explain(&asked, who).await?)),
             Request::Woke => {
                 self.registry.tell_all(|| Command::Woke).await;
                 Ok(Response::Done(
@@ -130,12 +134,12 @@ fn destinations(texts: &[String]) -> Result<Vec<Destination>, ControlError> {
     read.map_err(|message| ControlError::new(ErrorCode::Invalid, message, ""))
 }
 
-fn capture_failed(error: captures::Error) -> ControlError {
+pub(super) fn capture_failed(error: captures::Error) -> ControlError {
     failed(error.to_string(), "`holdfast doctor` says what is missing")
 }
 
 impl Shared {
-    fn capture(&self) -> Result<&Captures, ControlError> {
+    pub(super) fn capture(&self) -> Result<&Captures, ControlError> {
         let none = || {
             failed(
                 "this unit captures nothing: there is no [[capture]] rule",

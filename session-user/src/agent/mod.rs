@@ -11,6 +11,7 @@ mod acceptor;
 mod captures;
 mod cgroup_watch;
 mod commands;
+mod explain;
 mod peer;
 pub mod registry;
 mod reports;
@@ -60,7 +61,7 @@ const DRAIN_LOOK: Duration = Duration::from_millis(100);
 
 /// Runs the agent until a signal ends it.
 pub async fn run(path: &Path, config: Config) -> anyhow::Result<ExitCode> {
-    let agent = Agent::start(config).await?;
+    let agent = Agent::start(path, config).await?;
     tracing::info!(config = %path.display(), unit = %agent.shared.common.identity.name(), "the agent is ready");
     agent.serve().await
 }
@@ -73,7 +74,7 @@ struct Agent {
 }
 
 impl Agent {
-    async fn start(config: Config) -> anyhow::Result<Self> {
+    async fn start(path: &Path, config: Config) -> anyhow::Result<Self> {
         raise_descriptor_limit();
         let identity = Arc::new(Identity::load(&identity_paths(&config))?);
         let control =
@@ -118,6 +119,7 @@ impl Agent {
         let queues = peers.iter().map(|p| Arc::clone(&p.captures)).collect();
         let captures = start_capture(&config, queues).await?;
         let shared = Arc::new(Shared {
+            file: path.to_owned(),
             config,
             common,
             registry,
@@ -299,7 +301,7 @@ fn lanes(configured: crate::config::Lanes) -> Lanes {
 }
 
 /// What streams get. With a lane for each, all have one of their own that no rule names.
-fn service_rules(config: &Config) -> ServiceRules {
+pub(crate) fn service_rules(config: &Config) -> ServiceRules {
     let rule = |s: &crate::config::Stream| ServiceRule {
         to: s.to.clone(),
         ports: s.ports.clone(),

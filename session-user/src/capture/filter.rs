@@ -3,7 +3,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     fmt,
-    net::IpAddr,
+    net::{IpAddr, SocketAddr},
     ops::RangeInclusive,
     str::FromStr,
 };
@@ -21,7 +21,7 @@ use thiserror::Error;
 use super::{
     CaptureError,
     policy::{covering, normal},
-    tables::{ignore_absent, take},
+    tables::{found_or_none, ignore_absent, take},
 };
 
 /// Networks that one filter may name, `only` and `except` together.
@@ -217,6 +217,7 @@ pub struct Filters {
 /// A filter that stands.
 struct Live {
     number: u32,
+    filter: Filter,
     prefixes: Vec<IpNet>,
 }
 
@@ -247,6 +248,7 @@ impl Filters {
         self.remove(cgroup);
         let live = Live {
             number: self.next,
+            filter: filter.clone(),
             prefixes: policies.keys().copied().collect(),
         };
         // A number does not come again while anything of an older filter may be there.
@@ -285,6 +287,21 @@ impl Filters {
         for error in results.into_iter().filter_map(Result::err) {
             tracing::warn!(%error, "a part of a command's filter stays in the kernel's table");
         }
+    }
+
+    /// The filter of the cgroup with this id, and whether connections to `to` stay captured: as the kernel's own tables
+    /// say.
+    pub fn look(&self, cgroup: u64, to: SocketAddr) -> Result<Option<(&Filter, bool)>, MapError> {
+        let Some(number) = found_or_none(self.numbers.get(&cgroup, 0))? else {
+            return Ok(None);
+        };
+        let address = IpNet::from(to.ip().to_canonical());
+        let policy = match address {
+            IpNet::V4(_) => self.v4.get(&key4(number, address), 0),
+            IpNet::V6(_) => self.v6.get(&key6(number, address), 0),
+        };
+        let keeps = found_or_none(policy)?.is_none_or(|policy| policy.keeps(to.port()));
+        Ok((self.live.get(&cgroup)).map(|live| (&live.filter, keeps)))
     }
 }
 

@@ -95,11 +95,13 @@ pub struct Kernel {
     accepted: SkStorage<MapData, Original>,
     counters: Array<MapData, u64>,
     settings: (Array<MapData, Settings>, Settings),
-    tables: Tables,
+    /// The rules as the programs have them now, uncompiled.
+    pub(super) rules: Vec<CaptureRule>,
+    pub(super) tables: Tables,
     pub(super) filters: Filters,
     attached: BTreeMap<PathBuf, Attachment>,
     /// Behind `attached`, so that what is pinned goes first.
-    pins: Option<Pins>,
+    pub(super) pins: Option<Pins>,
     agent: Option<SockOpsLink>,
 }
 
@@ -128,6 +130,7 @@ impl Kernel {
             accepted: take(&mut ebpf, "ACCEPTED")?,
             counters: take(&mut ebpf, "COUNTERS")?,
             settings: (take(&mut ebpf, "SETTINGS")?, settings),
+            rules: Vec::new(),
             tables: Tables::new(&mut ebpf)?,
             filters: Filters::new(&mut ebpf)?,
             attached: BTreeMap::new(),
@@ -168,7 +171,9 @@ impl Kernel {
         let compiled = policy::compile(rules)?;
         self.tables
             .apply(compiled)
-            .map_err(|error| CaptureError::map("writing the capture rules", error))
+            .map_err(|error| CaptureError::map("writing the capture rules", error))?;
+        self.rules = rules.to_vec();
+        Ok(())
     }
 
     /// Attaches the agent's side, in the cgroup in which the listeners were made. The root is allowed: the program looks

@@ -12,6 +12,7 @@
 pub mod cgroup;
 mod cgroup_id;
 mod error;
+mod explain;
 mod filter;
 mod kernel;
 mod listeners;
@@ -37,6 +38,7 @@ use tokio::net::TcpStream;
 use tracing::level_filters::LevelFilter;
 
 pub use error::CaptureError;
+pub use explain::{Explanation, Verdict};
 pub use filter::{Destination, Filter, FilterError};
 pub use kernel::Counters;
 pub use policy::{RuleError, check};
@@ -158,6 +160,12 @@ impl Capture {
     /// What the programs have counted since they were loaded.
     pub fn counters(&self) -> Counters {
         self.kernel.counters()
+    }
+
+    /// What becomes of a connection that a process in `cgroup` (a folder of the hierarchy) makes now, and why: as the
+    /// kernel's own tables say.
+    pub fn explain(&self, cgroup: &Path, question: &Question) -> Result<Explanation, CaptureError> {
+        explain::explain(&self.kernel, cgroup, question)
     }
 
     /// Replaces the rules. Each destination changes from its old policy to its new one at once; on an error of the rules

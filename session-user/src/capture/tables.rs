@@ -2,6 +2,7 @@
 
 use std::{
     collections::{HashMap, HashSet},
+    net::IpAddr,
     sync::Arc,
 };
 
@@ -10,9 +11,9 @@ use aya::{
     maps::{Array, LpmTrie, Map, MapData, MapError, lpm_trie::Key},
 };
 use ipnet::{Ipv4Net, Ipv6Net};
-use session_ebpf_common::{POLICY_SLOTS, Policy};
+use session_ebpf_common::{POLICY_SLOTS, Policy, PortRule};
 
-use super::{CaptureError, policy::Compiled};
+use super::{CaptureError, policy::Compiled, rule::Question};
 
 /// The rules as the kernel has them now.
 pub struct Tables {
@@ -55,6 +56,19 @@ impl Tables {
         self.slots = slots;
         self.live = new;
         Ok(())
+    }
+
+    /// What the programs decide about a destination: read from the kernel's own tables.
+    pub fn decide(&self, question: &Question) -> Result<Option<PortRule>, MapError> {
+        let found = match question.to.ip().to_canonical() {
+            IpAddr::V4(addr) => self.prefixes4.get(&key(32, addr.octets()), 0),
+            IpAddr::V6(addr) => self.prefixes6.get(&key(128, addr.octets()), 0),
+        };
+        let Some(slot) = found_or_none(found)? else {
+            return Ok(None);
+        };
+        let policy = self.policies.get(&slot, 0)?;
+        Ok(policy.decide(question.to.port(), question.uid, question.protocol.bit()))
     }
 
     /// Slots for the policies of `new`; those that live already keep theirs.

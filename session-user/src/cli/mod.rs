@@ -7,6 +7,7 @@
 
 mod doctor;
 mod exit;
+mod explain;
 mod handovers;
 mod local;
 mod remote;
@@ -62,6 +63,13 @@ enum Command {
     Detach {
         /// As for attach.
         cgroup: PathBuf,
+    },
+    /// Tell what becomes of a connection, and which rule decides why.
+    Explain {
+        #[command(flatten)]
+        asked: explain::Question,
+        #[command(flatten)]
+        shown: Shown,
     },
     /// Show what the agent is doing.
     Status(Shown),
@@ -133,6 +141,7 @@ fn execute(cli: Cli) -> Result<ExitCode, Failure> {
         Command::Run { narrowed, command } => run::run(control, &narrowed, &command),
         Command::Attach { cgroup } => remote::attach(control, &cgroup),
         Command::Detach { cgroup } => remote::detach(control, &cgroup),
+        Command::Explain { asked, shown } => explain::explain(control, asked, shown.json),
         Command::Status(shown) => remote::status(control, shown.json),
         Command::Links(shown) => remote::links(control, shown.json),
         Command::Sessions(shown) => remote::sessions(control, shown.json),

@@ -10,7 +10,7 @@ use nix::unistd::{Gid, Group, Uid, User};
 use tempfile::TempDir;
 
 use super::{
-    Client, ClientError, ControlError, ControlHandler, Credentials, ErrorCode, Permissions,
+    Asked, Client, ClientError, ControlError, ControlHandler, Credentials, ErrorCode, Permissions,
     Request, Response, listen, serve,
 };
 
@@ -38,7 +38,16 @@ fn run() -> Request {
     }
 }
 
-fn every_request() -> [Request; 10] {
+fn explain() -> Request {
+    Request::Explain(Asked {
+        targets: vec!["192.0.2.1:80".parse().unwrap()],
+        protocol: Default::default(),
+        cgroup: None,
+        uid: None,
+    })
+}
+
+fn every_request() -> [Request; 11] {
     let cgroup = PathBuf::from("a");
     [
         Request::Status,
@@ -53,6 +62,7 @@ fn every_request() -> [Request; 10] {
         },
         Request::Detach { cgroup },
         run(),
+        explain(),
         Request::Woke,
         Request::Reload,
     ]
@@ -102,6 +112,7 @@ fn run_users_run_and_look_and_do_no_more() {
         Request::Sessions,
         every_handover(),
         run(),
+        explain(),
     ];
     assert_eq!(allowed(&permissions, &nobody()), expected);
     let another = Credentials {

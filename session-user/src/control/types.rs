@@ -5,6 +5,7 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
+use super::explain::{Asked, ExplainReport};
 use crate::trace::Handover;
 
 /// What a command asks of the agent.
@@ -48,6 +49,8 @@ pub enum Request {
         #[serde(default)]
         except: Vec<String>,
     },
+    /// What becomes of a connection, and why.
+    Explain(Asked),
     /// The host has slept: transports may be gone without a word.
     Woke,
     /// Read certificates and the CRL anew.
@@ -59,7 +62,7 @@ impl Request {
     pub fn only_looks(&self) -> bool {
         matches!(
             self,
-            Self::Status | Self::Links | Self::Sessions | Self::Handovers { .. }
+            Self::Status | Self::Links | Self::Sessions | Self::Handovers { .. } | Self::Explain(_)
         )
     }
 }
@@ -76,6 +79,8 @@ pub enum Response {
     Sessions(Vec<SessionReport>),
     /// To [`Request::Handovers`], oldest first.
     Handovers(Vec<Handover>),
+    /// To [`Request::Explain`].
+    Explained(ExplainReport),
     /// It is done; in words, what.
     Done(String),
     /// It is not done.

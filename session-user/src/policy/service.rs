@@ -47,15 +47,24 @@ impl ServiceRules {
     /// What a stream to `target` gets. `cgroup` is asked for at most once, and only if it matters: it
     /// returns the cgroup's path below the root, without a slash in front, or `None` where it is not known.
     pub fn choose(&self, target: SocketAddr, cgroup: impl FnOnce() -> Option<String>) -> Service {
+        let rule = self.find(target, cgroup);
+        rule.map_or(self.default, |position| self.rules[position].service)
+    }
+
+    /// Position of the rule that decides; arguments as for [`ServiceRules::choose`].
+    pub fn find(
+        &self,
+        target: SocketAddr,
+        cgroup: impl FnOnce() -> Option<String>,
+    ) -> Option<usize> {
         let mut asked = Asked::Not(cgroup);
-        let fits = |rule: &&ServiceRule| {
+        let fits = |rule: &ServiceRule| {
             let to = rule.to.is_empty() || rule.to.iter().any(|net| net.contains(&target.ip()));
             let port =
                 rule.ports.is_empty() || rule.ports.iter().any(|r| r.contains(&target.port()));
             to && port && (rule.cgroups.is_empty() || asked.matches(&rule.cgroups))
         };
-        let rule = self.rules.iter().find(fits);
-        rule.map_or(self.default, |r| r.service)
+        self.rules.iter().position(fits)
     }
 }
 

@@ -1,4 +1,4 @@
-//! Which rule decides, and what a command's filter leaves.
+//! Which rule decides, what a command's filter leaves, and that `explain` says what the programs do.
 
 use std::{
     io::{self, ErrorKind},
@@ -13,7 +13,8 @@ use super::harness::{
     scope, serve,
 };
 use crate::capture::{
-    Action, CaptureError, CaptureRule, Filter, FilterError, Protocol, Protocols, Scope,
+    Action, Capture, CaptureError, CaptureRule, Explanation, Filter, FilterError, Protocol,
+    Protocols, Question, Scope, Verdict,
 };
 
 /// In an application: what becomes of a connection. Without a way to anywhere, "unreachable" is direct.
@@ -40,8 +41,19 @@ fn outcome(to: SocketAddr, protocol: Protocol) -> String {
     }
 }
 
-/// Has an application of `uid` in `scope` connect to everything. Returns what became of each connection.
-async fn outcomes(
+/// The same, as explained.
+fn explained(answer: &Explanation, to: SocketAddr) -> String {
+    let to = SocketAddr::new(to.ip().to_canonical(), to.port());
+    match answer.verdict {
+        Verdict::Capture => format!("{to} by {}", answer.peer.expect("a peer")),
+        verdict => verdict.to_string(),
+    }
+}
+
+/// Has an application of `uid` in `scope` connect to everything, and compares with what is explained. Returns what
+/// became of each connection.
+async fn compare(
+    capture: &Capture,
     scope: &Scope,
     uid: u32,
     protocol: Protocol,
@@ -54,7 +66,17 @@ async fn outcomes(
         Ok(outcomes.collect::<Vec<_>>().join(";"))
     });
     let seen = seen.await.expect("the application's answer");
-    seen.split(';').map(str::to_owned).collect()
+    let seen: Vec<String> = seen.split(';').map(str::to_owned).collect();
+    for (to, seen) in targets.iter().zip(&seen) {
+        let question = Question {
+            to: *to,
+            uid,
+            protocol,
+        };
+        let answer = capture.explain(scope.path(), &question).expect("an answer");
+        assert_eq!(explained(&answer, *to), *seen, "{question:?} {answer:?}");
+    }
+    seen
 }
 
 fn with(action: Action, to: &[&str]) -> CaptureRule {
@@ -65,7 +87,7 @@ fn with(action: Action, to: &[&str]) -> CaptureRule {
 }
 
 #[test]
-fn the_first_rule_that_matches_decides() {
+fn explain_says_what_the_programs_do() {
     in_netns(async || {
         let (near4, near6) = (direct_server(HERE4), direct_server(HERE6));
         let (shut, local) = (direct_server(HERE4), direct_server("127.0.0.1"));
@@ -122,9 +144,10 @@ fn the_first_rule_that_matches_decides() {
         let mut seen = Vec::new();
         for uid in [0, 7, 1500, 65534] {
             for protocol in [Protocol::Tcp, Protocol::Udp] {
-                seen.push(outcomes(&scope, uid, protocol, &targets).await);
+                seen.push(compare(&capture, &scope, uid, protocol, &targets).await);
             }
         }
+        // That both agree says nothing if both are wrong: some by hand.
         let (root, root_udp, service, nobody) = (&seen[0], &seen[1], &seen[2], &seen[6]);
         assert_eq!(root[0], format!("{near4} by 7"));
         assert_eq!((&*service[0], &*service[1]), ("direct", "direct"));
@@ -155,6 +178,47 @@ fn a_refusal_needs_no_agent() {
             assert_eq!(refused.await, Ok("refuse".into()));
         }
         assert_eq!(capture.counters().refused, 2);
+    });
+}
+
+#[test]
+fn the_reasons_are_told() {
+    in_netns(async || {
+        let rules = [
+            CaptureRule {
+                ports: vec![22..=22],
+                ..with(Action::Refuse, &["192.0.2.0/24"])
+            },
+            rule(&["192.0.2.0/24"], 4),
+            everything(),
+        ];
+        let (capture, scope) = capture(&rules);
+        let question = |to: &str| Question {
+            to: to.parse().unwrap(),
+            uid: 0,
+            protocol: Protocol::Tcp,
+        };
+        let inner = Scope::create(scope.path(), "inner").unwrap();
+        let answer = capture
+            .explain(inner.path(), &question("192.0.2.1:80"))
+            .unwrap();
+        assert_eq!((answer.rule, answer.peer), (Some(1), Some(4)));
+        assert_eq!(answer.passed, [(0, "port 80 is not in 22".to_owned())]);
+        assert_eq!(answer.attachment.as_deref(), Some(scope.path()));
+        // Nothing is pinned here, so nothing outlives the agent.
+        assert_eq!(answer.agent_dead, Verdict::Direct);
+        let local = capture
+            .explain(inner.path(), &question("127.0.0.1:80"))
+            .unwrap();
+        assert_eq!((local.verdict, local.rule), (Verdict::Direct, None));
+        assert_eq!(local.reason, "loopback is never captured");
+        let other = super::harness::scope();
+        let outside = capture
+            .explain(other.path(), &question("192.0.2.1:80"))
+            .unwrap();
+        assert_eq!((outside.verdict, outside.rule), (Verdict::Direct, Some(1)));
+        assert_eq!(outside.reason, "its cgroup is not captured");
+        inner.remove().unwrap();
     });
 }
 
@@ -202,10 +266,10 @@ fn a_filter_holds_for_one_scope_and_what_is_inside() {
             "direct",
         ];
         for scope in [&outer, &inner] {
-            let seen = outcomes(scope, 0, Protocol::Tcp, &targets).await;
+            let seen = compare(&capture, scope, 0, Protocol::Tcp, &targets).await;
             assert_eq!(seen, expected);
         }
-        let unfiltered = outcomes(&other, 0, Protocol::Tcp, &targets).await;
+        let unfiltered = compare(&capture, &other, 0, Protocol::Tcp, &targets).await;
         assert_eq!(unfiltered[0], format!("{server} by 1"));
         inner.remove().unwrap();
     });

@@ -3,29 +3,30 @@
 use aya_ebpf::{
     helpers::{bpf_get_current_cgroup_id, bpf_get_current_pid_tgid},
     macros::cgroup_sock_addr,
-    maps::lpm_trie::Key,
     programs::SockAddrContext,
 };
 use aya_log_ebpf::{debug, info, warn};
 use session_ebpf_common::{
-    AppSocket, FlowKey, GATE_ON, HANDSHAKES_ADMITTED, Original, POLICY_RULES_MAX, RULE_EARLY,
-    RULE_FAIL_CLOSED, Settings, V6_PORTS, counter, gate,
+    AppSocket, FlowKey, GATE_ON, HANDSHAKES_ADMITTED, Original, Settings, V6_PORTS, action,
+    counter, gate, octets, protocol,
 };
 
 use crate::{
     ctx::{ALLOW, SockAddr as _, Words, is_local, is_mapped, is_of_one_link, mapped, refuse},
-    maps::{self, POLICIES, PREFIXES4, PREFIXES6, SETTINGS},
+    maps::{self, SETTINGS},
+    rules::{Claim, claim_on, is_left_out},
 };
 
 const IPPROTO_TCP: u32 = 6;
+const IPPROTO_UDP: u32 = 17;
 
 /// connect() on an IPv4 socket.
 #[cgroup_sock_addr(connect4)]
 pub fn connect4(ctx: SockAddrContext) -> i32 {
-    if ctx.protocol() != IPPROTO_TCP {
-        return ALLOW;
-    }
     let addr = ctx.addr4();
+    if ctx.protocol() != IPPROTO_TCP {
+        return datagrams(&ctx, &addr);
+    }
     match redirect(&ctx, addr) {
         Outcome::Redirected(target) => {
             ctx.set_addr4(&target.addr);
@@ -40,10 +41,10 @@ pub fn connect4(ctx: SockAddrContext) -> i32 {
 /// connect() on an IPv6 socket, to an IPv6 or a v4-mapped address.
 #[cgroup_sock_addr(connect6)]
 pub fn connect6(ctx: SockAddrContext) -> i32 {
-    if ctx.protocol() != IPPROTO_TCP {
-        return ALLOW;
-    }
     let addr = ctx.addr6();
+    if ctx.protocol() != IPPROTO_TCP {
+        return datagrams(&ctx, &addr);
+    }
     match redirect(&ctx, addr) {
         Outcome::Redirected(target) => {
             ctx.set_addr6(&target.addr);
@@ -53,6 +54,31 @@ pub fn connect6(ctx: SockAddrContext) -> i32 {
         Outcome::Direct => ALLOW,
         Outcome::Refused => refuse(),
     }
+}
+
+/// Decides about connect() on a socket that is not TCP's: refused where a rule for UDP says so.
+///
+/// `sendto()` without connect() does not come here.
+#[inline(always)]
+fn datagrams(ctx: &SockAddrContext, addr: &Words) -> i32 {
+    if ctx.protocol() != IPPROTO_UDP || is_local(addr) || is_of_one_link(addr) {
+        return ALLOW;
+    }
+    let claim = claim_on(addr, ctx.port(), protocol::UDP);
+    let (Some(settings), Some(claim)) = (SETTINGS.get(0), claim) else {
+        return ALLOW;
+    };
+    if claim.action != action::REFUSE || is_agent(settings) {
+        return ALLOW;
+    }
+    maps::count(counter::REFUSED);
+    refuse()
+}
+
+/// Whether the agent itself is calling, whose own connections no rule is for.
+#[inline(always)]
+fn is_agent(settings: &Settings) -> bool {
+    (bpf_get_current_pid_tgid() >> 32) as u32 == settings.agent_tgid
 }
 
 /// The agent's listener that a connection is sent to.
@@ -90,11 +116,21 @@ fn redirect(ctx: &SockAddrContext, addr: Words) -> Outcome {
         maps::forget_app_socket(ctx.sock());
         return Outcome::Direct;
     }
-    let (Some(settings), Some(claim)) = (SETTINGS.get(0), claim_on(&addr, port)) else {
+    let claim = claim_on(&addr, port, protocol::TCP);
+    let (Some(settings), Some(claim)) = (SETTINGS.get(0), claim) else {
         maps::forget_app_socket(ctx.sock());
         return Outcome::Direct;
     };
-    if (bpf_get_current_pid_tgid() >> 32) as u32 == settings.agent_tgid {
+    if is_agent(settings) || claim.action == action::DIRECT {
+        maps::forget_app_socket(ctx.sock());
+        return Outcome::Direct;
+    }
+    if claim.action == action::REFUSE {
+        maps::forget_app_socket(ctx.sock());
+        maps::count(counter::REFUSED);
+        return Outcome::Refused;
+    }
+    if settings.filters != 0 && is_left_out(&addr, port) {
         maps::forget_app_socket(ctx.sock());
         return Outcome::Direct;
     }
@@ -102,59 +138,6 @@ fn redirect(ctx: &SockAddrContext, addr: Words) -> Outcome {
         return give_up(ctx, claim, obstacle);
     }
     capture(ctx, settings, claim, addr, port)
-}
-
-/// What a rule says about a connection that it claims.
-#[derive(Clone, Copy)]
-struct Claim {
-    peer: u32,
-    fail_closed: bool,
-    early: bool,
-}
-
-/// What the rule that claims a destination says, if there is one.
-///
-/// Copied out of the map: a pointer would be a different one for each position, and the verifier would walk through the
-/// rest of the program once for each.
-#[inline(always)]
-fn claim_on(addr: &Words, port: u16) -> Option<Claim> {
-    let index = if is_mapped(addr) {
-        *PREFIXES4.get(Key::new(32, addr[3].to_ne_bytes()))?
-    } else {
-        *PREFIXES6.get(Key::new(128, octets(addr)))?
-    };
-    let policy = POLICIES.get(index)?;
-    for position in 0..POLICY_RULES_MAX {
-        if position as u32 >= policy.count {
-            break;
-        }
-        let rule = &policy.rules[position];
-        if rule.first <= port && port <= rule.last {
-            // SAFETY: a reference is valid for reads. Volatile, or the compiler moves the loads behind the loop.
-            let (peer, flags) = unsafe {
-                (
-                    (&raw const rule.peer).read_volatile(),
-                    (&raw const rule.flags).read_volatile(),
-                )
-            };
-            return Some(Claim {
-                peer,
-                fail_closed: flags & RULE_FAIL_CLOSED != 0,
-                early: flags & RULE_EARLY != 0,
-            });
-        }
-    }
-    None
-}
-
-/// The address byte by byte.
-#[inline(always)]
-fn octets(addr: &Words) -> [u8; 16] {
-    let mut bytes = [0_u8; 16];
-    for (chunk, word) in bytes.chunks_exact_mut(4).zip(addr) {
-        chunk.copy_from_slice(&word.to_ne_bytes());
-    }
-    bytes
 }
 
 /// What keeps a matching connection from being captured now: the index of the counter that says so.

@@ -14,11 +14,12 @@ use aya_ebpf::{
     programs::SockAddrContext,
 };
 
+pub use session_ebpf_common::{is_local, is_mapped, is_of_one_link};
+
 pub use crate::ops::{Words, mapped};
 use crate::{
     access::{load, load4},
     maps::HAS_SET_RETVAL,
-    ops::MAPPED,
 };
 
 /// Verdict of a connect hook: go on.
@@ -42,29 +43,6 @@ macro_rules! store {
         // SAFETY: as for loads; the verifier also checks that the field may be written by this hook.
         unsafe { core::ptr::write_volatile(&raw mut $field, $value) }
     };
-}
-
-/// Whether `addr` is a v4-mapped address.
-#[inline(always)]
-pub fn is_mapped(addr: &Words) -> bool {
-    addr[0] == 0 && addr[1] == 0 && addr[2] == MAPPED
-}
-
-/// Whether `addr` is a loopback or the unspecified address (which Linux connects to loopback).
-#[inline(always)]
-pub fn is_local(addr: &Words) -> bool {
-    if is_mapped(addr) {
-        return u32::from_be(addr[3]) >> 24 == 127 || addr[3] == 0;
-    }
-    addr[0] == 0 && addr[1] == 0 && addr[2] == 0 && u32::from_be(addr[3]) <= 1
-}
-
-/// Whether `addr` is an IPv6 link-local or multicast address: it means something only on one link of this host, so no
-/// peer could reach it.
-#[inline(always)]
-pub fn is_of_one_link(addr: &Words) -> bool {
-    let first = u32::from_be(addr[0]);
-    first >> 22 == 0xfe80 >> 6 || first >> 24 == 0xff
 }
 
 /// What the connect and peer-name hooks need of their context.

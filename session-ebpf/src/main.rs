@@ -11,7 +11,7 @@
 //!    the agent reads it.
 //! 5. `peername`: the application asks for its peer and is told the original destination.
 //!
-//! Nothing else on the host is touched; UDP passes through.
+//! Nothing else on the host is touched; UDP passes through, unless a rule refuses it.
 #![no_std]
 #![no_main]
 // A call that is not inlined costs the verifier its knowledge of contexts and map values.
@@ -27,4 +27,5 @@ mod maps;
 mod object;
 mod ops;
 mod peername;
+mod rules;
 mod sockops;

@@ -11,8 +11,8 @@ use aya_ebpf::{
     maps::{Array, HashMap, LpmTrie, RingBuf},
 };
 use session_ebpf_common::{
-    AppSocket, COUNTERS as COUNTER_SLOTS, FlowKey, HANDSHAKE_SLOTS, KNOCKS_BYTES, Original,
-    POLICY_SLOTS, PREFIXES_MAX, Policy, Settings, counter,
+    AppSocket, COUNTERS as COUNTER_SLOTS, FILTER_PREFIXES_MAX, FILTERS_MAX, FilterPolicy, FlowKey,
+    HANDSHAKE_SLOTS, KNOCKS_BYTES, Original, POLICY_SLOTS, PREFIXES_MAX, Policy, Settings, counter,
 };
 
 /// 1 where the kernel has `bpf_set_retval` (5.18). Below, a refusal shows as EPERM instead of ECONNREFUSED; the
@@ -30,6 +30,17 @@ pub static PREFIXES6: LpmTrie<[u8; 16], u32> =
     LpmTrie::with_max_entries(PREFIXES_MAX, 1 /* BPF_F_NO_PREALLOC */);
 #[map]
 pub static POLICIES: Array<Policy> = Array::with_max_entries(POLICY_SLOTS, 0);
+/// Numbers of filters, by the id of their scope's cgroup.
+#[map]
+pub static FILTERS: HashMap<u64, u32> = HashMap::with_max_entries(FILTERS_MAX, 0);
+/// What filters say: by number (network order) and IPv4 address.
+#[map]
+pub static FILTERED4: LpmTrie<[u8; 8], FilterPolicy> =
+    LpmTrie::with_max_entries(FILTER_PREFIXES_MAX, 1 /* BPF_F_NO_PREALLOC */);
+/// The same for IPv6.
+#[map]
+pub static FILTERED6: LpmTrie<[u8; 20], FilterPolicy> =
+    LpmTrie::with_max_entries(FILTER_PREFIXES_MAX, 1 /* BPF_F_NO_PREALLOC */);
 #[map]
 pub static HANDSHAKES: HashMap<FlowKey, Original> = HashMap::with_max_entries(HANDSHAKE_SLOTS, 0);
 /// Tells the agent of held handshakes.

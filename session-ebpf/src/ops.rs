@@ -2,13 +2,10 @@
 
 use aya_ebpf::{EbpfContext as _, bindings::bpf_sock_ops, programs::SockOpsContext};
 
+use session_ebpf_common::MAPPED;
+pub use session_ebpf_common::Words;
+
 use crate::access::{load, load4};
-
-/// The third word of a v4-mapped address.
-pub const MAPPED: u32 = 0xffff_u32.to_be();
-
-/// An address as four words, network order, IPv4 as v4-mapped.
-pub type Words = [u32; 4];
 
 /// Writes an IPv4 address (network order) as v4-mapped.
 #[inline(always)]

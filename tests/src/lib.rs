@@ -3,6 +3,7 @@
 
 mod cutter;
 mod lacking;
+mod mounts;
 mod reader;
 mod services;
 
@@ -13,6 +14,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, bail, ensure};
 pub use cutter::Cutter;
 pub use lacking::without_syscall;
+pub use mounts::Mounts;
 pub use reader::{begun, endless, reader, said};
 pub use services::{Nginx, Postgres, Redis, Sshd};
 use session_lab::Netns;

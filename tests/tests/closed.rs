@@ -1,84 +1,16 @@
 //! `when_agent_dead = "refuse"`: what must not go direct does not, however the agent ends.
 
 use std::fs;
-use std::io::{BufRead, BufReader};
 use std::net::{SocketAddr, TcpStream};
-use std::os::unix::fs::PermissionsExt;
-use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use anyhow::{Context, ensure};
 use session_lab::Lab;
-use session_tests::{TestBed, begun, endless, eventually, finish, program, reader, said};
-use tempfile::TempDir;
+use session_tests::{Mounts, TestBed, begun, endless, eventually, finish, program, reader, said};
 
 /// Nothing in these tests takes longer, unless it hangs.
 const LIMIT: Duration = Duration::from_secs(60);
-
-/// A mount namespace with a BPF file system, which the kernel takes away with its only process.
-struct Mounts {
-    holder: Child,
-    dir: TempDir,
-}
-
-impl Mounts {
-    fn new() -> anyhow::Result<Self> {
-        let script = "mount -t bpf bpf /sys/fs/bpf && echo ready && exec sleep 1000";
-        let mut command = Command::new("unshare");
-        command
-            .args(["--mount", "--propagation", "private", "sh", "-c", script])
-            .stdout(Stdio::piped());
-        let mut holder = command.spawn()?;
-        let out = holder.stdout.take().context("no output")?;
-        let mut line = String::new();
-        BufReader::new(out).read_line(&mut line)?;
-        let this = Self {
-            holder,
-            dir: tempfile::tempdir()?,
-        };
-        ensure!(line == "ready\n", "no BPF file system can be mounted");
-        Ok(this)
-    }
-
-    /// A program that runs `real` inside.
-    fn inside(&self, real: &Path) -> anyhow::Result<PathBuf> {
-        let path = self.dir.path().join("holdfast");
-        let script = format!(
-            "#!/bin/sh\nexec nsenter --mount=/proc/{}/ns/mnt '{}' \"$@\"\n",
-            self.holder.id(),
-            real.display()
-        );
-        fs::write(&path, script)?;
-        fs::set_permissions(&path, fs::Permissions::from_mode(0o755))?;
-        Ok(path)
-    }
-
-    /// How much is pinned.
-    fn pinned(&self) -> usize {
-        let process = Path::new("/proc").join(self.holder.id().to_string());
-        count(&process.join("root").join("sys/fs/bpf/holdfast"))
-    }
-}
-
-impl Drop for Mounts {
-    fn drop(&mut self) {
-        // It has no other end.
-        let _ = self.holder.kill();
-        let _ = self.holder.wait();
-    }
-}
-
-/// Files below `dir`.
-fn count(dir: &Path) -> usize {
-    let entries = fs::read_dir(dir).into_iter().flatten().flatten();
-    entries
-        .map(|e| match e.file_type() {
-            Ok(kind) if kind.is_dir() => count(&e.path()),
-            _ => 1,
-        })
-        .sum()
-}
 
 fn signal(agent: u32, signal: nix::sys::signal::Signal) -> anyhow::Result<()> {
     nix::sys::signal::kill(nix::unistd::Pid::from_raw(i32::try_from(agent)?), signal)?;

@@ -210,6 +210,41 @@ fn what_an_application_gives_up_does_not_stay_open_at_the_target() -> anyhow::Re
 }
 
 #[test]
+fn an_early_connection_succeeds_at_once_and_is_reset_if_the_target_refuses() -> anyhow::Result<()> {
+    const SAY: &str = r#"
+import socket, sys
+s = socket.socket()
+print(s.connect_ex((sys.argv[1], int(sys.argv[2]))))
+try:
+    s.sendall(b"hello")
+    print(s.recv(5).decode())
+except OSError as e:
+    print(e.errno)
+"#;
+    let bed = TestBed::with(|c| c.capture_extra = "connect = \"early\"\n".to_owned())?;
+    let listener = listener(&bed)?;
+    let to = listener.local_addr()?;
+    std::thread::spawn(move || {
+        let (mut socket, _) = listener.accept()?;
+        let mut heard = [0; 5];
+        std::io::Read::read_exact(&mut socket, &mut heard)?;
+        std::io::Write::write_all(&mut socket, &heard)
+    });
+    for (port, expected) in [(to.port(), "0\nhello\n"), (9, "0\n104\n")] {
+        let words = [
+            "python3",
+            "-c",
+            SAY,
+            &to.ip().to_string(),
+            &port.to_string(),
+        ];
+        let said = bed.succeed(&words, LIMIT)?;
+        ensure!(said == expected, "port {port}: {said}");
+    }
+    Ok(())
+}
+
+#[test]
 fn many_connections_at_once_have_each_their_own_answer() -> anyhow::Result<()> {
     const MANY: &str = r#"
 import asyncio, errno, sys

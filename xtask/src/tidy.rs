@@ -15,6 +15,8 @@ const ADAPTERS: [&str; 6] = ["capture", "transport", "link", "dial", "handshake"
 const BELOW_ADAPTERS: [&str; 1] = ["glob"];
 /// `pki` writes what `handshake` reads: names have one form.
 const ALLOWED: [(&str, &str); 1] = [("pki", "handshake")];
+/// What `config` checks by those who use it.
+const BELOW_CONFIG: [&str; 2] = ["dial", "capture"];
 const ABOVE_DRIVER: [&str; 4] = ["agent", "cli", "bench", "control"];
 
 /// Checks every rule and names every break.
@@ -152,7 +154,7 @@ fn check_layers(file: &str, text: &str, wrong: &mut Wrong<'_>) {
                 && !BELOW_ADAPTERS.contains(&used.as_str())
                 && !ALLOWED.contains(&(module, used.as_str()));
             let upward = module == "driver" && ABOVE_DRIVER.contains(&used.as_str());
-            let config_up = module == "config" && used != "dial" && used != "config";
+            let config_up = module == "config" && !BELOW_CONFIG.contains(&used.as_str());
             if adapter_to_adapter || upward || config_up {
                 wrong(number + 1, &format!("`{module}` may not import `{used}`"));
             }

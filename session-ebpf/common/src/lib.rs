@@ -4,18 +4,25 @@
 //! integers, explicit padding, and its size asserted below. Addresses are four words in network order with IPv4
 //! written as v4-mapped IPv6; ports are in host order unless a name says otherwise.
 #![no_std]
+// A call that is not inlined costs the verifier its knowledge of map values.
+#![allow(clippy::inline_always)]
+
+mod filter;
+mod policy;
+
+pub use filter::{
+    FILTER_LEVELS, FILTER_PREFIXES_MAX, FILTER_RANGES_MAX, FILTERS_MAX, FilterPolicy, FilterRange,
+};
+pub use policy::{
+    POLICY_RULES_MAX, POLICY_SLOTS, PREFIXES_MAX, Policy, PortRule, RULE_EARLY, RULE_FAIL_CLOSED,
+    action, protocol,
+};
 
 /// Ports on `::1` over which captured IPv6 connections are spread. A power of two.
 ///
 /// All captured IPv6 connections share one address, so each port adds one range of ephemeral ports (about 28,000
 /// concurrent connections by default). IPv4 needs no such list: it is spread over addresses in 127.0.0.0/9.
 pub const V6_PORTS: usize = 16;
-/// Port ranges that one capture policy can hold.
-pub const POLICY_RULES_MAX: usize = 16;
-/// Slots for capture policies; the agent uses half of them at a time, so that an update never rewrites a live one.
-pub const POLICY_SLOTS: u32 = 1024;
-/// CIDR prefixes per address family.
-pub const PREFIXES_MAX: u32 = 65_536;
 /// Slots for handshakes between `connect()` and the agent's accept queue.
 pub const HANDSHAKE_SLOTS: u32 = 65_536;
 /// Handshakes in flight above which a new connection is no longer captured.
@@ -23,11 +30,6 @@ pub const HANDSHAKE_SLOTS: u32 = 65_536;
 /// Lower than [`HANDSHAKE_SLOTS`] because the check (in the connect hook) and the insertion (when the local port is
 /// known) are apart: the difference is room for the connects that pass between them.
 pub const HANDSHAKES_ADMITTED: u64 = HANDSHAKE_SLOTS as u64 - 4096;
-
-/// [`PortRule::flags`]: refuse the connection when it cannot be captured, instead of letting it go direct.
-pub const RULE_FAIL_CLOSED: u32 = 1;
-/// [`PortRule::flags`]: the connection succeeds before the target has answered.
-pub const RULE_EARLY: u32 = 2;
 
 /// [`Settings::gate`]: SYNs are held until the agent has heard from the target.
 pub const GATE_ON: u32 = 1;
@@ -53,7 +55,7 @@ pub mod counter {
     pub const NO_STORAGE: u32 = 4;
     /// Matching connections of a socket bound to a device that the hook was not allowed to unbind.
     pub const DEVICE_BOUND: u32 = 5;
-    /// Connections refused because their rule is fail-closed.
+    /// Connections refused because their rule says so, be it always or while they cannot be captured.
     pub const REFUSED: u32 = 6;
     /// Handshakes handed to an accepted socket of the agent.
     pub const DELIVERED: u32 = 7;
@@ -73,7 +75,46 @@ pub mod counter {
     pub const NOT_HELD: u32 = 14;
 }
 
-/// What the agent tells the programs at start.
+/// An address as four words, network order, IPv4 as v4-mapped.
+pub type Words = [u32; 4];
+
+/// The third word of a v4-mapped address.
+pub const MAPPED: u32 = 0xffff_u32.to_be();
+
+/// Whether `addr` is a v4-mapped address.
+#[inline(always)]
+pub fn is_mapped(addr: &Words) -> bool {
+    addr[0] == 0 && addr[1] == 0 && addr[2] == MAPPED
+}
+
+/// Whether `addr` is a loopback or the unspecified address (which Linux connects to loopback): never captured.
+#[inline(always)]
+pub fn is_local(addr: &Words) -> bool {
+    if is_mapped(addr) {
+        return u32::from_be(addr[3]) >> 24 == 127 || addr[3] == 0;
+    }
+    addr[0] == 0 && addr[1] == 0 && addr[2] == 0 && u32::from_be(addr[3]) <= 1
+}
+
+/// Whether `addr` is an IPv6 link-local or multicast address, which is never captured: it means something only on one
+/// link of this host, so no peer could reach it.
+#[inline(always)]
+pub fn is_of_one_link(addr: &Words) -> bool {
+    let first = u32::from_be(addr[0]);
+    first >> 22 == 0xfe80 >> 6 || first >> 24 == 0xff
+}
+
+/// The address byte by byte.
+#[inline(always)]
+pub fn octets(addr: &Words) -> [u8; 16] {
+    let mut bytes = [0_u8; 16];
+    for (chunk, word) in bytes.chunks_exact_mut(4).zip(addr) {
+        chunk.copy_from_slice(&word.to_ne_bytes());
+    }
+    bytes
+}
+
+/// What the agent tells the programs.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Settings {
@@ -87,30 +128,8 @@ pub struct Settings {
     pub v6_ports: [u16; V6_PORTS],
     /// [`GATE_ON`], or 0.
     pub gate: u32,
-}
-
-/// One port range of a policy and what to do with it.
-#[repr(C)]
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
-pub struct PortRule {
-    /// First port of the range.
-    pub first: u16,
-    /// Last port of the range, included.
-    pub last: u16,
-    /// Index of the configured peer that carries the connection.
-    pub peer: u32,
-    /// `RULE_*` bits.
-    pub flags: u32,
-}
-
-/// What a matching prefix means: the first rule whose range holds the port wins; none means "leave alone".
-#[repr(C)]
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
-pub struct Policy {
-    /// How many of `rules` are in use.
-    pub count: u32,
-    /// The rules in order of precedence.
-    pub rules: [PortRule; POLICY_RULES_MAX],
+    /// Scopes that have a filter: while there is none, no filter is looked for.
+    pub filters: u32,
 }
 
 /// Where an application wanted to go.
@@ -230,9 +249,11 @@ const _: () = {
     assert!(size_of::<Listening>() == 32);
     assert!(size_of::<WindowKey>() == 36);
     assert!(V6_PORTS.is_power_of_two());
-    assert!(size_of::<Settings>() == 44);
-    assert!(size_of::<PortRule>() == 12);
-    assert!(size_of::<Policy>() == 4 + 12 * POLICY_RULES_MAX);
+    assert!(size_of::<Settings>() == 48);
+    assert!(size_of::<PortRule>() == 24);
+    assert!(size_of::<Policy>() == 4 + 24 * POLICY_RULES_MAX);
+    assert!(size_of::<FilterRange>() == 8);
+    assert!(size_of::<FilterPolicy>() == 8 + 8 * FILTER_RANGES_MAX);
     assert!(size_of::<Original>() == 32);
     assert!(size_of::<FlowKey>() == 48);
     assert!(size_of::<AppSocket>() == 96);
@@ -245,6 +266,8 @@ mod pod {
     unsafe impl aya::Pod for super::Settings {}
     // SAFETY: as above.
     unsafe impl aya::Pod for super::Policy {}
+    // SAFETY: as above.
+    unsafe impl aya::Pod for super::FilterPolicy {}
     // SAFETY: as above.
     unsafe impl aya::Pod for super::Original {}
     // SAFETY: as above.

@@ -8,7 +8,9 @@ use tokio::sync::{mpsc, oneshot};
 
 use super::cgroup_watch::CgroupWatch;
 use super::held::HeldConnections;
-use crate::capture::{Capture, CaptureError, Captured, Counters, Gate, GateEvent};
+use crate::capture::{
+    Capture, CaptureError, Captured, Counters, Explanation, Filter, Gate, GateEvent, Question,
+};
 use crate::requests::{RequestQueue, StreamRequest, Supply};
 use session_proto::wire::Target;
 
@@ -16,11 +18,15 @@ use session_proto::wire::Target;
 const ACCEPT_RETRY: Duration = Duration::from_millis(100);
 
 enum Request {
-    Attach(PathBuf, oneshot::Sender<Result<(), CaptureError>>),
+    Attach(PathBuf, Filter, oneshot::Sender<Result<(), CaptureError>>),
     Detach(PathBuf, oneshot::Sender<Result<(), CaptureError>>),
     DetachAll(oneshot::Sender<()>),
     State(oneshot::Sender<State>),
+    Explain(PathBuf, Vec<Question>, oneshot::Sender<Explained>),
 }
+
+/// An answer to each question.
+type Explained = Result<Vec<Explanation>, CaptureError>;
 
 /// What the capture is doing.
 #[derive(Clone, Debug)]
@@ -68,10 +74,11 @@ impl Captures {
         answer.await.map_err(|_| Error::Gone)
     }
 
-    /// Captures `cgroup` from now on.
-    pub async fn attach(&self, cgroup: &Path) -> Result<(), Error> {
-        let cgroup = cgroup.to_owned();
-        Ok(self.ask(|reply| Request::Attach(cgroup, reply)).await??)
+    /// Captures `cgroup` from now on: of what the rules say, what `filter` keeps.
+    pub async fn attach(&self, cgroup: &Path, filter: &Filter) -> Result<(), Error> {
+        let (cgroup, filter) = (cgroup.to_owned(), filter.clone());
+        let attach = |reply| Request::Attach(cgroup, filter, reply);
+        Ok(self.ask(attach).await??)
     }
 
     /// Ends the capture of `cgroup`.
@@ -83,6 +90,17 @@ impl Captures {
     /// Ends the capture of every cgroup: new connections go direct.
     pub async fn detach_all(&self) -> Result<(), Error> {
         self.ask(Request::DetachAll).await
+    }
+
+    /// What becomes of connections that a process in `cgroup` (a folder) makes now, and why.
+    pub async fn explain(
+        &self,
+        cgroup: &Path,
+        questions: Vec<Question>,
+    ) -> Result<Vec<Explanation>, Error> {
+        let cgroup = cgroup.to_owned();
+        let explain = |reply| Request::Explain(cgroup, questions, reply);
+        Ok(self.ask(explain).await??)
     }
 
     /// What it is doing.
@@ -164,7 +182,9 @@ async fn changed(watch: Option<&CgroupWatch>) {
 fn apply(capture: &mut Capture, request: Request) {
     // Whoever asked may have gone; what was asked is done all the same.
     match request {
-        Request::Attach(cgroup, reply) => drop(reply.send(capture.attach(&cgroup))),
+        Request::Attach(cgroup, filter, reply) => {
+            drop(reply.send(capture.attach_filtered(&cgroup, &filter)));
+        }
         Request::Detach(cgroup, reply) => drop(reply.send(capture.detach(&cgroup))),
         Request::DetachAll(reply) => {
             for cgroup in capture.attached() {
@@ -173,6 +193,10 @@ fn apply(capture: &mut Capture, request: Request) {
                 }
             }
             let _ = reply.send(());
+        }
+        Request::Explain(cgroup, questions, reply) => {
+            let explain = |question| capture.explain(&cgroup, question);
+            drop(reply.send(questions.iter().map(explain).collect()));
         }
         Request::State(reply) => {
             drop(reply.send(State {

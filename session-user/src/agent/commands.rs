@@ -1,6 +1,7 @@
 //! What commands on the control socket do.
 
 use std::collections::BTreeMap;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
@@ -11,6 +12,7 @@ use super::peer::PeerState;
 use super::registry::Registry;
 use super::reports::{accepted_unit, dialled_unit, link_report, peer_report, session_report};
 use super::runs::Runs;
+use crate::capture::{Destination, Filter};
 use crate::config::{Config, Listen};
 use crate::control::{
     CaptureReport, ControlError, ControlHandler, Credentials, DoorReport, ErrorCode, LinkReport,
@@ -35,6 +37,8 @@ pub(super) struct PeerHandle {
 
 /// What the agent's tasks share.
 pub(super) struct Shared {
+    /// Where the configuration was read from.
+    pub file: PathBuf,
     pub config: Config,
     pub common: Common,
     pub registry: Registry,
@@ -80,7 +84,7 @@ impl ControlHandler for Shared {
             Request::Handover { link } => self.handover(&link).await,
             Request::Attach { cgroup } => {
                 self.capture()?
-                    .attach(&cgroup)
+                    .attach(&cgroup, &Filter::default())
                     .await
                     .map_err(capture_failed)?;
                 Ok(Response::Done(format!(
@@ -98,14 +102,19 @@ impl ControlHandler for Shared {
                     cgroup.display()
                 )))
             }
-            Request::Run => {
+            Request::Run { only, except } => {
+                let filter = Filter {
+                    only: destinations(&only)?,
+                    except: destinations(&except)?,
+                };
                 let scope = self
                     .runs
-                    .begin(self.capture()?, who.pid)
+                    .begin(self.capture()?, who.pid, &filter)
                     .await
                     .map_err(|e| failed(e, "`holdfast doctor` says what is missing"))?;
                 Ok(Response::Done(scope.display().to_string()))
             }
+            Request::Explain(asked) => Ok(Response::Explained(self.explain(&asked, who).await?)),
             Request::Woke => {
                 self.registry.tell_all(|| Command::Woke).await;
                 Ok(Response::Done(
@@ -122,12 +131,19 @@ impl ControlHandler for Shared {
     }
 }
 
-fn capture_failed(error: captures::Error) -> ControlError {
+/// The command has read them before; another program may not have.
+fn destinations(texts: &[String]) -> Result<Vec<Destination>, ControlError> {
+    let read = texts.iter().map(|text| text.parse::<Destination>());
+    let read = read.collect::<Result<_, _>>();
+    read.map_err(|message| ControlError::new(ErrorCode::Invalid, message, ""))
+}
+
+pub(super) fn capture_failed(error: captures::Error) -> ControlError {
     failed(error.to_string(), "`holdfast doctor` says what is missing")
 }
 
 impl Shared {
-    fn capture(&self) -> Result<&Captures, ControlError> {
+    pub(super) fn capture(&self) -> Result<&Captures, ControlError> {
         let none = || {
             failed(
                 "this unit captures nothing: there is no [[capture]] rule",

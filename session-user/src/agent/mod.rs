@@ -11,6 +11,7 @@ mod acceptor;
 mod captures;
 mod cgroup_watch;
 mod commands;
+mod explain;
 mod held;
 mod peer;
 pub mod registry;
@@ -18,7 +19,7 @@ mod reports;
 mod runs;
 mod wake;
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -30,7 +31,7 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinSet;
 
-use crate::capture::{Capture, CaptureConfig, CaptureError, CaptureRule, Orphans};
+use crate::capture::{Action, Capture, CaptureConfig, CaptureError, CaptureRule, Filter, Orphans};
 use crate::config::Config;
 use crate::dial::{AllowList, AllowRule, PeerAddresses};
 use crate::door::{Door, Doors};
@@ -62,7 +63,7 @@ const DRAIN_LOOK: Duration = Duration::from_millis(100);
 
 /// Runs the agent until a signal ends it.
 pub async fn run(path: &Path, config: Config) -> anyhow::Result<ExitCode> {
-    let agent = Agent::start(config).await?;
+    let agent = Agent::start(path, config).await?;
     tracing::info!(config = %path.display(), unit = %agent.shared.common.identity.name(), "the agent is ready");
     agent.serve().await
 }
@@ -76,7 +77,7 @@ struct Agent {
 }
 
 impl Agent {
-    async fn start(config: Config) -> anyhow::Result<Self> {
+    async fn start(path: &Path, config: Config) -> anyhow::Result<Self> {
         raise_descriptor_limit();
         let identity = Arc::new(Identity::load(&identity_paths(&config))?);
         let control =
@@ -122,6 +123,7 @@ impl Agent {
         let doors = open_doors(&config, &queues)?;
         let captures = start_capture(&config, queues).await?;
         let shared = Arc::new(Shared {
+            file: path.to_owned(),
             config,
             common,
             registry,
@@ -306,7 +308,7 @@ fn lanes(configured: crate::config::Lanes) -> Lanes {
 }
 
 /// What streams get. With a lane for each, all have one of their own that no rule names.
-fn service_rules(config: &Config) -> ServiceRules {
+pub(crate) fn service_rules(config: &Config) -> ServiceRules {
     let rule = |s: &crate::config::Stream| ServiceRule {
         to: s.to.clone(),
         ports: s.ports.clone(),
@@ -436,6 +438,18 @@ fn open_doors(config: &Config, queues: &[Arc<RequestQueue>]) -> anyhow::Result<D
     Ok(Doors::open(doors)?)
 }
 
+/// Where programs are pinned, if any rule should outlive an agent that is killed. What `when_agent_dead` promises must
+/// be kept; `action = "refuse"` promises nothing of the kind, and is kept where it can be.
+fn pin_at(rules: &[CaptureRule], bpffs: &Path) -> Option<PathBuf> {
+    let must = rules.iter().any(CaptureRule::is_fail_closed);
+    let may = rules.iter().any(|rule| rule.action == Action::Refuse);
+    if may && !must && !crate::capture::can_pin(bpffs) {
+        tracing::warn!(bpffs = %bpffs.display(), "no BPF file system is there: if this agent is killed, rules with action = \"refuse\" end with it");
+        return None;
+    }
+    (must || may).then(|| bpffs.to_owned())
+}
+
 async fn start_capture(
     config: &Config,
     queues: Vec<Arc<RequestQueue>>,
@@ -443,22 +457,11 @@ async fn start_capture(
     if config.captures.is_empty() {
         return Ok(None);
     }
-    let rules = config
-        .captures
-        .iter()
-        .map(|c| CaptureRule {
-            to: c.to.clone(),
-            except: c.except.clone(),
-            ports: c.ports.clone(),
-            peer: c.peer as u32,
-            fail_closed: c.fail_closed,
-        })
-        .collect();
+    let rules: Vec<CaptureRule> = config.captures.iter().map(|c| c.rule.clone()).collect();
     let log = tracing::level_filters::LevelFilter::current();
     runs::Runs::remove_stale();
     let orphans = Orphans::find(&config.agent.bpffs);
-    let fail_closed = config.captures.iter().any(|c| c.fail_closed);
-    let pin_at = fail_closed.then(|| config.agent.bpffs.clone());
+    let pin_at = pin_at(&rules, &config.agent.bpffs);
     let capture = Capture::load(&CaptureConfig {
         rules,
         log,
@@ -468,13 +471,13 @@ async fn start_capture(
     let captures = Captures::start(capture, queues);
     for cgroup in &config.agent.capture_cgroups {
         captures
-            .attach(cgroup)
+            .attach(cgroup, &Filter::default())
             .await
             .with_context(|| format!("[agent] capture_cgroups: {}", cgroup.display()))?;
     }
     // Taken over before they are let go, so that no connection slips through in between.
-    for cgroup in orphans.cgroups() {
-        match captures.attach(&cgroup).await {
+    for (cgroup, filter) in orphans.cgroups() {
+        match captures.attach(&cgroup, &filter).await {
             Ok(()) => {
                 tracing::warn!(cgroup = %cgroup.display(), "an agent was killed: its cgroup is captured again")
             }

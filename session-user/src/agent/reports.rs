@@ -188,18 +188,22 @@ fn transport_report(c: &driver::CarrierReport) -> TransportReport {
     }
 }
 
+/// A mode as the configuration has it.
+pub(super) fn mode_word(mode: Mode) -> &'static str {
+    match mode {
+        Mode::Single => "single",
+        Mode::Redundant => "redundant",
+        Mode::Bonded => "bonded",
+    }
+}
+
 fn stream_report(s: &driver::StreamReport) -> StreamReport {
     StreamReport {
         id: s.id,
         target: s.target.clone(),
         local: s.local,
         state: if s.connected { "open" } else { "connecting" }.to_owned(),
-        links: match s.service.mode {
-            Mode::Single => "single",
-            Mode::Redundant => "redundant",
-            Mode::Bonded => "bonded",
-        }
-        .to_owned(),
+        links: mode_word(s.service.mode).to_owned(),
         own_lane: s.service.own_lane,
         tx: s.tx,
         rx: s.rx,

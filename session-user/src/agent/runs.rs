@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use tokio::task::JoinSet;
 
 use super::captures::Captures;
-use crate::capture::{Scope, cgroup};
+use crate::capture::{Filter, Scope, cgroup};
 
 /// The scopes that stand.
 #[derive(Default)]
@@ -38,9 +38,14 @@ impl Runs {
         }
     }
 
-    /// Makes a scope, captures it, and moves `pid` into it. The scope is removed when its last
-    /// process has ended.
-    pub async fn begin(&self, captures: &Captures, pid: u32) -> Result<PathBuf, String> {
+    /// Makes a scope, captures in it what `filter` keeps, and moves `pid` into it. The scope is
+    /// removed when its last process has ended, and its filter with it.
+    pub async fn begin(
+        &self,
+        captures: &Captures,
+        pid: u32,
+        filter: &Filter,
+    ) -> Result<PathBuf, String> {
         let folder = scopes_folder(&cgroup::cgroup2_root().map_err(|e| e.to_string())?);
         std::fs::create_dir_all(&folder).map_err(|e| format!("{}: {e}", folder.display()))?;
         let number = self.number.fetch_add(1, Ordering::Relaxed);
@@ -48,7 +53,8 @@ impl Runs {
         let scope = Scope::create(&folder, &name).map_err(|e| e.to_string())?;
         let path = scope.path().to_owned();
         let ready = async {
-            captures.attach(&path).await.map_err(|e| e.to_string())?;
+            let attached = captures.attach(&path, filter).await;
+            attached.map_err(|e| e.to_string())?;
             scope.add_pid(pid).map_err(|e| e.to_string())
         };
         if let Err(error) = ready.await {

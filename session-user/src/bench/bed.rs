@@ -77,6 +77,8 @@ pub struct BedConfig {
     pub gateway_extra: String,
     /// Further lines of the client's `[[capture]]`.
     pub capture_extra: String,
+    /// `[[capture]]` rules of the client before the one that captures everything to the lab's targets.
+    pub capture_before: String,
     /// Further lines of the gateway's `[accept]`.
     pub accept_extra: String,
     /// Whether the server has a second link, and the client's agent knows the gateway's address on it.
@@ -101,6 +103,7 @@ impl BedConfig {
             client_extra: String::new(),
             gateway_extra: String::new(),
             capture_extra: String::new(),
+            capture_before: String::new(),
             accept_extra: String::new(),
             second_gateway: false,
             shapes: [Shape::default(); 2],
@@ -266,11 +269,12 @@ impl Bed {
         let users = users.join(", ");
         format!(
             "{}[agent]\ncontrol = \"{}\"\n{}capture_cgroups = [\"{}\"]\nrun_users = [{users}]\n[[peer]]\nname = \"gateway\"\naddresses = [{gateways}]\n\
-             [[capture]]\npeer = \"gateway\"\nto = [\"{}\", \"{}\"]\n{}[links]\nprefer = [\"{wifi}\", \"{lte}\"]\n{}",
+             {}[[capture]]\npeer = \"gateway\"\nto = [\"{}\", \"{}\"]\n{}[links]\nprefer = [\"{wifi}\", \"{lte}\"]\n{}",
             self.identity("client"),
             control.display(),
             log_filter(),
             self.cgroup.path().display(),
+            self.config.capture_before,
             Lab::target(false),
             Lab::target(true),
             self.config.capture_extra,

@@ -25,6 +25,27 @@ pub fn resolve(path: impl AsRef<Path>) -> Result<PathBuf, CaptureError> {
     resolve_in(&cgroup2_root()?, path.as_ref())
 }
 
+/// As [`resolve`], for looking only: the root cgroup is allowed.
+pub fn folder(path: impl AsRef<Path>) -> Result<PathBuf, CaptureError> {
+    match resolve(path) {
+        Err(CaptureError::RootCgroup { .. }) => cgroup2_root(),
+        other => other,
+    }
+}
+
+/// The cgroup that a process lives in, possibly the root.
+pub fn of_process(pid: u32) -> Result<PathBuf, CaptureError> {
+    let root = cgroup2_root()?;
+    let table = read(format!("/proc/{pid}/cgroup"))?;
+    Ok(own_in(&root, &table))
+}
+
+/// The path below the hierarchy's root of a cgroup's folder, with a slash in front, as /proc/PID/cgroup writes it.
+pub fn below_root(folder: &Path) -> Result<String, CaptureError> {
+    let below = folder.strip_prefix(cgroup2_root()?).unwrap_or(folder);
+    Ok(format!("/{}", below.display()))
+}
+
 /// The path below the hierarchy's root of the cgroup with an id, as [`super::Captured`] has it; `None` if it
 /// is gone.
 pub fn name_of(id: u64) -> Option<String> {

@@ -127,6 +127,9 @@ pub enum CaptureError {
     /// The capture rules are contradictory or too many.
     #[error(transparent)]
     Rules(#[from] super::policy::RuleError),
+    /// The filter of a command is too large, or there are too many.
+    #[error(transparent)]
+    Filter(#[from] super::filter::FilterError),
     /// There is no tokio runtime to drive the listeners.
     #[error("cannot {what}: {source}")]
     Runtime {

@@ -23,7 +23,8 @@ use session_ebpf_common::{FlowKey, GATE_ON, Original, Settings, counter};
 use tracing::level_filters::LevelFilter;
 
 use super::{
-    CaptureError, CaptureRule,
+    CaptureError, CaptureRule, Filter,
+    filter::Filters,
     listeners::Ports,
     pins::{Pinned, Pins},
     policy,
@@ -61,7 +62,7 @@ pub struct Counters {
     pub no_storage: u64,
     /// Matching connections of sockets bound to a device that could not be unbound.
     pub device_bound: u64,
-    /// Connections refused because their rule is fail-closed.
+    /// Connections refused because their rule says so, be it always or while they cannot be captured.
     pub refused: u64,
     /// Connections handed to the agent.
     pub delivered: u64,
@@ -105,10 +106,14 @@ pub struct Kernel {
     ebpf: Ebpf,
     accepted: SkStorage<MapData, Original>,
     counters: Array<MapData, u64>,
-    tables: Tables,
+    settings: (Array<MapData, Settings>, Settings),
+    /// The rules as the programs have them now, uncompiled.
+    pub(super) rules: Vec<CaptureRule>,
+    pub(super) tables: Tables,
+    pub(super) filters: Filters,
     attached: BTreeMap<PathBuf, Attachment>,
     /// Behind `attached`, so that what is pinned goes first.
-    pins: Option<Pins>,
+    pub(super) pins: Option<Pins>,
     agent: Option<SockOpsLink>,
     /// Whether SYNs are held.
     gate: bool,
@@ -139,20 +144,36 @@ impl Kernel {
             marker_port: ports.marker,
             v6_ports: ports.v6,
             gate: if gate { GATE_ON } else { 0 },
+            filters: 0,
         };
-        let mut map: Array<MapData, Settings> = take(&mut ebpf, "SETTINGS")?;
-        map.set(0, settings, 0)
-            .map_err(|error| CaptureError::map("writing the eBPF settings", error))?;
-        Ok(Self {
+        let mut kernel = Self {
             accepted: take(&mut ebpf, "ACCEPTED")?,
             counters: take(&mut ebpf, "COUNTERS")?,
+            settings: (take(&mut ebpf, "SETTINGS")?, settings),
+            rules: Vec::new(),
             tables: Tables::new(&mut ebpf)?,
+            filters: Filters::new(&mut ebpf)?,
             attached: BTreeMap::new(),
             pins,
             agent: None,
             gate,
             ebpf,
-        })
+        };
+        kernel.tell_settings()?;
+        Ok(kernel)
+    }
+
+    /// What the programs have been told.
+    pub(super) fn settings(&self) -> &Settings {
+        &self.settings.1
+    }
+
+    /// Tells the programs their settings, with the number of filters as it is now.
+    fn tell_settings(&mut self) -> Result<(), CaptureError> {
+        let (map, settings) = &mut self.settings;
+        settings.filters = self.filters.len();
+        map.set(0, *settings, 0)
+            .map_err(|error| CaptureError::map("writing the eBPF settings", error))
     }
 
     /// The reader of the programs' log messages. Can be had once.
@@ -179,7 +200,9 @@ impl Kernel {
         let compiled = policy::compile(rules)?;
         self.tables
             .apply(compiled)
-            .map_err(|error| CaptureError::map("writing the capture rules", error))
+            .map_err(|error| CaptureError::map("writing the capture rules", error))?;
+        self.rules = rules.to_vec();
+        Ok(())
     }
 
     /// Attaches the agent's side, in the cgroup in which the listeners were made. The root is allowed: the program looks
@@ -192,7 +215,7 @@ impl Kernel {
     }
 
     /// Attaches the applications' side to a cgroup; replaces an attachment to one of the same path that is gone.
-    pub fn attach(&mut self, cgroup: &Path) -> Result<(), CaptureError> {
+    pub fn attach(&mut self, cgroup: &Path, filter: &Filter) -> Result<(), CaptureError> {
         let dir = open(cgroup)?;
         let inode = inode(&dir);
         if self
@@ -204,40 +227,68 @@ impl Kernel {
                 path: cgroup.to_owned(),
             });
         }
+        let inode = inode.unwrap_or(0);
+        if !filter.is_empty() {
+            self.filters.insert(inode, filter)?;
+        }
+        let told = self.tell_settings();
+        let held = told.and_then(|()| self.hold(cgroup, &dir, filter));
+        let attachment = held.map(|links| Attachment {
+            inode,
+            _links: links,
+        });
+        match attachment {
+            Ok(attachment) => {
+                if let Some(gone) = self.attached.insert(cgroup.to_owned(), attachment) {
+                    self.forget_filter(gone.inode);
+                }
+                Ok(())
+            }
+            Err(error) => {
+                self.forget_filter(inode);
+                Err(error)
+            }
+        }
+    }
+
+    /// Attaches the programs of the applications' side.
+    fn hold(&mut self, cgroup: &Path, dir: &File, filter: &Filter) -> Result<Held, CaptureError> {
         // In this order: a connection that the connect hooks redirect must find the rest in place.
-        let ops = attach_ops(&mut self.ebpf, APP_OPS, &dir).map_err(attach_failed(cgroup))?;
+        let ops = attach_ops(&mut self.ebpf, APP_OPS, dir).map_err(attach_failed(cgroup))?;
         let gate = if self.gate {
-            let link = attach_skb(&mut self.ebpf, HOLD_SYN, &dir);
+            let link = attach_skb(&mut self.ebpf, HOLD_SYN, dir);
             Some(link.map_err(attach_failed(cgroup))?)
         } else {
             None
         };
         let mut addr = Vec::with_capacity(SOCK_ADDR_PROGRAMS.len());
         for name in SOCK_ADDR_PROGRAMS.iter().rev() {
-            addr.push(attach_addr(&mut self.ebpf, name, &dir).map_err(attach_failed(cgroup))?);
+            addr.push(attach_addr(&mut self.ebpf, name, dir).map_err(attach_failed(cgroup))?);
         }
-        let links = match &mut self.pins {
+        Ok(match &mut self.pins {
             None => Held::Here {
                 _addr: addr,
                 _ops: ops,
                 _gate: gate,
             },
             Some(pins) => Held::Pinned {
-                _pins: pins.pin(cgroup, fd_links(addr, ops, gate))?,
+                _pins: pins.pin(cgroup, filter, fd_links(addr, ops, gate))?,
             },
-        };
-        let attachment = Attachment {
-            inode: inode.unwrap_or(0),
-            _links: links,
-        };
-        self.attached.insert(cgroup.to_owned(), attachment);
-        Ok(())
+        })
+    }
+
+    /// Removes the filter of a cgroup that is not captured any more.
+    fn forget_filter(&mut self, cgroup: u64) {
+        self.filters.remove(cgroup);
+        if let Err(error) = self.tell_settings() {
+            tracing::warn!(%error, "the programs go on looking for filters that are no more");
+        }
     }
 
     /// Attaches again where another cgroup now has the path of an attached one.
     pub fn reattach(&mut self) -> Vec<PathBuf> {
         let mut paths = self.attached();
-        paths.retain(|path| match self.attach(path) {
+        paths.retain(|path| match self.attach(path, &Filter::default()) {
             Ok(()) => true,
             Err(CaptureError::AlreadyAttached { .. }) => false,
             Err(error) => {
@@ -251,9 +302,13 @@ impl Kernel {
     /// Detaches from a cgroup.
     pub fn detach(&mut self, cgroup: &Path) -> Result<(), CaptureError> {
         let removed = self.attached.remove(cgroup);
-        removed.map(drop).ok_or_else(|| CaptureError::NotAttached {
+        let removed = removed.ok_or_else(|| CaptureError::NotAttached {
             path: cgroup.to_owned(),
-        })
+        })?;
+        let inode = removed.inode;
+        drop(removed);
+        self.forget_filter(inode);
+        Ok(())
     }
 
     /// The attached cgroups.
@@ -436,6 +491,7 @@ fn open(cgroup: &Path) -> Result<File, CaptureError> {
     })
 }
 
+/// For a cgroup's folder this is also the cgroup's id, as the programs see it.
 fn inode(dir: &File) -> Option<u64> {
     dir.metadata().ok().map(|data| data.ino())
 }

@@ -12,6 +12,8 @@
 pub mod cgroup;
 mod cgroup_id;
 mod error;
+mod explain;
+mod filter;
 mod gate;
 mod kernel;
 mod listeners;
@@ -20,6 +22,7 @@ mod pins;
 mod policy;
 mod privileges;
 mod probe;
+mod rule;
 mod scope;
 mod syn;
 mod tables;
@@ -37,13 +40,16 @@ use tokio::net::TcpStream;
 use tracing::level_filters::LevelFilter;
 
 pub use error::CaptureError;
+pub use explain::{Explanation, Verdict};
+pub use filter::{Destination, Filter, FilterError};
 pub use gate::{Gate, GateEvent, Hop, Knock};
 pub use kernel::Counters;
-pub use policy::{CaptureRule, RuleError};
+pub use policy::{RuleError, check};
 pub use probe::{Check, probe};
+pub use rule::{Action, CaptureRule, Protocol, Protocols, Question};
 pub use scope::Scope;
 
-pub use pins::Orphans;
+pub use pins::{Orphans, can_pin};
 
 use kernel::Kernel;
 use listeners::Listeners;
@@ -59,8 +65,8 @@ pub struct CaptureConfig {
     /// Hold each connection's SYN until the agent has heard from the target: see [`Capture::take_gate`]. Where this
     /// process may not send raw packets (CAP_NET_RAW) connections succeed at once instead.
     pub gate: bool,
-    /// Where a BPF file system is mounted, for fail-closed rules: programs are pinned there, so that they refuse
-    /// while no agent lives. Without it they end with this process.
+    /// Where a BPF file system is mounted, for rules that refuse: programs are pinned there, so that they refuse after
+    /// this process was killed. Without it they end with it.
     pub pin_at: Option<PathBuf>,
 }
 
@@ -145,7 +151,13 @@ impl Capture {
     /// as a service manager does when it restarts a service, is another cgroup: see [`Capture::reattach`], or attach to
     /// the slice around it.
     pub fn attach(&mut self, cgroup: &Path) -> Result<(), CaptureError> {
-        self.kernel.attach(&cgroup::resolve(cgroup)?)
+        self.attach_filtered(cgroup, &Filter::default())
+    }
+
+    /// As [`Capture::attach`]; of what the rules capture, only what `filter` keeps is captured in this cgroup and below
+    /// it. The filter goes with the attachment.
+    pub fn attach_filtered(&mut self, cgroup: &Path, filter: &Filter) -> Result<(), CaptureError> {
+        self.kernel.attach(&cgroup::resolve(cgroup)?, filter)
     }
 
     /// Ends the capture of `cgroup`; connections already captured live on. Works for a cgroup that no longer exists.
@@ -168,6 +180,12 @@ impl Capture {
     /// What the programs have counted since they were loaded.
     pub fn counters(&self) -> Counters {
         self.kernel.counters()
+    }
+
+    /// What becomes of a connection that a process in `cgroup` (a folder of the hierarchy) makes now, and why: as the
+    /// kernel's own tables say.
+    pub fn explain(&self, cgroup: &Path, question: &Question) -> Result<Explanation, CaptureError> {
+        explain::explain(&self.kernel, cgroup, question)
     }
 
     /// Replaces the rules. Each destination changes from its old policy to its new one at once; on an error of the rules

@@ -2,6 +2,7 @@
 //!
 //! ```text
 //! BPFFS/holdfast/agent-PID/N/cgroup        a symbolic link that names the captured cgroup
+//! BPFFS/holdfast/agent-PID/N/filter        one whose target is the text of the cgroup's filter, if it has one
 //! BPFFS/holdfast/agent-PID/N/connect4 ..   its links, each a pinned object
 //! ```
 //!
@@ -17,11 +18,17 @@ use std::path::{Path, PathBuf};
 use aya::programs::links::{FdLink, PinnedLink};
 use nix::sys::statfs::{BPF_FS_MAGIC, statfs};
 
-use super::CaptureError;
+use super::{CaptureError, Filter};
 
 const FOLDER: &str = "holdfast";
 const AGENT: &str = "agent-";
 const CGROUP: &str = "cgroup";
+const FILTER: &str = "filter";
+
+/// Whether a BPF file system is mounted at `bpffs`.
+pub fn can_pin(bpffs: &Path) -> bool {
+    statfs(bpffs).is_ok_and(|found| found.filesystem_type() == BPF_FS_MAGIC)
+}
 
 /// Where this process pins.
 #[derive(Debug)]
@@ -40,8 +47,7 @@ pub struct Pinned {
 impl Pins {
     /// Prepares pinning below `bpffs`, where a BPF file system must be mounted.
     pub fn open(bpffs: &Path) -> Result<Self, CaptureError> {
-        let kind = statfs(bpffs).map(|found| found.filesystem_type());
-        if kind != Ok(BPF_FS_MAGIC) {
+        if !can_pin(bpffs) {
             return Err(CaptureError::NoBpffs {
                 path: bpffs.to_owned(),
             });
@@ -57,6 +63,7 @@ impl Pins {
     pub fn pin(
         &mut self,
         cgroup: &Path,
+        filter: &Filter,
         links: impl IntoIterator<Item = (&'static str, FdLink)>,
     ) -> Result<Pinned, CaptureError> {
         self.number += 1;
@@ -68,6 +75,10 @@ impl Pins {
         };
         let name = pinned.dir.join(CGROUP);
         symlink(cgroup, &name).map_err(failed("create", &name))?;
+        if !filter.is_empty() {
+            let name = pinned.dir.join(FILTER);
+            symlink(filter.to_string(), &name).map_err(failed("create", &name))?;
+        }
         for (name, link) in links {
             let path = pinned.dir.join(name);
             let link = link.pin(&path).map_err(|error| CaptureError::Cgroup {
@@ -100,6 +111,7 @@ impl Drop for Pinned {
         }
         // The folder goes with what is in it; nothing in it matters without the links.
         let _ = fs::remove_file(self.dir.join(CGROUP));
+        let _ = fs::remove_file(self.dir.join(FILTER));
         let _ = fs::remove_dir(&self.dir);
     }
 }
@@ -123,13 +135,13 @@ impl Orphans {
         Self { folders }
     }
 
-    /// The cgroups that they had captured and that still exist.
-    pub fn cgroups(&self) -> Vec<PathBuf> {
+    /// The cgroups that they had captured and that still exist, with their filters.
+    pub fn cgroups(&self) -> Vec<(PathBuf, Filter)> {
         self.folders
             .iter()
             .flat_map(|folder| children(folder))
-            .filter_map(|held| fs::read_link(held.join(CGROUP)).ok())
-            .filter(|cgroup| cgroup.is_dir())
+            .filter_map(|held| Some((fs::read_link(held.join(CGROUP)).ok()?, filter_in(&held))))
+            .filter(|(cgroup, _)| cgroup.is_dir())
             .collect()
     }
 
@@ -148,6 +160,16 @@ impl Orphans {
             let _ = fs::remove_dir(&folder);
         }
     }
+}
+
+/// The filter that is kept in a folder; none where there is none, or one that cannot be read.
+fn filter_in(held: &Path) -> Filter {
+    let text = fs::read_link(held.join(FILTER)).unwrap_or_default();
+    let filter = text.to_string_lossy().parse();
+    filter.unwrap_or_else(|error| {
+        tracing::warn!(dir = %held.display(), %error, "a filter cannot be read: what it left out is captured");
+        Filter::default()
+    })
 }
 
 fn children(dir: &Path) -> impl Iterator<Item = PathBuf> + use<> {

@@ -1,37 +1,25 @@
 //! Capture rules, compiled for the kernel.
 //!
-//! The kernel looks up the longest prefix that holds a destination and finds a [`Policy`]: an ordered list of port
-//! ranges. The rules say more than that: a rule has exceptions, and a destination whose port the most specific rule does
-//! not name falls through to a less specific one. So for every prefix that any rule mentions, this module works out
-//! beforehand everything that holds inside it; what the kernel finds is then always the whole answer.
+//! The kernel looks up the longest prefix that holds a destination and finds a [`Policy`]: an ordered list of port and
+//! uid ranges. The rules say something else: they stand in an order, and the first that matches decides, however long
+//! its prefix is. So for every prefix that any rule mentions, this module works out beforehand everything that holds
+//! inside it, in the order of the rules; what the kernel finds is then always the whole answer.
 
 use std::{
-    collections::{BTreeMap, HashMap, HashSet},
+    collections::{BTreeMap, BTreeSet, HashMap, HashSet},
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
     ops::RangeInclusive,
+    sync::Arc,
 };
 
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use session_ebpf_common::{
-    POLICY_RULES_MAX, POLICY_SLOTS, PREFIXES_MAX, Policy, PortRule, RULE_FAIL_CLOSED,
+    POLICY_RULES_MAX, POLICY_SLOTS, PREFIXES_MAX, Policy, PortRule, RULE_EARLY, RULE_FAIL_CLOSED,
+    action,
 };
 use thiserror::Error;
 
-/// Which destinations are captured, and for which peer. The longest matching prefix of all rules decides; between equal
-/// prefixes the earlier rule does.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct CaptureRule {
-    /// Destinations. v4-mapped IPv6 prefixes mean IPv4.
-    pub to: Vec<IpNet>,
-    /// Destinations inside `to` that this rule leaves alone (another rule may still claim them).
-    pub except: Vec<IpNet>,
-    /// Destination ports; empty means all.
-    pub ports: Vec<RangeInclusive<u16>>,
-    /// Index of the peer that carries the connections, handed back with each of them.
-    pub peer: u32,
-    /// Refuse connections while the agent cannot take them, instead of letting them go direct.
-    pub fail_closed: bool,
-}
+use super::rule::{Action, CaptureRule};
 
 /// Rules that cannot be given to the kernel.
 #[derive(Debug, Error, PartialEq, Eq)]
@@ -42,24 +30,35 @@ pub enum RuleError {
         /// Position of the rule, from 1.
         rule: usize,
     },
-    /// A port range whose end is before its start.
-    #[error("capture rule {rule}: port range {first}-{last} ends before it starts")]
-    BackwardPorts {
+    /// A port or uid range whose end is before its start.
+    #[error("capture rule {rule}: {what} range {first}-{last} ends before it starts")]
+    Backward {
         /// Position of the rule, from 1.
         rule: usize,
+        /// What the range is of.
+        what: &'static str,
         /// Start of the range.
-        first: u16,
+        first: u32,
         /// End of the range.
-        last: u16,
+        last: u32,
     },
-    /// More port ranges hold for one prefix than the kernel's table has room for.
+    /// More entries hold for one prefix than the kernel's table has room for.
     #[error(
-        "capture: {count} port ranges apply to {prefix}, at most {POLICY_RULES_MAX} can; merge ranges or rules"
+        "capture rule {rule}: with it {count} entries apply to {prefix}, at most {POLICY_RULES_MAX} can; a rule has one \
+         for each of its port ranges times its uid ranges: merge ranges or rules"
     )]
-    TooManyPorts {
+    TooManyEntries {
+        /// Position of the last rule that applies, from 1.
+        rule: usize,
         /// The prefix.
         prefix: IpNet,
-        /// Ranges that apply, from this rule and from less specific ones.
+        /// Entries that apply.
+        count: usize,
+    },
+    /// More rules than can be numbered.
+    #[error("capture: {count} rules, at most {} fit", u16::MAX)]
+    TooManyRules {
+        /// How many there are.
         count: usize,
     },
     /// Too many prefixes of one family.
@@ -68,31 +67,55 @@ pub enum RuleError {
         /// How many there are.
         count: usize,
     },
-    /// Too many different port lists.
-    #[error("capture: {count} different combinations of ports, peers and exceptions, at most {} fit", POLICY_SLOTS / 2)]
+    /// Too many different lists of entries.
+    #[error("capture: {count} different combinations of rules, at most {} fit; merge rules", POLICY_SLOTS / 2)]
     TooManyPolicies {
         /// How many there are.
         count: usize,
     },
 }
 
+impl RuleError {
+    /// Position of the rule at fault, from 1; `None` if it is all of them together.
+    pub fn rule(&self) -> Option<usize> {
+        match self {
+            Self::NoDestination { rule }
+            | Self::Backward { rule, .. }
+            | Self::TooManyEntries { rule, .. } => Some(*rule),
+            Self::TooManyRules { .. }
+            | Self::TooManyPrefixes { .. }
+            | Self::TooManyPolicies { .. } => None,
+        }
+    }
+}
+
 /// What the kernel is given: for each prefix the policy that holds inside it.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Compiled {
     /// IPv4 prefixes.
-    pub v4: BTreeMap<Ipv4Net, Policy>,
+    pub v4: BTreeMap<Ipv4Net, Arc<Policy>>,
     /// IPv6 prefixes.
-    pub v6: BTreeMap<Ipv6Net, Policy>,
+    pub v6: BTreeMap<Ipv6Net, Arc<Policy>>,
+}
+
+/// Whether rules can be given to the kernel.
+pub fn check(rules: &[CaptureRule]) -> Result<(), RuleError> {
+    compile(rules).map(drop)
 }
 
 /// Compiles rules.
 pub fn compile(rules: &[CaptureRule]) -> Result<Compiled, RuleError> {
     let index = Index::new(rules)?;
     let mut compiled = Compiled::default();
-    let mut distinct = HashSet::new();
+    let mut distinct: HashSet<Arc<Policy>> = HashSet::new();
     for prefix in index.prefixes() {
-        let policy = index.policy(prefix)?;
-        distinct.insert(policy);
+        let policy = Arc::new(index.policy(prefix)?);
+        // Kept once: there are many more prefixes than policies.
+        let policy = match distinct.get(&policy) {
+            Some(known) => Arc::clone(known),
+            None => policy,
+        };
+        distinct.insert(Arc::clone(&policy));
         match prefix {
             IpNet::V4(net) => compiled.v4.insert(net, policy),
             IpNet::V6(net) => compiled.v6.insert(net, policy),
@@ -120,13 +143,16 @@ struct Index<'a> {
 
 impl<'a> Index<'a> {
     fn new(rules: &'a [CaptureRule]) -> Result<Self, RuleError> {
+        if rules.len() > usize::from(u16::MAX) {
+            return Err(RuleError::TooManyRules { count: rules.len() });
+        }
         let mut index = Self {
             rules,
             to: HashMap::new(),
             except: HashMap::new(),
         };
         for (position, rule) in rules.iter().enumerate() {
-            check(position + 1, rule)?;
+            check_one(position + 1, rule)?;
             for net in &rule.to {
                 index.to.entry(normal(*net)).or_default().push(position);
             }
@@ -137,75 +163,118 @@ impl<'a> Index<'a> {
         Ok(index)
     }
 
-    fn prefixes(&self) -> HashSet<IpNet> {
+    /// In order, so that an error is the same each time.
+    fn prefixes(&self) -> BTreeSet<IpNet> {
         self.to.keys().chain(self.except.keys()).copied().collect()
     }
 
     /// Everything that holds for addresses whose longest mentioned prefix is `prefix`.
     fn policy(&self, prefix: IpNet) -> Result<Policy, RuleError> {
         let mut excepted = HashSet::new();
-        let mut candidates = Vec::new();
-        // From the longest to the shortest: the order of precedence.
+        // In the order of the rules: the order of precedence.
+        let mut candidates = BTreeSet::new();
         for net in covering(prefix) {
             excepted.extend(self.except.get(&net).into_iter().flatten().copied());
             candidates.extend(self.to.get(&net).into_iter().flatten().copied());
         }
-        let mut taken = HashSet::new();
-        let ranges: Vec<PortRule> = candidates
-            .into_iter()
-            .filter(|position| !excepted.contains(position) && taken.insert(*position))
-            .flat_map(|position| port_rules(&self.rules[position]))
-            .collect();
-        if ranges.len() > POLICY_RULES_MAX {
-            return Err(RuleError::TooManyPorts {
-                prefix,
-                count: ranges.len(),
-            });
+        let mut policy = Policy::default();
+        let mut count = 0;
+        for position in candidates.difference(&excepted.into_iter().collect()) {
+            let rule = &self.rules[*position];
+            for entry in entries(*position, rule) {
+                if let Some(slot) = policy.rules.get_mut(count) {
+                    *slot = entry;
+                }
+                count += 1;
+            }
+            if count > POLICY_RULES_MAX {
+                return Err(RuleError::TooManyEntries {
+                    rule: position + 1,
+                    prefix,
+                    count,
+                });
+            }
+            // What stands behind a rule that takes everything is never asked.
+            if rule.takes_all() {
+                break;
+            }
         }
-        let mut policy = Policy {
-            count: ranges.len() as u32,
-            ..Policy::default()
-        };
-        policy.rules[..ranges.len()].copy_from_slice(&ranges);
+        policy.count = count as u32;
         Ok(policy)
     }
 }
 
-fn check(number: usize, rule: &CaptureRule) -> Result<(), RuleError> {
+fn check_one(number: usize, rule: &CaptureRule) -> Result<(), RuleError> {
     if rule.to.is_empty() {
         return Err(RuleError::NoDestination { rule: number });
     }
-    match rule.ports.iter().find(|range| range.is_empty()) {
-        Some(range) => Err(RuleError::BackwardPorts {
+    let ports = rule
+        .ports
+        .iter()
+        .map(|r| ("port", u32::from(*r.start()), u32::from(*r.end())));
+    let uids = rule.uids.iter().map(|r| ("uid", *r.start(), *r.end()));
+    match ports.chain(uids).find(|(_, first, last)| first > last) {
+        Some((what, first, last)) => Err(RuleError::Backward {
             rule: number,
-            first: *range.start(),
-            last: *range.end(),
+            what,
+            first,
+            last,
         }),
         None => Ok(()),
     }
 }
 
-fn port_rules(rule: &CaptureRule) -> Vec<PortRule> {
-    let flags = if rule.fail_closed {
-        RULE_FAIL_CLOSED
-    } else {
-        0
+/// One entry for each port range and uid range.
+fn entries(position: usize, rule: &CaptureRule) -> impl Iterator<Item = PortRule> {
+    let (action, peer, flags) = match rule.action {
+        Action::Direct => (action::DIRECT, 0, 0),
+        Action::Refuse => (action::REFUSE, 0, 0),
+        Action::Capture {
+            peer,
+            fail_closed,
+            early,
+        } => {
+            let closed = if fail_closed { RULE_FAIL_CLOSED } else { 0 };
+            let early = if early { RULE_EARLY } else { 0 };
+            (action::CAPTURE, peer, closed | early)
+        }
     };
-    let one = |range: &RangeInclusive<u16>| PortRule {
-        first: *range.start(),
-        last: *range.end(),
-        peer: rule.peer,
-        flags,
-    };
-    if rule.ports.is_empty() {
-        vec![one(&(0..=u16::MAX))]
+    let uids = or_all(&rule.uids, 0..=u32::MAX);
+    or_all(&rule.ports, 0..=u16::MAX)
+        .into_iter()
+        .flat_map(move |ports| {
+            uids.clone()
+                .into_iter()
+                .map(move |uids| (ports.clone(), uids))
+        })
+        .map(move |(ports, uids)| PortRule {
+            first: *ports.start(),
+            last: *ports.end(),
+            peer,
+            flags,
+            uid_first: *uids.start(),
+            uid_last: *uids.end(),
+            // `Index::new` has counted the rules.
+            rule: position as u16,
+            protocols: rule.protocols.bits(),
+            action,
+        })
+}
+
+/// The ranges, or `all` where there is none.
+fn or_all<T: Clone>(
+    ranges: &[RangeInclusive<T>],
+    all: RangeInclusive<T>,
+) -> Vec<RangeInclusive<T>> {
+    if ranges.is_empty() {
+        vec![all]
     } else {
-        rule.ports.iter().map(one).collect()
+        ranges.to_vec()
     }
 }
 
 /// The prefix without host bits, and as IPv4 if it is v4-mapped.
-fn normal(net: IpNet) -> IpNet {
+pub(super) fn normal(net: IpNet) -> IpNet {
     if let IpNet::V6(v6) = net
         && v6.prefix_len() >= 96
         && let Some(v4) = v6.addr().to_ipv4_mapped()
@@ -216,7 +285,7 @@ fn normal(net: IpNet) -> IpNet {
 }
 
 /// `prefix` and every shorter one that contains it, longest first.
-fn covering(prefix: IpNet) -> impl Iterator<Item = IpNet> {
+pub(super) fn covering(prefix: IpNet) -> impl Iterator<Item = IpNet> {
     (0..=prefix.prefix_len())
         .rev()
         .map(move |len| make(prefix.addr(), len))
@@ -246,6 +315,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::capture::rule::{Protocol, Protocols, Question};
 
     fn rule(to: &[&str], except: &[&str], ports: &[RangeInclusive<u16>], peer: u32) -> CaptureRule {
         let nets = |texts: &[&str]| texts.iter().map(|text| text.parse().unwrap()).collect();
@@ -253,54 +323,57 @@ mod tests {
             to: nets(to),
             except: nets(except),
             ports: ports.to_vec(),
-            peer,
-            fail_closed: false,
+            ..CaptureRule::capture(peer)
         }
     }
 
     /// What the kernel does with the compiled tables.
-    fn lookup(compiled: &Compiled, addr: IpAddr, port: u16) -> Option<u32> {
+    fn decide(compiled: &Compiled, question: &Question) -> Option<PortRule> {
+        let (addr, port) = (question.to.ip(), question.to.port());
         let policy = match addr {
             IpAddr::V4(addr) => {
                 let holding = compiled.v4.iter().filter(|(net, _)| net.contains(&addr));
                 holding
                     .max_by_key(|(net, _)| net.prefix_len())
-                    .map(|(_, policy)| policy)
+                    .map(|(_, policy)| policy.as_ref())
             }
             IpAddr::V6(addr) => {
                 let holding = compiled.v6.iter().filter(|(net, _)| net.contains(&addr));
                 holding
                     .max_by_key(|(net, _)| net.prefix_len())
-                    .map(|(_, policy)| policy)
+                    .map(|(_, policy)| policy.as_ref())
             }
         }?;
-        let live = &policy.rules[..policy.count as usize];
-        live.iter()
-            .find(|rule| rule.first <= port && port <= rule.last)
-            .map(|rule| rule.peer)
+        policy.decide(port, question.uid, question.protocol.bit())
     }
 
-    /// What the rules say, read literally.
-    fn meaning(rules: &[CaptureRule], addr: IpAddr, port: u16) -> Option<u32> {
-        let fits = |rule: &&CaptureRule| {
-            (rule.ports.is_empty() || rule.ports.iter().any(|range| range.contains(&port)))
+    /// The peer that carries a TCP connection.
+    fn lookup(compiled: &Compiled, addr: IpAddr, port: u16) -> Option<u32> {
+        let question = Question {
+            to: (addr, port).into(),
+            uid: 0,
+            protocol: Protocol::Tcp,
+        };
+        let entry = decide(compiled, &question)?;
+        (entry.action == action::CAPTURE).then_some(entry.peer)
+    }
+
+    /// What the rules say, read literally: position and action of the first that fits.
+    fn meaning(rules: &[CaptureRule], question: &Question) -> Option<(usize, Action)> {
+        let (addr, port) = (question.to.ip(), question.to.port());
+        let fits = |rule: &CaptureRule| {
+            let protocol = match question.protocol {
+                Protocol::Tcp => rule.protocols != Protocols::Udp,
+                Protocol::Udp => rule.protocols != Protocols::Tcp,
+            };
+            protocol
+                && rule.to.iter().any(|net| net.contains(&addr))
                 && !rule.except.iter().any(|net| net.contains(&addr))
+                && (rule.ports.is_empty() || rule.ports.iter().any(|r| r.contains(&port)))
+                && (rule.uids.is_empty() || rule.uids.iter().any(|r| r.contains(&question.uid)))
         };
-        let longest = |rule: &CaptureRule| {
-            rule.to
-                .iter()
-                .filter(|net| net.contains(&addr))
-                .map(IpNet::prefix_len)
-                .max()
-        };
-        let claims = rules
-            .iter()
-            .filter(fits)
-            .filter_map(|rule| Some((longest(rule)?, rule.peer)));
-        // Of equal lengths the first wins; `min_by_key` keeps the first.
-        claims
-            .min_by_key(|(len, _)| std::cmp::Reverse(*len))
-            .map(|(_, peer)| peer)
+        let position = rules.iter().position(fits)?;
+        Some((position, rules[position].action))
     }
 
     #[test]
@@ -320,6 +393,24 @@ mod tests {
         assert_eq!(peer("10.1.2.3", 22), None);
         assert_eq!(peer("192.0.2.1", 22), Some(3));
         assert_eq!(peer("2001:db8::1", 22), None);
+    }
+
+    #[test]
+    fn the_first_rule_wins_over_a_longer_prefix() {
+        let direct = CaptureRule {
+            action: Action::Direct,
+            ..rule(&["192.0.2.0/24"], &[], &[22..=22], 0)
+        };
+        let rules = [
+            direct,
+            rule(&["0.0.0.0/0"], &[], &[], 1),
+            rule(&["192.0.2.7/32"], &[], &[], 2),
+        ];
+        let compiled = compile(&rules).unwrap();
+        let peer = |port| lookup(&compiled, "192.0.2.7".parse().unwrap(), port);
+        assert_eq!((peer(22), peer(80)), (None, Some(1)));
+        let narrow = &compiled.v4[&"192.0.2.7/32".parse().unwrap()];
+        assert_eq!(narrow.count, 2, "what is never asked takes no room");
     }
 
     #[test]
@@ -347,19 +438,36 @@ mod tests {
         let backward = RangeInclusive::new(9, 3);
         assert_eq!(
             compile(&[rule(&["::/0"], &[], &[backward], 0)]),
-            Err(RuleError::BackwardPorts {
+            Err(RuleError::Backward {
                 rule: 1,
+                what: "port",
                 first: 9,
                 last: 3
             })
         );
+        let uids = CaptureRule {
+            uids: vec![RangeInclusive::new(9, 3)],
+            ..rule(&["::/0"], &[], &[], 0)
+        };
+        assert!(matches!(
+            compile(&[uids]),
+            Err(RuleError::Backward { what: "uid", .. })
+        ));
         let empty = compile(&[rule(&["::/0"], &[], &[], 0), rule(&[], &[], &[], 0)]);
         assert_eq!(empty, Err(RuleError::NoDestination { rule: 2 }));
-        let many: Vec<_> = (0..17).map(|port| port..=port).collect();
-        let crowded = compile(&[rule(&["::/0"], &[], &many, 0)]);
-        assert!(
-            matches!(crowded, Err(RuleError::TooManyPorts { count: 17, .. })),
-            "{crowded:?}"
+        let many: Vec<_> = (0..11).map(|port| port..=port).collect();
+        let crowded = CaptureRule {
+            uids: vec![1..=1, 3..=3, 5..=5],
+            ..rule(&["::/0"], &[], &many, 0)
+        };
+        let crowded = compile(&[rule(&["::/1"], &[], &[1..=9], 0), crowded]);
+        assert_eq!(
+            crowded,
+            Err(RuleError::TooManyEntries {
+                rule: 2,
+                prefix: "::/0".parse().unwrap(),
+                count: 33
+            })
         );
     }
 
@@ -372,15 +480,15 @@ mod tests {
             compile(&[wide]),
             Err(RuleError::TooManyPrefixes { .. })
         ));
-        let varied: Vec<_> = (0..600)
+        let varied: Vec<_> = (0..1100)
             .map(|peer| CaptureRule {
                 to: vec![net(peer)],
-                ..rule(&["::/0"], &[], &[], peer)
+                ..CaptureRule::capture(peer)
             })
             .collect();
         assert_eq!(
             compile(&varied),
-            Err(RuleError::TooManyPolicies { count: 600 })
+            Err(RuleError::TooManyPolicies { count: 1100 })
         );
     }
 
@@ -397,13 +505,46 @@ mod tests {
             (0_u16..8, 0_u16..8).prop_map(|(a, b)| a.min(b)..=a.max(b)),
             0..3,
         );
-        (nets(1), nets(0), ports, 0_u32..100).prop_map(|(to, except, ports, peer)| CaptureRule {
-            to,
-            except,
-            ports,
-            peer,
-            fail_closed: false,
-        })
+        let uids = prop::collection::vec(
+            (0_u32..4, 0_u32..4).prop_map(|(a, b)| a.min(b)..=a.max(b)),
+            0..3,
+        );
+        let protocols = prop::sample::select(vec![Protocols::Both, Protocols::Tcp, Protocols::Udp]);
+        let action = prop_oneof![
+            Just(Action::Direct),
+            Just(Action::Refuse),
+            (0_u32..100, any::<bool>(), any::<bool>()).prop_map(|(peer, fail_closed, early)| {
+                Action::Capture {
+                    peer,
+                    fail_closed,
+                    early,
+                }
+            }),
+        ];
+        (nets(1), nets(0), ports, uids, protocols, action).prop_map(
+            |(to, except, ports, uids, protocols, action)| CaptureRule {
+                to,
+                except,
+                ports,
+                protocols,
+                uids,
+                action,
+            },
+        )
+    }
+
+    /// Position and action of an entry.
+    fn told(entry: PortRule) -> (usize, Action) {
+        let action = match entry.action {
+            action::CAPTURE => Action::Capture {
+                peer: entry.peer,
+                fail_closed: entry.flags & RULE_FAIL_CLOSED != 0,
+                early: entry.flags & RULE_EARLY != 0,
+            },
+            action::REFUSE => Action::Refuse,
+            _ => Action::Direct,
+        };
+        (usize::from(entry.rule), action)
     }
 
     proptest! {
@@ -412,7 +553,16 @@ mod tests {
             let compiled = compile(&rules).unwrap();
             for (addr, port) in (0_u32..16).flat_map(|addr| (0_u16..9).map(move |port| (addr, port))) {
                 let addr = IpAddr::V4(Ipv4Addr::from(addr << 28 | 0x0123_4567));
-                prop_assert_eq!(lookup(&compiled, addr, port), meaning(&rules, addr, port), "{} {}", addr, port);
+                for (uid, protocol) in (0..5).flat_map(|uid| [(uid, Protocol::Tcp), (uid, Protocol::Udp)]) {
+                    let question = Question { to: (addr, port).into(), uid, protocol };
+                    prop_assert_eq!(
+                        decide(&compiled, &question).map(told),
+                        meaning(&rules, &question),
+                        "{:?}", question
+                    );
+                    let first = rules.iter().position(|rule| rule.mismatch(&question).is_none());
+                    prop_assert_eq!(first, meaning(&rules, &question).map(|(position, _)| position));
+                }
             }
         }
     }

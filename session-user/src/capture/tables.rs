@@ -1,15 +1,19 @@
 //! The compiled rules in the kernel's maps, and how they are replaced while connections are made.
 
-use std::collections::{HashMap, HashSet};
+use std::{
+    collections::{HashMap, HashSet},
+    net::IpAddr,
+    sync::Arc,
+};
 
 use aya::{
     Ebpf, Pod,
     maps::{Array, LpmTrie, Map, MapData, MapError, lpm_trie::Key},
 };
 use ipnet::{Ipv4Net, Ipv6Net};
-use session_ebpf_common::{POLICY_SLOTS, Policy};
+use session_ebpf_common::{POLICY_SLOTS, Policy, PortRule};
 
-use super::{CaptureError, policy::Compiled};
+use super::{CaptureError, policy::Compiled, rule::Question};
 
 /// The rules as the kernel has them now.
 pub struct Tables {
@@ -18,7 +22,7 @@ pub struct Tables {
     policies: Array<MapData, Policy>,
     live: Compiled,
     /// Slot of each policy in `live`.
-    slots: HashMap<Policy, u32>,
+    slots: HashMap<Arc<Policy>, u32>,
 }
 
 impl Tables {
@@ -54,8 +58,21 @@ impl Tables {
         Ok(())
     }
 
+    /// What the programs decide about a destination: read from the kernel's own tables.
+    pub fn decide(&self, question: &Question) -> Result<Option<PortRule>, MapError> {
+        let found = match question.to.ip().to_canonical() {
+            IpAddr::V4(addr) => self.prefixes4.get(&key(32, addr.octets()), 0),
+            IpAddr::V6(addr) => self.prefixes6.get(&key(128, addr.octets()), 0),
+        };
+        let Some(slot) = found_or_none(found)? else {
+            return Ok(None);
+        };
+        let policy = self.policies.get(&slot, 0)?;
+        Ok(policy.decide(question.to.port(), question.uid, question.protocol.bit()))
+    }
+
     /// Slots for the policies of `new`; those that live already keep theirs.
-    fn place(&mut self, new: &Compiled) -> Result<HashMap<Policy, u32>, MapError> {
+    fn place(&mut self, new: &Compiled) -> Result<HashMap<Arc<Policy>, u32>, MapError> {
         let taken: HashSet<u32> = self.slots.values().copied().collect();
         let mut free = (0..POLICY_SLOTS).filter(|slot| !taken.contains(slot));
         let mut slots = HashMap::new();
@@ -70,11 +87,11 @@ impl Tables {
                         index: POLICY_SLOTS,
                         max_entries: POLICY_SLOTS,
                     })?;
-                    self.policies.set(slot, *policy, 0)?;
+                    self.policies.set(slot, **policy, 0)?;
                     slot
                 }
             };
-            slots.insert(*policy, slot);
+            slots.insert(Arc::clone(policy), slot);
         }
         Ok(slots)
     }
@@ -93,15 +110,20 @@ fn key<K: Pod>(len: u8, octets: K) -> Key<K> {
 }
 
 /// An earlier update that failed half-way may have removed it already.
-fn ignore_absent(result: Result<(), MapError>) -> Result<(), MapError> {
+pub(super) fn ignore_absent(result: Result<(), MapError>) -> Result<(), MapError> {
+    found_or_none(result).map(drop)
+}
+
+/// A key that is not there is no error.
+pub(super) fn found_or_none<T>(result: Result<T, MapError>) -> Result<Option<T>, MapError> {
     match result {
         Err(MapError::SyscallError(error))
             if error.io_error.raw_os_error() == Some(libc::ENOENT) =>
         {
-            Ok(())
+            Ok(None)
         }
-        Err(MapError::KeyNotFound | MapError::ElementNotFound) => Ok(()),
-        other => other,
+        Err(MapError::KeyNotFound | MapError::ElementNotFound) => Ok(None),
+        other => other.map(Some),
     }
 }
 

@@ -4,3 +4,4 @@ mod decisions;
 mod flows;
 pub(super) mod harness;
 mod lifecycle;
+mod rules;

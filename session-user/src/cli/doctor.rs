@@ -9,6 +9,7 @@ use std::time::SystemTime;
 use serde::Serialize;
 
 use super::exit::{Exit, Failure};
+use crate::capture::{Action, CaptureRule};
 use crate::config::Config;
 use crate::control::Client;
 use crate::handshake::Identity;
@@ -97,6 +98,30 @@ pub fn doctor(config: &Path, control: &Path, json: bool) -> Result<ExitCode, Fai
     Ok(ExitCode::from(if bad == 0 { 0 } else { Exit::Check as u8 }))
 }
 
+/// Whether rules that refuse can outlive an agent that is killed; nothing, if there is none.
+fn pinning(config: &Config) -> Option<Finding> {
+    let rules = || config.captures.iter().map(|c| &c.rule);
+    let must = rules().any(CaptureRule::is_fail_closed);
+    let may = rules().any(|rule| rule.action == Action::Refuse);
+    let bpffs = &config.agent.bpffs;
+    let (name, detail) = ("BPF file system", bpffs.display().to_string());
+    match (must, may, crate::capture::can_pin(bpffs)) {
+        (false, false, _) => None,
+        (_, _, true) => Some(Finding::new(name, true, detail, "")),
+        (true, _, false) => Some(Finding::new(
+            name,
+            false,
+            detail,
+            "mount it there, for `when_agent_dead = \"refuse\"`: mount -t bpf bpf /sys/fs/bpf",
+        )),
+        (false, true, false) => Some(Finding::advice(
+            name,
+            format!("none at {detail}"),
+            "without it, rules with action = \"refuse\" end with an agent that is killed: mount -t bpf bpf /sys/fs/bpf",
+        )),
+    }
+}
+
 fn descriptors() -> Finding {
     use nix::sys::resource::{Resource, getrlimit};
     match getrlimit(Resource::RLIMIT_NOFILE) {
@@ -128,16 +153,7 @@ fn configuration(path: &Path) -> Vec<Finding> {
         path.display().to_string(),
         "",
     )];
-    if config.captures.iter().any(|c| c.fail_closed) {
-        let bpffs = &config.agent.bpffs;
-        let kind = nix::sys::statfs::statfs(bpffs).map(|found| found.filesystem_type());
-        out.push(Finding::new(
-            "BPF file system",
-            kind == Ok(nix::sys::statfs::BPF_FS_MAGIC),
-            bpffs.display().to_string(),
-            "mount it there, for `when_agent_dead = \"refuse\"`: mount -t bpf bpf /sys/fs/bpf",
-        ));
-    }
+    out.extend(pinning(&config));
     out.push(
         match Identity::load(&crate::agent::identity_paths(&config)) {
             Err(error) => Finding::new(

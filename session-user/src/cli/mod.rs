@@ -7,6 +7,7 @@
 
 mod doctor;
 mod exit;
+mod explain;
 mod handovers;
 mod local;
 mod remote;
@@ -47,6 +48,8 @@ enum Command {
     },
     /// Run a command whose connections are captured.
     Run {
+        #[command(flatten)]
+        narrowed: run::Narrowed,
         /// The command and its arguments.
         #[arg(required = true, trailing_var_arg = true, allow_hyphen_values = true)]
         command: Vec<String>,
@@ -60,6 +63,13 @@ enum Command {
     Detach {
         /// As for attach.
         cgroup: PathBuf,
+    },
+    /// Tell what becomes of a connection, and which rule decides why.
+    Explain {
+        #[command(flatten)]
+        asked: explain::Question,
+        #[command(flatten)]
+        shown: Shown,
     },
     /// Show what the agent is doing.
     Status(Shown),
@@ -131,9 +141,10 @@ fn execute(cli: Cli) -> Result<ExitCode, Failure> {
     let control = &cli.control;
     match cli.command {
         Command::Agent { config } => local::agent(&config),
-        Command::Run { command } => run::run(control, &command),
+        Command::Run { narrowed, command } => run::run(control, &narrowed, &command),
         Command::Attach { cgroup } => remote::attach(control, &cgroup),
         Command::Detach { cgroup } => remote::detach(control, &cgroup),
+        Command::Explain { asked, shown } => explain::explain(control, asked, shown.json),
         Command::Status(shown) => remote::status(control, shown.json),
         Command::Links(shown) => remote::links(control, shown.json),
         Command::Sessions(shown) => remote::sessions(control, shown.json),
@@ -165,9 +176,22 @@ mod tests {
     fn run_leaves_the_commands_own_options_alone() {
         let cli =
             Cli::try_parse_from(["holdfast", "run", "--", "curl", "--json", "{}", "-v"]).unwrap();
-        let Command::Run { command } = cli.command else {
+        let Command::Run { command, .. } = cli.command else {
             panic!("not run")
         };
         assert_eq!(command, ["curl", "--json", "{}", "-v"]);
+    }
+
+    #[test]
+    fn runs_own_options_come_first() {
+        let words = "holdfast run --only 10.0.0.0/8 --only [::1]:80 ssh --except x";
+        let cli = Cli::try_parse_from(words.split(' ')).unwrap();
+        let Command::Run { command, .. } = cli.command else {
+            panic!("not run")
+        };
+        assert_eq!(command, ["ssh", "--except", "x"]);
+        let wrong = Cli::try_parse_from(["holdfast", "run", "--only", "x", "--", "true"]);
+        let said = wrong.unwrap_err().to_string();
+        assert!(said.contains("expected NET[:PORTS]"), "{said}");
     }
 }

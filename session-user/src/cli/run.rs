@@ -6,11 +6,27 @@ use std::path::Path;
 use std::process::{Command, ExitCode};
 
 use super::exit::Failure;
+use crate::capture::Destination;
 use crate::control::{Client, Request};
 use crate::stdio::say;
 
-pub fn run(control: &Path, command: &[String]) -> Result<ExitCode, Failure> {
-    Client::connect(control)?.call(&Request::Run)?;
+/// What is left captured of the command.
+#[derive(Debug, Default, clap::Args)]
+pub struct Narrowed {
+    /// Of what the rules capture, capture this alone; may be given several times.
+    #[arg(long, value_name = "NET[:PORTS]")]
+    only: Vec<Destination>,
+    /// Let this go direct, also where --only names it; may be given several times.
+    #[arg(long, value_name = "NET[:PORTS]")]
+    except: Vec<Destination>,
+}
+
+pub fn run(control: &Path, narrowed: &Narrowed, command: &[String]) -> Result<ExitCode, Failure> {
+    let texts = |list: &[Destination]| list.iter().map(ToString::to_string).collect();
+    Client::connect(control)?.call(&Request::Run {
+        only: texts(&narrowed.only),
+        except: texts(&narrowed.except),
+    })?;
     let Some((program, arguments)) = command.split_first() else {
         return Ok(ExitCode::from(2));
     };

@@ -3,6 +3,7 @@
 //! What was typed (`raw`) becomes ready objects (`types`), one function for each section. An error
 //! names the file, the line, the key and what was expected.
 
+mod captures;
 mod listen;
 mod raw;
 mod sections;
@@ -13,8 +14,9 @@ mod units;
 use std::path::Path;
 use std::time::Duration;
 
+use captures::captures;
 use listen::listens;
-use sections::{accept, captures, peers, session, streams, transport};
+use sections::{accept, peers, session, streams, transport};
 use source::Source;
 pub use types::{
     Accept, Agent, Capture, Identity, Lanes, Links, Listen, Peer, Session, Stream, Trace, Transport,
@@ -54,7 +56,7 @@ pub struct Config {
     pub agent: Agent,
     /// Units to reach.
     pub peers: Vec<Peer>,
-    /// What to capture.
+    /// What to capture, and what not: the first that matches decides.
     pub captures: Vec<Capture>,
     /// Doors for applications that are not captured.
     pub listens: Vec<Listen>,

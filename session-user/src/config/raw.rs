@@ -16,11 +16,11 @@ pub(super) struct Raw {
     #[serde(default)]
     pub peer: Vec<Peer>,
     #[serde(default)]
-    pub capture: Vec<Capture>,
+    pub capture: Vec<Spanned<Capture>>,
     #[serde(default)]
     pub listen: Vec<Listen>,
     #[serde(default)]
-    pub stream: Vec<Stream>,
+    pub stream: Vec<Spanned<Stream>>,
     #[serde(default)]
     pub links: Links,
     pub accept: Option<Accept>,
@@ -64,13 +64,18 @@ pub(super) struct Peer {
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct Capture {
-    pub peer: Text,
+    pub action: Option<Text>,
+    pub peer: Option<Text>,
     pub to: Spanned<Vec<Text>>,
     #[serde(default)]
     pub except: Vec<Text>,
     #[serde(default)]
     pub ports: Vec<Text>,
+    pub protocol: Option<Text>,
+    #[serde(default)]
+    pub uids: Vec<Text>,
     pub when_agent_dead: Option<Text>,
+    pub connect: Option<Text>,
 }
 
 #[derive(Debug, Deserialize)]

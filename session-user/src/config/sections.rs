@@ -9,10 +9,10 @@ use ipnet::{IpNet, Ipv4Net};
 use super::source::Source;
 use session_proto::limits::LANES_MAX;
 use session_proto::wire::{Mode, Service};
+use toml::Spanned;
 
 use super::{
-    Accept, Capture, DEFAULT_STATE, Lanes, Peer, Result, Session, Stream, Transport, duration, raw,
-    size,
+    Accept, DEFAULT_STATE, Lanes, Peer, Result, Session, Stream, Transport, duration, raw, size,
 };
 
 pub(super) fn address(text: &str) -> std::result::Result<SocketAddr, String> {
@@ -26,7 +26,7 @@ pub(super) fn network(text: &str) -> std::result::Result<IpNet, String> {
     })
 }
 
-fn ports(text: &str) -> std::result::Result<RangeInclusive<u16>, String> {
+pub(super) fn ports(text: &str) -> std::result::Result<RangeInclusive<u16>, String> {
     let expected =
         || format!("`{text}` is not a port or a range of ports, such as \"443\" or \"8000-8999\"");
     let port = |t: &str| t.trim().parse::<u16>().ok().filter(|p| *p > 0);
@@ -69,58 +69,16 @@ pub(super) fn peers(source: &Source<'_>, raw: &[raw::Peer]) -> Result<Vec<Peer>>
     Ok(out)
 }
 
-pub(super) fn captures(
-    source: &Source<'_>,
-    raw: &[raw::Capture],
-    peers: &[Peer],
-) -> Result<Vec<Capture>> {
-    raw.iter()
-        .map(|capture| one_capture(source, capture, peers))
-        .collect()
-}
-
-fn one_capture(source: &Source<'_>, raw: &raw::Capture, peers: &[Peer]) -> Result<Capture> {
-    let peer = source.peer("capture.peer", &raw.peer, peers)?;
-    let to = source.all("capture.to", raw.to.get_ref(), network)?;
-    if to.is_empty() {
-        return Err(source.error(
-            &raw.to.span(),
-            "capture.to",
-            "expected at least one network",
-        ));
-    }
-    let mut ports = source.all("capture.ports", &raw.ports, ports)?;
-    if ports.is_empty() {
-        ports.push(1..=u16::MAX);
-    }
-    let fail_closed = source.or(
-        "capture.when_agent_dead",
-        raw.when_agent_dead.as_ref(),
-        false,
-        |text| match text {
-            "direct" => Ok(false),
-            "refuse" => Ok(true),
-            other => Err(format!("`{other}` is neither \"direct\" nor \"refuse\"")),
-        },
-    )?;
-    Ok(Capture {
-        peer,
-        to,
-        except: source.all("capture.except", &raw.except, network)?,
-        ports,
-        fail_closed,
-    })
-}
-
 pub(super) fn streams(
     source: &Source<'_>,
-    raw: &[raw::Stream],
+    raw: &[Spanned<raw::Stream>],
     lanes: Lanes,
 ) -> Result<Vec<Stream>> {
     raw.iter().map(|one| stream(source, one, lanes)).collect()
 }
 
-fn stream(source: &Source<'_>, raw: &raw::Stream, lanes: Lanes) -> Result<Stream> {
+fn stream(source: &Source<'_>, raw: &Spanned<raw::Stream>, lanes: Lanes) -> Result<Stream> {
+    let (line, raw) = (source.line(&raw.span()), raw.get_ref());
     let mode = source.or(
         "stream.links",
         raw.links.as_ref(),
@@ -153,6 +111,7 @@ fn stream(source: &Source<'_>, raw: &raw::Stream, lanes: Lanes) -> Result<Stream
         ports: source.all("stream.ports", &raw.ports, ports)?,
         cgroups: raw.cgroups.clone(),
         service: Service { mode, own_lane },
+        line,
     })
 }
 

@@ -13,17 +13,21 @@ pub(super) struct Source<'a> {
 }
 
 impl Source<'_> {
+    /// The line on which something begins, from 1.
+    pub(super) fn line(&self, span: &Range<usize>) -> usize {
+        let upto = self.text.get(..span.start).unwrap_or(self.text);
+        upto.bytes().filter(|b| *b == b'\n').count() + 1
+    }
+
     pub(super) fn error(
         &self,
         span: &Range<usize>,
         key: &str,
         message: impl Into<String>,
     ) -> ConfigError {
-        let upto = self.text.get(..span.start).unwrap_or(self.text);
-        let line = upto.bytes().filter(|b| *b == b'\n').count() + 1;
         ConfigError {
             file: self.file.to_owned(),
-            line,
+            line: self.line(span),
             key: key.to_owned(),
             message: message.into(),
         }

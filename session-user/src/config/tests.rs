@@ -3,6 +3,7 @@
 use proptest::prelude::*;
 
 use super::*;
+use crate::capture::{Action, Protocols};
 
 const IDENTITY: &str = "[identity]\ncertificate = \"c\"\nkey = \"k\"\nca = \"a\"\n";
 
@@ -20,7 +21,8 @@ fn the_example_shows_the_defaults() {
     assert_eq!(example.transport, least.transport);
     assert_eq!(example.links.debounce, least.links.debounce);
     assert_eq!(example.agent.control, least.agent.control);
-    assert_eq!(example.captures[0].ports, vec![1..=65535]);
+    assert_eq!(example.captures[1].rule.ports, vec![], "all");
+    assert_eq!(example.captures[0].rule.uids, vec![0..=0, 1000..=60000]);
     assert_eq!(example.peers[0].addresses.len(), 2);
     assert!(least.accept.is_none());
 }
@@ -88,6 +90,86 @@ fn errors_name_file_line_key_and_what_was_expected() {
         assert!(
             got.starts_with(expected),
             "for {rest:?}\n     got {got}\nexpected {expected}"
+        );
+    }
+}
+
+const GATEWAY: &str = "[[peer]]\nname = \"gw\"\naddresses = [\"192.0.2.1:1\"]\n";
+
+#[test]
+fn capture_rules_are_read_with_their_place() {
+    let text = format!(
+        "{IDENTITY}{GATEWAY}[[capture]]\naction = \"refuse\"\nto = [\"10.0.0.0/8\"]\nprotocol = \"udp\"\n\
+         uids = [\"7\", \"1000-1999\", \"root\"]\n\
+         # And now for the rest.\n[[capture]]\npeer = \"gw\"\nto = [\"::/0\"]\nwhen_agent_dead = \"refuse\"\n\
+         [[capture]]\naction = \"direct\"\nto = [\"10.0.0.0/8\"]\n"
+    );
+    let config = Config::parse(&text, "test.toml").unwrap();
+    let actions: Vec<Action> = config.captures.iter().map(|c| c.rule.action).collect();
+    let capture = Action::Capture {
+        peer: 0,
+        fail_closed: true,
+        early: false,
+    };
+    assert_eq!(actions, [Action::Refuse, capture, Action::Direct]);
+    let lines: Vec<usize> = config.captures.iter().map(|c| c.line).collect();
+    assert_eq!(lines, [8, 14, 18]);
+    let refuse = &config.captures[0].rule;
+    assert_eq!(refuse.uids, vec![7..=7, 1000..=1999, 0..=0]);
+    assert_eq!(refuse.protocols, Protocols::Udp);
+    assert_eq!(config.captures[1].rule.protocols, Protocols::Both);
+}
+
+#[test]
+fn mistakes_in_capture_rules_are_told() {
+    let many: Vec<String> = (1..=33).map(|port| format!("\"{port}\"")).collect();
+    let many = format!(
+        "peer = \"gw\"\nto = [\"10.0.0.0/8\"]\nports = [{}]\n",
+        many.join(", ")
+    );
+    for (rule, expected) in [
+        (
+            "to = [\"10.0.0.0/8\"]\n",
+            "8: capture.peer: what is captured goes through a [[peer]]; there is: gw",
+        ),
+        (
+            "to = [\"10.0.0.0/8\"]\naction = \"drop\"\n",
+            "10: capture.action: `drop` is none of \"capture\"",
+        ),
+        (
+            "to = [\"10.0.0.0/8\"]\naction = \"direct\"\npeer = \"gw\"\n",
+            "11: capture.peer: action = \"direct\" goes through no peer",
+        ),
+        (
+            "to = [\"10.0.0.0/8\"]\naction = \"refuse\"\nwhen_agent_dead = \"refuse\"\n",
+            "11: capture.when_agent_dead: it says what becomes",
+        ),
+        (
+            "peer = \"gw\"\nto = [\"10.0.0.0/8\"]\nprotocol = \"sctp\"\n",
+            "11: capture.protocol: `sctp` is neither \"tcp\" nor \"udp\"",
+        ),
+        (
+            "peer = \"gw\"\nto = [\"10.0.0.0/8\"]\nuids = [\"0\",\n\"no-such-user\"]\n",
+            "12: capture.uids: `no-such-user` is neither a user id",
+        ),
+        (
+            "peer = \"gw\"\nto = [\"10.0.0.0/8\"]\nuids = [\"1999-1000\"]\n",
+            "11: capture.uids: `1999-1000` is neither a user id",
+        ),
+        (
+            "peer = \"gw\"\nto = [\"10.0.0.0/8\"]\nuids = [\"4294967295\"]\n",
+            "11: capture.uids: `4294967295` is neither a user id",
+        ),
+        (
+            many.as_str(),
+            "8: capture: capture rule 1: with it 33 entries apply to 10.0.0.0/8",
+        ),
+    ] {
+        let got = error(&format!("{GATEWAY}[[capture]]\n{rule}"));
+        let expected = format!("test.toml:{expected}");
+        assert!(
+            got.starts_with(&expected),
+            "for {rule:?}\n     got {got}\nexpected {expected}"
         );
     }
 }

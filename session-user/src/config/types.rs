@@ -8,6 +8,7 @@ use std::time::Duration;
 use ipnet::IpNet;
 use session_proto::wire::Service;
 
+use crate::capture::CaptureRule;
 use crate::door::{At, Leads};
 
 /// Files of this unit's identity.
@@ -49,19 +50,13 @@ pub struct Peer {
     pub addresses: Vec<SocketAddr>,
 }
 
-/// What to capture.
+/// What to capture, and what not.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Capture {
-    /// Index of the peer in [`Config::peers`].
-    pub peer: usize,
-    /// Destinations.
-    pub to: Vec<IpNet>,
-    /// Destinations within `to` that are left alone.
-    pub except: Vec<IpNet>,
-    /// Ports.
-    pub ports: Vec<RangeInclusive<u16>>,
-    /// Whether connections are refused while the agent is dead; otherwise they go direct.
-    pub fail_closed: bool,
+    /// What it says. Its peer is the index in [`super::Config::peers`].
+    pub rule: CaptureRule,
+    /// Its line in the file, from 1.
+    pub line: usize,
 }
 
 /// A door for applications that are not captured.
@@ -99,6 +94,8 @@ pub struct Stream {
     pub cgroups: Vec<String>,
     /// What they get.
     pub service: Service,
+    /// Its line in the file, from 1.
+    pub line: usize,
 }
 
 /// Which link is preferred.

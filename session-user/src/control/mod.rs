@@ -2,6 +2,7 @@
 //! line. The kernel says who is at the other end; nobody is asked.
 
 mod client;
+mod explain;
 mod permit;
 mod server;
 #[cfg(test)]
@@ -9,6 +10,9 @@ mod tests;
 mod types;
 
 pub use client::{Client, ClientError};
+pub use explain::{
+    Asked, ExplainReport, PassedReport, RuleReport, ServiceReport, TARGETS_MAX, TargetReport,
+};
 pub use permit::{Credentials, Permissions};
 pub use server::{ControlHandler, listen, serve};
 pub use types::*;

@@ -29,12 +29,12 @@ impl Permissions {
     pub fn check(&self, request: &Request, who: &Credentials) -> Result<(), ControlError> {
         let everything =
             who.uid == 0 || who.uid == Uid::effective().as_raw() || self.in_control_group(who);
-        let run = *request == Request::Run && self.is_run_user(who.uid);
+        let run = matches!(request, Request::Run { .. }) && self.is_run_user(who.uid);
         if everything || run || (request.only_looks() && self.is_run_user(who.uid)) {
             return Ok(());
         }
         let advice = match (&self.control_group, request) {
-            (_, Request::Run) => {
+            (_, Request::Run { .. }) => {
                 "ask the administrator to add you to `run_users` in [agent]".to_owned()
             }
             (Some(group), _) => format!("become root, or a member of the group `{group}`"),

@@ -10,7 +10,7 @@ use nix::unistd::{Gid, Group, Uid, User};
 use tempfile::TempDir;
 
 use super::{
-    Client, ClientError, ControlError, ControlHandler, Credentials, ErrorCode, Permissions,
+    Asked, Client, ClientError, ControlError, ControlHandler, Credentials, ErrorCode, Permissions,
     Request, Response, listen, serve,
 };
 
@@ -31,7 +31,23 @@ fn every_handover() -> Request {
     }
 }
 
-fn every_request() -> [Request; 10] {
+fn run() -> Request {
+    Request::Run {
+        only: vec![],
+        except: vec![],
+    }
+}
+
+fn explain() -> Request {
+    Request::Explain(Asked {
+        targets: vec!["192.0.2.1:80".parse().unwrap()],
+        protocol: Default::default(),
+        cgroup: None,
+        uid: None,
+    })
+}
+
+fn every_request() -> [Request; 11] {
     let cgroup = PathBuf::from("a");
     [
         Request::Status,
@@ -45,7 +61,8 @@ fn every_request() -> [Request; 10] {
             cgroup: cgroup.clone(),
         },
         Request::Detach { cgroup },
-        Request::Run,
+        run(),
+        explain(),
         Request::Woke,
         Request::Reload,
     ]
@@ -70,7 +87,7 @@ fn a_stranger_may_do_nothing_and_hears_what_would_help() {
     let stranger = nobody();
     let permissions = Permissions::default();
     assert_eq!(allowed(&permissions, &stranger), []);
-    let error = permissions.check(&Request::Run, &stranger).unwrap_err();
+    let error = permissions.check(&run(), &stranger).unwrap_err();
     assert_eq!(error.code, ErrorCode::NotPermitted);
     assert!(error.advice.contains("run_users"), "{}", error.advice);
     let error = permissions.check(&Request::Reload, &stranger).unwrap_err();
@@ -94,7 +111,8 @@ fn run_users_run_and_look_and_do_no_more() {
         Request::Links,
         Request::Sessions,
         every_handover(),
-        Request::Run,
+        run(),
+        explain(),
     ];
     assert_eq!(allowed(&permissions, &nobody()), expected);
     let another = Credentials {

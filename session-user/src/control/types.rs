@@ -5,6 +5,7 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
+use super::explain::{Asked, ExplainReport};
 use crate::trace::Handover;
 
 /// What a command asks of the agent.
@@ -42,7 +43,16 @@ pub enum Request {
         cgroup: PathBuf,
     },
     /// Put the calling process into a captured scope of its own.
-    Run,
+    Run {
+        /// Destinations, `NET[:PORTS]`, that alone stay captured; empty means all.
+        #[serde(default)]
+        only: Vec<String>,
+        /// Destinations that go direct.
+        #[serde(default)]
+        except: Vec<String>,
+    },
+    /// What becomes of a connection, and why.
+    Explain(Asked),
     /// The host has slept: transports may be gone without a word.
     Woke,
     /// Read certificates and the CRL anew.
@@ -54,7 +64,12 @@ impl Request {
     pub fn only_looks(&self) -> bool {
         matches!(
             self,
-            Self::Status | Self::Links | Self::Sessions | Self::Peers | Self::Handovers { .. }
+            Self::Status
+                | Self::Links
+                | Self::Sessions
+                | Self::Peers
+                | Self::Handovers { .. }
+                | Self::Explain(_)
         )
     }
 }
@@ -73,6 +88,8 @@ pub enum Response {
     Peers(Vec<UnitReport>),
     /// To [`Request::Handovers`], oldest first.
     Handovers(Vec<Handover>),
+    /// To [`Request::Explain`].
+    Explained(ExplainReport),
     /// It is done; in words, what.
     Done(String),
     /// It is not done.

@@ -47,19 +47,24 @@ impl ServiceRules {
     /// only if it matters: it returns the cgroup's path below the root, without a slash in front, or `None`
     /// where it is not known.
     pub fn choose(&self, target: &Target, cgroup: impl FnOnce() -> Option<String>) -> Service {
+        let rule = self.find(target, cgroup);
+        rule.map_or(self.default, |position| self.rules[position].service)
+    }
+
+    /// Position of the rule that decides; arguments as for [`ServiceRules::choose`].
+    pub fn find(&self, target: &Target, cgroup: impl FnOnce() -> Option<String>) -> Option<usize> {
         let mut asked = Asked::Not(cgroup);
         let (ip, port) = match target {
             Target::Addr(addr) => (Some(addr.ip()), addr.port()),
             Target::Name(_, port) => (None, *port),
         };
-        let fits = |rule: &&ServiceRule| {
+        let fits = |rule: &ServiceRule| {
             let within = |net: &IpNet| ip.is_some_and(|ip| net.contains(&ip));
             let to = rule.to.is_empty() || rule.to.iter().any(within);
             let port = rule.ports.is_empty() || rule.ports.iter().any(|r| r.contains(&port));
             to && port && (rule.cgroups.is_empty() || asked.matches(&rule.cgroups))
         };
-        let rule = self.rules.iter().find(fits);
-        rule.map_or(self.default, |r| r.service)
+        self.rules.iter().position(fits)
     }
 }
 

@@ -14,8 +14,8 @@ use nix::{
 use socket2::{Domain, Socket, Type};
 
 use super::harness::{
-    HERE4, HERE6, PATIENCE, ask, capture, captured, direct, direct_server, everything, in_netns,
-    rule, run, serve,
+    HERE4, HERE6, PATIENCE, ask, capture, captured, closed, direct, direct_server, everything,
+    in_netns, rule, run, serve,
 };
 use crate::capture::{CaptureRule, kernel::pretend_in_flight};
 
@@ -68,16 +68,16 @@ fn only_configured_destinations_are_captured() {
         let (near4, near6) = (direct_server(HERE4), direct_server(HERE6));
         let rules = [
             CaptureRule {
+                ports: vec![80..=80],
+                ..rule(&["10.9.0.0/24"], 9)
+            },
+            CaptureRule {
                 except: vec!["10.9.0.1/32".parse().unwrap()],
                 ..rule(&["10.0.0.0/8"], 7)
             },
             CaptureRule {
                 ports: vec![1..=1, 443..=444],
                 ..rule(&["2001:db8::/32"], 8)
-            },
-            CaptureRule {
-                ports: vec![80..=80],
-                ..rule(&["10.9.0.0/24"], 9)
             },
         ];
         let (capture, scope) = capture(&rules);
@@ -183,11 +183,8 @@ fn udp_is_untouched() {
 fn without_an_agent_connections_go_direct_or_are_refused() {
     in_netns(async || {
         let (near4, near6) = (direct_server(HERE4), direct_server(HERE6));
-        let closed = CaptureRule {
-            fail_closed: true,
-            ..rule(&["192.0.2.0/24", "2001:db8:1::/48"], 1)
-        };
-        let (capture, scope) = capture(&[everything(), closed]);
+        let shut = closed(&["192.0.2.0/24", "2001:db8:1::/48"], 1);
+        let (capture, scope) = capture(&[shut, everything()]);
         capture.listeners.close();
         assert_eq!(run(&scope, move || ask(near4)).await, Ok(direct(near4)));
         assert_eq!(run(&scope, move || ask(near6)).await, Ok(direct(near6)));
@@ -220,11 +217,8 @@ fn without_an_agent_connections_go_direct_or_are_refused() {
 fn too_many_handshakes_pass_by() {
     in_netns(async || {
         let server = direct_server(HERE4);
-        let closed = CaptureRule {
-            fail_closed: true,
-            ..rule(&["192.0.2.0/24"], 1)
-        };
-        let (mut capture, scope) = capture(&[everything(), closed]);
+        let shut = closed(&["192.0.2.0/24"], 1);
+        let (mut capture, scope) = capture(&[shut, everything()]);
         pretend_in_flight(
             &mut capture.kernel,
             session_ebpf_common::HANDSHAKES_ADMITTED,
@@ -258,11 +252,8 @@ fn without_ipv6_on_loopback_only_ipv4_is_captured() {
     in_netns(async || {
         // Of this test's own namespace.
         std::fs::write("/proc/sys/net/ipv6/conf/lo/disable_ipv6", "1").unwrap();
-        let closed = CaptureRule {
-            fail_closed: true,
-            ..rule(&["2001:db8:1::/48"], 1)
-        };
-        let (capture, scope) = capture(&[everything(), closed]);
+        let shut = closed(&["2001:db8:1::/48"], 1);
+        let (capture, scope) = capture(&[shut, everything()]);
         let capture = Rc::new(capture);
         let _reports = serve(capture.clone());
         assert_eq!(

@@ -31,7 +31,7 @@ use tokio::{
 };
 use tracing::level_filters::LevelFilter;
 
-use crate::capture::{Capture, CaptureConfig, CaptureRule, Captured, Scope, cgroup};
+use crate::capture::{Action, Capture, CaptureConfig, CaptureRule, Captured, Scope, cgroup};
 
 /// Addresses of the namespace's own device `d0`: a destination that can be reached directly.
 pub const HERE4: &str = "10.9.0.1";
@@ -89,10 +89,19 @@ pub fn rule(to: &[&str], peer: u32) -> CaptureRule {
         .collect();
     CaptureRule {
         to,
-        except: vec![],
-        ports: vec![],
-        peer,
-        fail_closed: false,
+        ..CaptureRule::capture(peer)
+    }
+}
+
+/// As [`rule`], which refuses what cannot be captured.
+pub fn closed(to: &[&str], peer: u32) -> CaptureRule {
+    CaptureRule {
+        action: Action::Capture {
+            peer,
+            fail_closed: true,
+            early: false,
+        },
+        ..rule(to, peer)
     }
 }
 

@@ -310,7 +310,7 @@ fn the_verifier_has_room_to_spare() {
 #[test]
 fn the_probe_finds_everything_here() {
     let checks = probe();
-    assert_eq!(checks.len(), 6);
+    assert_eq!(checks.len(), 7);
     for check in checks {
         assert!(check.ok, "{check:?}");
         assert!(

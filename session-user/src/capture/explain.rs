@@ -1,0 +1,238 @@
+//! What becomes of a connection, and why: the programs' decision, step by step, from the tables that they have.
+
+use std::{
+    fmt, fs,
+    net::{IpAddr, SocketAddr},
+    os::unix::fs::MetadataExt as _,
+    path::{Path, PathBuf},
+};
+
+use session_ebpf_common::{
+    HANDSHAKES_ADMITTED, PortRule, RULE_FAIL_CLOSED, Words, action, is_local, is_of_one_link,
+};
+
+use super::{
+    CaptureError,
+    cgroup::cgroup2_root,
+    kernel::Kernel,
+    rule::{Protocol, Question},
+};
+
+/// What becomes of a connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Verdict {
+    /// It goes to the agent.
+    Capture,
+    /// It goes as if there were no agent.
+    Direct,
+    /// `connect()` fails with ECONNREFUSED.
+    Refuse,
+}
+
+impl fmt::Display for Verdict {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Capture => "capture",
+            Self::Direct => "direct",
+            Self::Refuse => "refuse",
+        })
+    }
+}
+
+/// The answer to a [`Question`].
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Explanation {
+    /// What becomes of it now.
+    pub verdict: Verdict,
+    /// Why, in words.
+    pub reason: String,
+    /// What would become of it if the agent were killed.
+    pub agent_dead: Verdict,
+    /// Position of the rule that decides, from 0; `None` if none matches or none is asked.
+    pub rule: Option<usize>,
+    /// Index of the peer that the rule names, if it captures.
+    pub peer: Option<u32>,
+    /// The rules before it, and why each does not match.
+    pub passed: Vec<(usize, String)>,
+    /// The attached cgroup that the process is in, the nearest one.
+    pub attachment: Option<PathBuf>,
+    /// The filter of the command that the process belongs to, as it was typed, and whether it keeps the connection.
+    pub filter: Option<(String, bool)>,
+}
+
+/// Explains one connection of a process in `cgroup`.
+pub(super) fn explain(
+    kernel: &Kernel,
+    cgroup: &Path,
+    question: &Question,
+) -> Result<Explanation, CaptureError> {
+    let failed = |error| CaptureError::map("reading the capture rules", error);
+    let attached = kernel.attached();
+    let attachment = cgroup
+        .ancestors()
+        .find(|path| attached.iter().any(|held| held == path));
+    let exempt = exempt(question.to.ip());
+    let entry = match exempt {
+        Some(_) => None,
+        None => kernel.tables.decide(question).map_err(failed)?,
+    };
+    let filter = filter_of(kernel, cgroup, question.to)?;
+    let case = Case {
+        kernel,
+        attached: attachment.is_some(),
+        exempt,
+        entry,
+        left_out: matches!(filter, Some((_, false))),
+        question,
+    };
+    let (verdict, reason) = case.now();
+    Ok(Explanation {
+        verdict,
+        reason,
+        agent_dead: case.agent_dead(),
+        rule: entry.map(|entry| usize::from(entry.rule)),
+        peer: entry.and_then(|entry| (entry.action == action::CAPTURE).then_some(entry.peer)),
+        passed: if exempt.is_some() {
+            Vec::new()
+        } else {
+            passed(kernel, entry, question)
+        },
+        attachment: attachment.map(Path::to_owned),
+        filter,
+    })
+}
+
+/// The filter that holds in a cgroup: from the root on, the first that there is, as the programs do. What has no name
+/// below the root has no id in the hierarchy either.
+fn filter_of(
+    kernel: &Kernel,
+    cgroup: &Path,
+    to: SocketAddr,
+) -> Result<Option<(String, bool)>, CaptureError> {
+    let root = cgroup2_root()?;
+    let mut levels: Vec<&Path> = cgroup
+        .ancestors()
+        .take_while(|path| *path != root)
+        .collect();
+    levels.reverse();
+    for path in levels.into_iter().filter(|path| path.starts_with(&root)) {
+        // One that is gone has no processes, and no filter.
+        let Ok(data) = fs::metadata(path) else {
+            continue;
+        };
+        let found = kernel.filters.look(data.ino(), to);
+        let found = found.map_err(|error| CaptureError::map("reading a filter", error))?;
+        if let Some((filter, keeps)) = found {
+            return Ok(Some((filter.to_string(), keeps)));
+        }
+    }
+    Ok(None)
+}
+
+/// Why each rule before the one that decides does not match; all of them, if none decides.
+fn passed(kernel: &Kernel, entry: Option<PortRule>, question: &Question) -> Vec<(usize, String)> {
+    let before = entry.map_or(kernel.rules.len(), |entry| usize::from(entry.rule));
+    let rules = kernel.rules.iter().take(before).enumerate();
+    rules
+        .filter_map(|(position, rule)| Some((position, rule.mismatch(question)?)))
+        .collect()
+}
+
+/// Why no rule is asked about an address, if that is so.
+fn exempt(ip: IpAddr) -> Option<&'static str> {
+    let words = words(ip);
+    if is_local(&words) {
+        return Some("loopback is never captured");
+    }
+    is_of_one_link(&words).then_some("an address of one link is never captured")
+}
+
+/// The address as the programs see it.
+fn words(ip: IpAddr) -> Words {
+    let ip = match ip {
+        IpAddr::V4(ip) => ip.to_ipv6_mapped(),
+        IpAddr::V6(ip) => ip,
+    };
+    let mut words = Words::default();
+    for (word, bytes) in words.iter_mut().zip(ip.octets().chunks_exact(4)) {
+        *word = u32::from_ne_bytes([bytes[0], bytes[1], bytes[2], bytes[3]]);
+    }
+    words
+}
+
+/// What the programs see of a connection.
+struct Case<'a> {
+    kernel: &'a Kernel,
+    attached: bool,
+    exempt: Option<&'static str>,
+    entry: Option<PortRule>,
+    left_out: bool,
+    question: &'a Question,
+}
+
+impl Case<'_> {
+    /// The steps of `redirect` and `datagrams` in the programs' connect.rs, in their order.
+    fn now(&self) -> (Verdict, String) {
+        let direct = |why: &str| (Verdict::Direct, why.to_owned());
+        if !self.attached {
+            return direct("its cgroup is not captured");
+        }
+        if let Some(why) = self.exempt {
+            return direct(why);
+        }
+        let Some(entry) = self.entry else {
+            return direct("no rule matches");
+        };
+        match entry.action {
+            action::CAPTURE => self.captured(entry),
+            action::REFUSE => (Verdict::Refuse, "its rule refuses it".to_owned()),
+            _ => direct("its rule lets it go"),
+        }
+    }
+
+    fn captured(&self, entry: PortRule) -> (Verdict, String) {
+        let direct = |why: &str| (Verdict::Direct, why.to_owned());
+        if self.question.protocol == Protocol::Udp {
+            return direct("its rule captures it, but this version captures no UDP");
+        }
+        if self.left_out {
+            return direct("its rule captures it, but the filter of its command leaves it out");
+        }
+        match self.obstacle() {
+            None => (Verdict::Capture, "its rule captures it".to_owned()),
+            Some(why) if entry.flags & RULE_FAIL_CLOSED != 0 => (
+                Verdict::Refuse,
+                format!("{why}, and its rule refuses what cannot be captured"),
+            ),
+            Some(why) => direct(why),
+        }
+    }
+
+    /// What keeps the agent from taking connections now.
+    fn obstacle(&self) -> Option<&'static str> {
+        let v4 = matches!(self.question.to.ip().to_canonical(), IpAddr::V4(_));
+        if !v4 && self.kernel.settings().v6_ports[0] == 0 {
+            return Some("there is no IPv6 on loopback, so no IPv6 is captured");
+        }
+        let crowded = self.kernel.counters().in_flight >= HANDSHAKES_ADMITTED;
+        crowded.then_some("too many handshakes with the agent are under way")
+    }
+
+    /// Without pins the programs end with the agent, and everything goes direct.
+    fn agent_dead(&self) -> Verdict {
+        let asked = self.attached && self.exempt.is_none() && self.kernel.pins.is_some();
+        let Some(entry) = self.entry.filter(|_| asked) else {
+            return Verdict::Direct;
+        };
+        let captured = entry.action == action::CAPTURE
+            && self.question.protocol == Protocol::Tcp
+            && !self.left_out;
+        let closed = captured && entry.flags & RULE_FAIL_CLOSED != 0;
+        if closed || entry.action == action::REFUSE {
+            Verdict::Refuse
+        } else {
+            Verdict::Direct
+        }
+    }
+}

@@ -5,7 +5,7 @@ use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use anyhow::ensure;
-use session_tests::conformance::{self, Family};
+use session_tests::conformance::{self, Family, Second};
 use session_tests::finish;
 
 /// Of each group something, and nothing that waits long.
@@ -32,6 +32,7 @@ fn program() -> &'static Path {
 fn applications_cannot_tell() -> anyhow::Result<()> {
     let results = conformance::run(
         program(),
+        Second::Captured,
         |case, _| CASES.contains(&case.name),
         |row| println!("{} {}: {}", row.case, row.family.name(), row.verdict()),
     )?;
@@ -50,6 +51,7 @@ fn a_difference_is_found() -> anyhow::Result<()> {
     // A limit: it differs for as long as there is a gateway.
     let results = conformance::run(
         program(),
+        Second::Captured,
         |case, _| case.name == "source_at_the_target",
         |_| {},
     )?;
@@ -61,6 +63,30 @@ fn a_difference_is_found() -> anyhow::Result<()> {
         ensure!(unlisted.fault().is_some(), "{row:?}");
     }
     ensure!(results.rows.len() == 3);
+    Ok(())
+}
+
+/// What nobody has captured proves nothing, though it is the same.
+#[test]
+fn the_guard_notices_that_nothing_was_captured() -> anyhow::Result<()> {
+    let names = ["peek", "connect_loopback", "udp_connected"];
+    let results = conformance::run(
+        program(),
+        Second::Native,
+        |case, _| names.contains(&case.name),
+        |_| {},
+    )?;
+    for row in &results.rows {
+        ensure!(row.same, "the suite itself is not sound: {row:?}");
+        // The others connect to nothing that would be captured.
+        let expected = row.case == "peek";
+        let fault = row.fault();
+        ensure!(
+            fault.is_some_and(|f| f.contains("of 1 connects 0 were captured")) == expected,
+            "{row:?}"
+        );
+    }
+    ensure!(results.rows.len() == 9);
     Ok(())
 }
 

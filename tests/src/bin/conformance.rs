@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
-use session_tests::conformance::{self, ClientArgs, Family};
+use session_tests::conformance::{self, ClientArgs, Family, Second};
 
 #[derive(Parser)]
 #[command(about = "What applications see of sockets, natively and through Holdfast")]
@@ -99,7 +99,7 @@ fn run(
         let named = filter.is_empty() || filter.iter().any(|f| case.name.contains(f.as_str()));
         named && family.is_none_or(|f| f == of)
     };
-    let results = conformance::run(&program, wanted, |row| {
+    let results = conformance::run(&program, Second::Captured, wanted, |row| {
         // So that a long run is not silent; standard output has the result alone.
         let (family, took) = (row.family.name(), row.took.as_secs_f32());
         let verdict = row.verdict();

@@ -29,7 +29,7 @@ pub use docs::write as write_docs;
 pub use limits::{LIMITS, Limit};
 pub use peer::serve as peer;
 pub use report::{Row, print_json, print_table};
-pub use runner::{Results, run};
+pub use runner::{Results, Second, run};
 pub use seen::Seen;
 
 use client::Peer;

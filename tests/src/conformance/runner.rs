@@ -37,9 +37,20 @@ impl Results {
     }
 }
 
+/// How a case runs the second time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Second {
+    /// Captured, to be compared with the first.
+    Captured,
+    /// As the first time, which shows whether the suite itself is sound: all must be the same, and the guard
+    /// must say that nothing was captured.
+    Native,
+}
+
 /// Runs what `wanted` chooses. `program` is this suite's own program: it is the client and the peer.
 pub fn run(
     program: &Path,
+    second: Second,
     wanted: impl Fn(&Case, Family) -> bool,
     mut told: impl FnMut(&Row),
 ) -> anyhow::Result<Results> {
@@ -48,7 +59,7 @@ pub fn run(
         .filter(|(case, family)| wanted(case, *family))
         .collect();
     ensure!(!runs.is_empty(), "no case has such a name");
-    let world = World::new(program)?;
+    let world = World::new(program, second)?;
     let mut rows = Vec::new();
     for batch in runs.chunk_by(|(a, _), (b, _)| !a.heavy && !b.heavy) {
         for some in batch.chunks(AT_ONCE) {
@@ -69,11 +80,12 @@ struct World {
     _peer: Running,
     bed: TestBed,
     program: PathBuf,
+    second: Second,
     link_local: String,
 }
 
 impl World {
-    fn new(program: &Path) -> anyhow::Result<Self> {
+    fn new(program: &Path, second: Second) -> anyhow::Result<Self> {
         let bed = TestBed::with(world::configure)?;
         let lab = &bed.bed.lab;
         world::furnish(lab)?;
@@ -93,6 +105,7 @@ impl World {
             _peer: peer,
             bed,
             program: program.to_owned(),
+            second,
             link_local,
         })
     }
@@ -180,7 +193,7 @@ impl World {
             .process_group(0)
             .stdin(Stdio::null())
             .stdout(Stdio::piped());
-        let child = if captured {
+        let child = if captured && self.second == Second::Captured {
             self.bed.bed.spawn_captured(command)
         } else {
             self.bed.bed.lab.client().spawn(command)
@@ -243,4 +256,43 @@ fn ended(mut child: Child, limit: Duration) -> anyhow::Result<Ended> {
         },
         _ => Ended::in_disorder(status.to_string()),
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn shell(script: &str) -> Child {
+        let mut command = Command::new("sh");
+        command
+            .args(["-c", script])
+            .process_group(0)
+            .stdout(Stdio::piped());
+        command.spawn().unwrap()
+    }
+
+    #[test]
+    fn a_case_that_hangs_is_ended_with_all_that_it_has_started() {
+        let child = shell("sleep 1000 & sleep 1000");
+        let group = Pid::from_raw(i32::try_from(child.id()).unwrap());
+        let ended = ended(child, Duration::from_millis(300)).unwrap();
+        assert_eq!(ended.connects, None);
+        assert!(ended.seen.lines()[0].contains("hung"), "{:?}", ended.seen);
+        // Until whoever inherits the orphan has reaped it.
+        let gone = || killpg(group, None) == Err(nix::errno::Errno::ESRCH);
+        crate::eventually("the group is gone", Duration::from_secs(10), gone).unwrap();
+    }
+
+    #[test]
+    fn a_case_that_crashes_says_nothing() {
+        let words = r#"{"seen":["a: b"],"connects":1}"#;
+        let orderly = ended(shell(&format!("echo '{words}'")), LIMIT).unwrap();
+        assert_eq!(orderly.connects, Some(1));
+        assert_eq!(orderly.seen.lines(), ["a: b"]);
+        for script in [&format!("echo '{words}'; kill -9 $$"), "echo nonsense"] {
+            let ended = ended(shell(script), LIMIT).unwrap();
+            assert_eq!(ended.connects, None);
+            assert!(ended.seen.lines()[0].starts_with("no orderly end"));
+        }
+    }
 }

@@ -1,6 +1,7 @@
 //! What the system tests share: a bed with agents, real servers behind the gateway, and somebody
 //! who cuts links.
 
+pub mod conformance;
 mod cutter;
 mod lacking;
 mod mounts;

@@ -1,9 +1,10 @@
-//! Development tasks: `cargo xtask setup | build | test | demo | lab | sim | bench | fmt | lint |
-//! deny | tidy`. Each prints what it runs.
+//! Development tasks: `cargo xtask setup | build | test | demo | lab | sim | bench | conformance |
+//! fmt | lint | deny | tidy`. Each prints what it runs.
 
 mod bench;
 mod build;
 mod checks;
+mod conformance;
 mod demo;
 mod ebpf;
 mod lab;
@@ -60,6 +61,8 @@ enum Task {
     Sim(test::SimArgs),
     /// Measure.
     Bench(bench::BenchArgs),
+    /// Compare what applications see of sockets natively and through Holdfast.
+    Conformance(conformance::ConformanceArgs),
     /// Check the format.
     Fmt,
     /// Run clippy on every crate, the eBPF programs too.
@@ -89,6 +92,7 @@ fn main() -> ExitCode {
         Task::Lab(args) => lab::run(&args),
         Task::Sim(args) => test::sim(&root, &args),
         Task::Bench(args) => bench::run(&root, &args),
+        Task::Conformance(args) => conformance::run(&root, &args),
         Task::Fmt => checks::fmt(&root),
         Task::Lint => checks::lint(&root),
         Task::Deny => checks::deny(&root),

@@ -1,0 +1,50 @@
+//! Differences that no agent in user space can take away. `docs/limits.md` gives the reasons at length; a
+//! test compares it with this table.
+
+use super::Family;
+
+/// A case that may differ.
+pub struct Limit {
+    /// The case.
+    pub case: &'static str,
+    /// In these families.
+    pub families: &'static [Family],
+}
+
+/// All of them.
+pub const LIMITS: &[Limit] = &[Limit {
+    case: "source_at_the_target",
+    families: &Family::ALL,
+}];
+
+/// Whether a case may differ.
+pub fn is_listed(case: &str, family: Family) -> bool {
+    LIMITS
+        .iter()
+        .any(|l| l.case == case && l.families.contains(&family))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::cases;
+    use super::*;
+
+    #[test]
+    fn the_document_and_the_table_name_the_same_cases() {
+        let text = include_str!("../../../docs/limits.md");
+        // Each limit has a heading with its case in backticks.
+        let mut documented: Vec<&str> = text
+            .lines()
+            .filter_map(|l| l.strip_prefix("### `")?.split('`').next())
+            .collect();
+        let mut listed: Vec<&str> = LIMITS.iter().map(|l| l.case).collect();
+        documented.sort_unstable();
+        listed.sort_unstable();
+        assert_eq!(documented, listed);
+        for limit in LIMITS {
+            let case = cases::all().find(|c| c.name == limit.case);
+            let families = case.expect("a limit of no case").families;
+            assert!(limit.families.iter().all(|f| families.contains(f)));
+        }
+    }
+}

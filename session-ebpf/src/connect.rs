@@ -112,7 +112,8 @@ fn redirect(ctx: &SockAddrContext, addr: Words) -> Outcome {
         }
         return Outcome::Direct;
     }
-    if is_of_one_link(&addr) {
+    // Nobody listens at port 0; and what is bound to loopback reaches nothing, with or without us.
+    if is_of_one_link(&addr) || port == 0 || is_bound_to_loopback(ctx) {
         maps::forget_app_socket(ctx.sock());
         return Outcome::Direct;
     }
@@ -138,6 +139,13 @@ fn redirect(ctx: &SockAddrContext, addr: Words) -> Outcome {
         return give_up(ctx, claim, obstacle);
     }
     capture(ctx, settings, claim, addr, port)
+}
+
+/// Whether the application itself has bound the socket to a loopback address. One that was captured before may still
+/// have the address that it got then.
+#[inline(always)]
+fn is_bound_to_loopback(ctx: &SockAddrContext) -> bool {
+    maps::app_socket(ctx.sock()).is_none() && ctx.source_is_loopback()
 }
 
 /// What keeps a matching connection from being captured now: the index of the counter that says so.
@@ -181,6 +189,9 @@ fn capture(
         warn!(ctx, "no memory for the state of a socket");
         return give_up(ctx, claim, counter::NO_STORAGE);
     };
+    // A socket that is captured again has been freed already.
+    let before = (app.original.port != 0).then_some((app.device, app.congestion));
+    let device = before.map_or(ctx.device(), |(device, _)| device);
     // After the last thing that can fail: a socket that goes direct keeps its device.
     if !ctx.unbind_device() {
         info!(
@@ -218,7 +229,19 @@ fn capture(
         } else {
             gate::OPEN
         },
+        device,
+        source: if v4 {
+            settings.native.source4
+        } else {
+            settings.native.source6
+        },
+        mtu: if v4 {
+            settings.native.mtu4
+        } else {
+            settings.native.mtu6
+        },
         pad: 0,
+        congestion: before.map_or_else(|| ctx.congestion(), |(_, congestion)| congestion),
     };
     if !ctx.set_cubic() {
         maps::count(counter::NO_CUBIC);

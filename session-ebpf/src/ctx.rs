@@ -8,13 +8,15 @@
 use aya_ebpf::{
     bindings::{bpf_sock, bpf_sock_addr},
     helpers::{
-        bpf_setsockopt,
+        bpf_getsockopt, bpf_setsockopt,
         generated::{bpf_set_retval, bpf_sk_lookup_tcp, bpf_sk_release},
     },
     programs::SockAddrContext,
 };
 
 pub use session_ebpf_common::{is_local, is_mapped, is_of_one_link};
+
+use session_ebpf_common::NAME_BYTES;
 
 pub use crate::ops::{Words, mapped};
 use crate::{
@@ -28,6 +30,7 @@ pub const ALLOW: i32 = 1;
 const DENY: i32 = 0;
 const ECONNREFUSED: i32 = 111;
 
+const AF_INET: u32 = 2;
 const SOL_SOCKET: i32 = 1;
 const SO_BINDTODEVICE: i32 = 25;
 const SOL_TCP: i32 = 6;
@@ -122,6 +125,47 @@ pub trait SockAddr {
                 4,
             ) == 0
         }
+    }
+
+    /// Index of the device that the socket is bound to; 0 for none.
+    #[inline(always)]
+    fn device(&self) -> u32 {
+        let sk = self.sock();
+        if sk.is_null() {
+            return 0;
+        }
+        load!((*sk).bound_dev_if)
+    }
+
+    /// Whether the socket's own address is a loopback one.
+    #[inline(always)]
+    fn source_is_loopback(&self) -> bool {
+        let sk = self.sock();
+        if sk.is_null() {
+            return false;
+        }
+        // An IPv6 socket's IPv4 address says nothing: the kernel writes 127.0.0.6 there.
+        let (family, v4) = (load!((*sk).family), load!((*sk).src_ip4));
+        let v6 = load4!((*sk).src_ip6);
+        let addr = if family == AF_INET { mapped(v4) } else { v6 };
+        is_local(&addr) && addr[3] != 0
+    }
+
+    /// Name of the socket's congestion control; empty where the kernel does not tell.
+    #[inline(always)]
+    fn congestion(&self) -> [u8; NAME_BYTES] {
+        let mut name = [0_u8; NAME_BYTES];
+        // SAFETY: the buffer outlives the call and its length is given; on an error the kernel fills it with zeros.
+        unsafe {
+            bpf_getsockopt(
+                self.raw().cast(),
+                SOL_TCP,
+                TCP_CONGESTION,
+                name.as_mut_ptr().cast(),
+                NAME_BYTES as i32,
+            )
+        };
+        name
     }
 
     /// Puts the socket on cubic; false when the kernel refuses. bbr would pace the loopback hop to half its speed.

@@ -28,4 +28,6 @@ mod object;
 mod ops;
 mod peername;
 mod rules;
+mod sockname;
 mod sockops;
+mod sockopt;

@@ -11,8 +11,9 @@ use aya_ebpf::{
     maps::{Array, HashMap, LpmTrie, RingBuf},
 };
 use session_ebpf_common::{
-    AppSocket, COUNTERS as COUNTER_SLOTS, FILTER_PREFIXES_MAX, FILTERS_MAX, FilterPolicy, FlowKey,
-    HANDSHAKE_SLOTS, KNOCKS_BYTES, Original, POLICY_SLOTS, PREFIXES_MAX, Policy, Settings, counter,
+    AppSocket, COUNTERS as COUNTER_SLOTS, DEVICES_MAX, FILTER_PREFIXES_MAX, FILTERS_MAX,
+    FilterPolicy, FlowKey, HANDSHAKE_SLOTS, KNOCKS_BYTES, NAME_BYTES, Original, POLICY_SLOTS,
+    PREFIXES_MAX, Policy, Settings, counter,
 };
 
 /// 1 where the kernel has `bpf_set_retval` (5.18). Below, a refusal shows as EPERM instead of ECONNREFUSED; the
@@ -43,6 +44,9 @@ pub static FILTERED6: LpmTrie<[u8; 20], FilterPolicy> =
     LpmTrie::with_max_entries(FILTER_PREFIXES_MAX, 1 /* BPF_F_NO_PREALLOC */);
 #[map]
 pub static HANDSHAKES: HashMap<FlowKey, Original> = HashMap::with_max_entries(HANDSHAKE_SLOTS, 0);
+/// Names of the host's links, by their index.
+#[map]
+pub static DEVICES: HashMap<u32, [u8; NAME_BYTES]> = HashMap::with_max_entries(DEVICES_MAX, 0);
 /// Tells the agent of held handshakes.
 #[map]
 pub static KNOCKS: RingBuf = RingBuf::with_byte_size(KNOCKS_BYTES, 0);

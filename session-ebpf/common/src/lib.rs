@@ -130,7 +130,28 @@ pub struct Settings {
     pub gate: u32,
     /// Scopes that have a filter: while there is none, no filter is looked for.
     pub filters: u32,
+    /// What a connection would have without capture.
+    pub native: Native,
 }
+
+/// What a connection over the host's default routes has: captured applications that ask are told so.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Native {
+    /// Its source address over IPv4, as v4-mapped; all 0 where there is none.
+    pub source4: [u32; 4],
+    /// The same over IPv6.
+    pub source6: [u32; 4],
+    /// MTU of the link over IPv4, in bytes; 0 where there is none.
+    pub mtu4: u32,
+    /// The same over IPv6.
+    pub mtu6: u32,
+}
+
+/// Longest name of a congestion control or of a link, with its final zero (`TCP_CA_NAME_MAX`, `IFNAMSIZ`).
+pub const NAME_BYTES: usize = 16;
+/// Links whose names are known to the programs.
+pub const DEVICES_MAX: u32 = 1024;
 
 /// Where an application wanted to go.
 #[repr(C)]
@@ -180,8 +201,16 @@ pub struct AppSocket {
     pub agent_port: u32,
     /// One of [`gate`].
     pub gate: u32,
+    /// Index of the link that the socket was bound to before it was captured; 0 for none.
+    pub device: u32,
+    /// The address that the connection would have had.
+    pub source: [u32; 4],
+    /// MTU of the link that it would have used; 0 where that is not known.
+    pub mtu: u32,
     /// Explicit padding, zero.
     pub pad: u32,
+    /// The socket's congestion control before it was captured.
+    pub congestion: [u8; NAME_BYTES],
 }
 
 /// States of [`AppSocket::gate`].
@@ -249,14 +278,15 @@ const _: () = {
     assert!(size_of::<Listening>() == 32);
     assert!(size_of::<WindowKey>() == 36);
     assert!(V6_PORTS.is_power_of_two());
-    assert!(size_of::<Settings>() == 48);
+    assert!(size_of::<Settings>() == 88);
+    assert!(size_of::<Native>() == 40);
     assert!(size_of::<PortRule>() == 24);
     assert!(size_of::<Policy>() == 4 + 24 * POLICY_RULES_MAX);
     assert!(size_of::<FilterRange>() == 8);
     assert!(size_of::<FilterPolicy>() == 8 + 8 * FILTER_RANGES_MAX);
     assert!(size_of::<Original>() == 32);
     assert!(size_of::<FlowKey>() == 48);
-    assert!(size_of::<AppSocket>() == 96);
+    assert!(size_of::<AppSocket>() == 136);
     assert!(size_of::<Knock>() == 88 + SYN_BYTES_MAX);
 };
 

@@ -4,13 +4,16 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{mpsc, oneshot, watch};
 
 use super::cgroup_watch::CgroupWatch;
 use super::held::HeldConnections;
+use super::native::native;
 use crate::capture::{
-    Capture, CaptureError, Captured, Counters, Explanation, Filter, Gate, GateEvent, Question,
+    Capture, CaptureError, Captured, Counters, Explanation, Filter, Gate, GateEvent, Native,
+    Question,
 };
+use crate::link::LinkSnapshot;
 use crate::requests::{RequestQueue, StreamRequest, Supply};
 use session_proto::wire::Target;
 
@@ -56,9 +59,13 @@ pub enum Error {
 
 impl Captures {
     /// Starts the task. Captured sockets go to the queue of their rule's peer.
-    pub fn start(capture: Capture, queues: Vec<Arc<RequestQueue>>) -> Self {
+    pub fn start(
+        capture: Capture,
+        queues: Vec<Arc<RequestQueue>>,
+        links: watch::Receiver<Arc<LinkSnapshot>>,
+    ) -> Self {
         let (requests, inbox) = mpsc::channel(16);
-        tokio::spawn(serve(capture, queues, inbox));
+        tokio::spawn(serve(capture, queues, links, inbox));
         Self { requests }
     }
 
@@ -112,6 +119,7 @@ impl Captures {
 async fn serve(
     mut capture: Capture,
     queues: Vec<Arc<RequestQueue>>,
+    mut links: watch::Receiver<Arc<LinkSnapshot>>,
     mut inbox: mpsc::Receiver<Request>,
 ) {
     let watch = CgroupWatch::new();
@@ -121,6 +129,8 @@ async fn serve(
     let watch = watch.ok();
     let mut gate = capture.take_gate();
     let mut held = HeldConnections::default();
+    links.mark_changed();
+    let mut native = Native::default();
     loop {
         tokio::select! {
             request = inbox.recv() => match request {
@@ -129,6 +139,11 @@ async fn serve(
                     look_after(&mut capture, watch.as_ref());
                 }
                 None => return,
+            },
+            seen = links.changed() => match seen {
+                Ok(()) => tell_native(&mut capture, &mut native, &links.borrow_and_update()),
+                // The monitor ends with the agent.
+                Err(_) => return,
             },
             () = changed(watch.as_ref()) => look_after(&mut capture, watch.as_ref()),
             event = next(gate.as_mut()) => match event {
@@ -152,6 +167,20 @@ async fn serve(
                     tokio::time::sleep(ACCEPT_RETRY).await;
                 }
             },
+        }
+    }
+}
+
+/// Tells the programs what a connection would have without capture, if that has changed.
+fn tell_native(capture: &mut Capture, known: &mut Native, links: &LinkSnapshot) {
+    let native = native(links);
+    if native == *known {
+        return;
+    }
+    match capture.set_native(&native) {
+        Ok(()) => *known = native,
+        Err(error) => {
+            tracing::warn!(%error, "captured applications may be told an old address as theirs");
         }
     }
 }

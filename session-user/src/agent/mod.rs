@@ -13,6 +13,7 @@ mod cgroup_watch;
 mod commands;
 mod explain;
 mod held;
+mod native;
 mod peer;
 pub mod registry;
 mod reports;
@@ -37,7 +38,7 @@ use crate::dial::{AllowList, AllowRule, PeerAddresses};
 use crate::door::{Door, Doors};
 use crate::driver::{Command, Common};
 use crate::handshake::{Identity, IdentityPaths};
-use crate::link::{LinkMonitor, MonitorConfig};
+use crate::link::{LinkMonitor, LinkSnapshot, MonitorConfig};
 use crate::policy::{Lanes, PolicyConfig, ServiceRule, ServiceRules, StandbyConfig};
 use crate::requests::RequestQueue;
 use crate::trace::Trace;
@@ -121,7 +122,7 @@ impl Agent {
         let peers = keep_sessions(&config, &common, &session, &registry, &links, &mut tasks);
         let queues: Vec<_> = peers.iter().map(|p| Arc::clone(&p.requests)).collect();
         let doors = open_doors(&config, &queues)?;
-        let captures = start_capture(&config, queues).await?;
+        let captures = start_capture(&config, queues, links.subscribe()).await?;
         let shared = Arc::new(Shared {
             file: path.to_owned(),
             config,
@@ -453,6 +454,7 @@ fn pin_at(rules: &[CaptureRule], bpffs: &Path) -> Option<PathBuf> {
 async fn start_capture(
     config: &Config,
     queues: Vec<Arc<RequestQueue>>,
+    links: watch::Receiver<Arc<LinkSnapshot>>,
 ) -> anyhow::Result<Option<Captures>> {
     if config.captures.is_empty() {
         return Ok(None);
@@ -468,7 +470,7 @@ async fn start_capture(
         gate: true,
         pin_at,
     })?;
-    let captures = Captures::start(capture, queues);
+    let captures = Captures::start(capture, queues, links);
     for cgroup in &config.agent.capture_cgroups {
         captures
             .attach(cgroup, &Filter::default())

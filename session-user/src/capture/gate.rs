@@ -190,7 +190,7 @@ fn decode(told: &[u8]) -> Option<GateEvent> {
 }
 
 /// An address as the programs write it.
-fn words(ip: IpAddr) -> [u32; 4] {
+pub(super) fn words(ip: IpAddr) -> [u32; 4] {
     let octets = match ip {
         IpAddr::V4(ip) => ip.to_ipv6_mapped().octets(),
         IpAddr::V6(ip) => Ipv6Addr::octets(&ip),

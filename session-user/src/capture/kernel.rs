@@ -11,15 +11,13 @@ use std::{
 use aya::{
     Ebpf, EbpfLoader,
     maps::{Array, HashMap, MapData, RingBuf, SkStorage},
-    programs::{
-        CgroupAttachMode, CgroupSkb, CgroupSkbAttachType, CgroupSockAddr, ProgramError, SockOps,
-        cgroup_skb::CgroupSkbLink, cgroup_sock_addr::CgroupSockAddrLink, links::FdLink,
-        sock_ops::SockOpsLink,
-    },
+    programs::{ProgramError, cgroup_sockopt::CgroupSockoptLink, sock_ops::SockOpsLink},
     util::KernelVersion,
 };
 use aya_log::EbpfLogger;
-use session_ebpf_common::{FlowKey, GATE_ON, Original, Settings, counter};
+use session_ebpf_common::{
+    DEVICES_MAX, FlowKey, GATE_ON, NAME_BYTES, Native, Original, Settings, counter,
+};
 use tracing::level_filters::LevelFilter;
 
 use super::{
@@ -28,21 +26,12 @@ use super::{
     listeners::Ports,
     pins::{Pinned, Pins},
     policy,
+    programs::{self, Links},
     tables::{Tables, take},
 };
 
 /// The programs, built by `cargo xtask build`.
 static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/session-ebpf"));
-
-/// Programs attached to every captured cgroup.
-const SOCK_ADDR_PROGRAMS: [&str; 4] = ["connect4", "connect6", "getpeername4", "getpeername6"];
-const APP_OPS: &str = "app_ops";
-const HOLD_SYN: &str = "hold_syn";
-/// Program attached to the agent's own cgroup.
-const AGENT_OPS: &str = "agent_ops";
-
-/// aya passes the mode on as flags of BPF_LINK_CREATE, which knows none; links may always be several.
-const MODE: CgroupAttachMode = CgroupAttachMode::Single;
 
 /// Handshakes between a captured `connect()` and the agent's accept queue.
 pub type Handshakes = HashMap<MapData, FlowKey, Original>;
@@ -92,13 +81,12 @@ struct Attachment {
 /// What keeps the programs attached. Held to be dropped.
 enum Held {
     /// This process.
-    Here {
-        _addr: Vec<CgroupSockAddrLink>,
-        _ops: SockOpsLink,
-        _gate: Option<CgroupSkbLink>,
-    },
+    Here { _links: Links },
     /// Pins, which a process that is killed leaves behind.
-    Pinned { _pins: Pinned },
+    Pinned {
+        _pins: Pinned,
+        _sockopt: CgroupSockoptLink,
+    },
 }
 
 /// The loaded object.
@@ -107,6 +95,8 @@ pub struct Kernel {
     accepted: SkStorage<MapData, Original>,
     counters: Array<MapData, u64>,
     settings: (Array<MapData, Settings>, Settings),
+    /// Names of links by index.
+    devices: HashMap<MapData, u32, [u8; NAME_BYTES]>,
     /// The rules as the programs have them now, uncompiled.
     pub(super) rules: Vec<CaptureRule>,
     pub(super) tables: Tables,
@@ -137,7 +127,7 @@ impl Kernel {
         pins: Option<Pins>,
     ) -> Result<Self, CaptureError> {
         let mut ebpf = load_object(log)?;
-        load_programs(&mut ebpf)?;
+        programs::load(&mut ebpf)?;
         let settings = Settings {
             agent_tgid: std::process::id(),
             v4_port: ports.v4,
@@ -145,11 +135,13 @@ impl Kernel {
             v6_ports: ports.v6,
             gate: if gate { GATE_ON } else { 0 },
             filters: 0,
+            native: Native::default(),
         };
         let mut kernel = Self {
             accepted: take(&mut ebpf, "ACCEPTED")?,
             counters: take(&mut ebpf, "COUNTERS")?,
             settings: (take(&mut ebpf, "SETTINGS")?, settings),
+            devices: take(&mut ebpf, "DEVICES")?,
             rules: Vec::new(),
             tables: Tables::new(&mut ebpf)?,
             filters: Filters::new(&mut ebpf)?,
@@ -209,7 +201,7 @@ impl Kernel {
     /// at nothing but established connections on the agent's own ports.
     pub fn attach_agent(&mut self, cgroup: &Path) -> Result<(), CaptureError> {
         let dir = open(cgroup)?;
-        let link = attach_ops(&mut self.ebpf, AGENT_OPS, &dir);
+        let link = programs::attach_agent(&mut self.ebpf, &dir);
         self.agent = Some(link.map_err(attach_failed(cgroup))?);
         Ok(())
     }
@@ -253,28 +245,39 @@ impl Kernel {
 
     /// Attaches the programs of the applications' side.
     fn hold(&mut self, cgroup: &Path, dir: &File, filter: &Filter) -> Result<Held, CaptureError> {
-        // In this order: a connection that the connect hooks redirect must find the rest in place.
-        let ops = attach_ops(&mut self.ebpf, APP_OPS, dir).map_err(attach_failed(cgroup))?;
-        let gate = if self.gate {
-            let link = attach_skb(&mut self.ebpf, HOLD_SYN, dir);
-            Some(link.map_err(attach_failed(cgroup))?)
-        } else {
-            None
-        };
-        let mut addr = Vec::with_capacity(SOCK_ADDR_PROGRAMS.len());
-        for name in SOCK_ADDR_PROGRAMS.iter().rev() {
-            addr.push(attach_addr(&mut self.ebpf, name, dir).map_err(attach_failed(cgroup))?);
-        }
+        let links = programs::attach(&mut self.ebpf, dir, self.gate);
+        let links = links.map_err(attach_failed(cgroup))?;
         Ok(match &mut self.pins {
-            None => Held::Here {
-                _addr: addr,
-                _ops: ops,
-                _gate: gate,
-            },
+            None => Held::Here { _links: links },
             Some(pins) => Held::Pinned {
-                _pins: pins.pin(cgroup, filter, fd_links(addr, ops, gate))?,
+                _pins: pins.pin(cgroup, filter, links.first)?,
+                _sockopt: links.sockopt,
             },
         })
+    }
+
+    /// What a connection would have without capture, and the names of the links: told to applications that ask.
+    pub fn set_native(
+        &mut self,
+        native: Native,
+        devices: &BTreeMap<u32, String>,
+    ) -> Result<(), CaptureError> {
+        let failed = |error| CaptureError::map("writing the names of links", error);
+        let known: Vec<u32> = self.devices.keys().filter_map(Result::ok).collect();
+        for index in known.iter().filter(|index| !devices.contains_key(index)) {
+            // It is in the list of a moment ago.
+            let _ = self.devices.remove(index);
+        }
+        for (index, name) in devices.iter().take(DEVICES_MAX as usize) {
+            let mut bytes = [0; NAME_BYTES];
+            // The last byte stays zero.
+            for (to, from) in bytes[..NAME_BYTES - 1].iter_mut().zip(name.bytes()) {
+                *to = from;
+            }
+            self.devices.insert(index, bytes, 0).map_err(failed)?;
+        }
+        self.settings.1.native = native;
+        self.tell_settings()
     }
 
     /// Removes the filter of a cgroup that is not captured any more.
@@ -402,76 +405,9 @@ fn level(filter: LevelFilter) -> u8 {
     }
 }
 
-fn load_programs(ebpf: &mut Ebpf) -> Result<(), CaptureError> {
-    for name in SOCK_ADDR_PROGRAMS {
-        let loaded = program::<CgroupSockAddr>(ebpf, name).and_then(CgroupSockAddr::load);
-        loaded.map_err(|error| {
-            CaptureError::program(format!("loading the eBPF program {name}"), error)
-        })?;
-    }
-    let loaded = program::<CgroupSkb>(ebpf, HOLD_SYN).and_then(CgroupSkb::load);
-    loaded.map_err(|error| {
-        CaptureError::program(format!("loading the eBPF program {HOLD_SYN}"), error)
-    })?;
-    for name in [APP_OPS, AGENT_OPS] {
-        let loaded = program::<SockOps>(ebpf, name).and_then(SockOps::load);
-        loaded.map_err(|error| {
-            CaptureError::program(format!("loading the eBPF program {name}"), error)
-        })?;
-    }
-    Ok(())
-}
-
 /// Loads everything and lets go of it again: what `doctor` asks.
 pub fn try_load() -> Result<(), CaptureError> {
-    load_programs(&mut load_object(LevelFilter::OFF)?)
-}
-
-fn program<'a, P>(ebpf: &'a mut Ebpf, name: &str) -> Result<&'a mut P, ProgramError>
-where
-    &'a mut P: TryFrom<&'a mut aya::programs::Program, Error = ProgramError>,
-{
-    ebpf.program_mut(name)
-        .ok_or_else(|| ProgramError::InvalidName {
-            name: name.to_owned(),
-        })?
-        .try_into()
-}
-
-fn attach_addr(
-    ebpf: &mut Ebpf,
-    name: &str,
-    dir: &File,
-) -> Result<CgroupSockAddrLink, ProgramError> {
-    let program: &mut CgroupSockAddr = program(ebpf, name)?;
-    let id = program.attach(dir, MODE)?;
-    program.take_link(id)
-}
-
-fn attach_ops(ebpf: &mut Ebpf, name: &str, dir: &File) -> Result<SockOpsLink, ProgramError> {
-    let program: &mut SockOps = program(ebpf, name)?;
-    let id = program.attach(dir, MODE)?;
-    program.take_link(id)
-}
-
-/// The same links in the form that can be pinned, with names for their pins. A kernel that makes
-/// none (before 5.7) cannot run the programs either.
-fn fd_links(
-    addr: Vec<CgroupSockAddrLink>,
-    ops: SockOpsLink,
-    gate: Option<CgroupSkbLink>,
-) -> impl Iterator<Item = (&'static str, FdLink)> {
-    let addr = SOCK_ADDR_PROGRAMS.into_iter().rev().zip(addr);
-    let gate = gate.and_then(|link| FdLink::try_from(link).ok());
-    addr.filter_map(|(name, link)| Some((name, FdLink::try_from(link).ok()?)))
-        .chain(gate.map(|link| (HOLD_SYN, link)))
-        .chain(FdLink::try_from(ops).ok().map(|link| (APP_OPS, link)))
-}
-
-fn attach_skb(ebpf: &mut Ebpf, name: &str, dir: &File) -> Result<CgroupSkbLink, ProgramError> {
-    let program: &mut CgroupSkb = program(ebpf, name)?;
-    let id = program.attach(dir, CgroupSkbAttachType::Egress, MODE)?;
-    program.take_link(id)
+    programs::load(&mut load_object(LevelFilter::OFF)?)
 }
 
 fn attach_failed(cgroup: &Path) -> impl Fn(ProgramError) -> CaptureError + '_ {

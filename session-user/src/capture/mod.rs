@@ -22,6 +22,7 @@ mod pins;
 mod policy;
 mod privileges;
 mod probe;
+mod programs;
 mod rule;
 mod scope;
 mod syn;
@@ -30,9 +31,10 @@ mod tables;
 mod tests;
 
 use std::{
+    collections::BTreeMap,
     future::poll_fn,
     io,
-    net::SocketAddr,
+    net::{Ipv4Addr, Ipv6Addr, SocketAddr},
     path::{Path, PathBuf},
 };
 
@@ -79,6 +81,17 @@ impl Default for CaptureConfig {
             pin_at: None,
         }
     }
+}
+
+/// What a connection over this host's default routes has.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Native {
+    /// Source address and MTU over IPv4.
+    pub v4: Option<(Ipv4Addr, u32)>,
+    /// The same over IPv6.
+    pub v6: Option<(Ipv6Addr, u32)>,
+    /// Names of all links, by their index.
+    pub links: BTreeMap<u32, String>,
 }
 
 /// A captured connection.
@@ -192,6 +205,18 @@ impl Capture {
     /// the old ones stay.
     pub fn update_rules(&mut self, rules: &[CaptureRule]) -> Result<(), CaptureError> {
         self.kernel.set_rules(rules)
+    }
+
+    /// What a connection would have without capture: captured applications that ask for their address, their link or its
+    /// MTU are told so from their next connect() on.
+    pub fn set_native(&mut self, native: &Native) -> Result<(), CaptureError> {
+        let told = session_ebpf_common::Native {
+            source4: native.v4.map_or([0; 4], |(ip, _)| gate::words(ip.into())),
+            source6: native.v6.map_or([0; 4], |(ip, _)| gate::words(ip.into())),
+            mtu4: native.v4.map_or(0, |(_, mtu)| mtu),
+            mtu6: native.v6.map_or(0, |(_, mtu)| mtu),
+        };
+        self.kernel.set_native(told, &native.links)
     }
 
     /// The next captured connection. Cancel-safe.

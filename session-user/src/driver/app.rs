@@ -3,6 +3,7 @@
 
 use std::io::{self, IoSlice};
 use std::net::{Shutdown, SocketAddr};
+use std::task::Poll;
 use std::time::Instant;
 
 use super::ready::Source;
@@ -93,6 +94,28 @@ impl Driver {
     pub(super) fn app_ready(&mut self, id: StreamId) {
         self.app_write(id);
         self.app_read(id);
+        self.app_watch(id);
+    }
+
+    /// A socket that has ended its direction may still be reset.
+    fn app_watch(&mut self, id: StreamId) {
+        let half_closed = |a: &&mut App| a.read_closed && !a.write_closed;
+        let Some(app) = self.apps.get_mut(&id).filter(half_closed) else {
+            return;
+        };
+        if let Poll::Ready(error) = app.socket.poll_error(&mut app.source.context()) {
+            self.app_failed(id, &error);
+        }
+    }
+
+    /// The socket takes no more. What the application had sent before comes first, as far as there is room for it.
+    fn app_write_failed(&mut self, id: StreamId, error: &io::Error) {
+        while self.apps.get(&id).is_some_and(|app| !app.read_closed)
+            && matches!(self.app_read_once(id), Step::Again)
+        {}
+        if self.apps.contains_key(&id) {
+            self.app_failed(id, error);
+        }
     }
 
     fn app_read(&mut self, id: StreamId) {
@@ -214,7 +237,7 @@ impl Driver {
                         return;
                     }
                 }
-                Err(error) => return self.app_failed(id, &error),
+                Err(error) => return self.app_write_failed(id, &error),
             }
         }
         if self.session.take_end(id) {

@@ -2,11 +2,14 @@
 
 use std::io::{self, IoSlice};
 use std::net::{Shutdown, SocketAddr};
+use std::pin::Pin;
+use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::{Buf, BufMut, Bytes};
 use socket2::SockRef;
+use tokio::io::Interest;
 use tokio::net::{TcpStream, UnixStream};
 
 /// A connected stream socket of an application, or of a target.
@@ -15,6 +18,17 @@ pub struct AppStream {
     socket: AppSocket,
     /// What was read from the socket already, and comes before the rest.
     read_already: Bytes,
+    /// Waits for an error where nobody reads any more.
+    watch: Option<ErrorWatch>,
+}
+
+/// Ends when the socket has an error.
+struct ErrorWatch(Pin<Box<dyn Future<Output = ()> + Send>>);
+
+impl std::fmt::Debug for ErrorWatch {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("ErrorWatch")
+    }
 }
 
 /// What kind of socket it is.
@@ -22,7 +36,7 @@ pub struct AppStream {
 /// A Unix socket knows no reset: where a TCP socket would be reset, it is closed.
 #[derive(Debug)]
 enum AppSocket {
-    Tcp(TcpStream),
+    Tcp(Arc<TcpStream>),
     Unix(UnixStream),
 }
 
@@ -80,14 +94,42 @@ impl AppStream {
 
     /// Ends one direction or both.
     pub fn shutdown(&self, how: Shutdown) -> io::Result<()> {
-        each!(self.socket, socket => SockRef::from(socket).shutdown(how))
+        match &self.socket {
+            AppSocket::Tcp(socket) => SockRef::from(&**socket).shutdown(how),
+            AppSocket::Unix(socket) => SockRef::from(socket).shutdown(how),
+        }
+    }
+
+    /// The socket's error, once it has one. For a socket whose other end has ended its direction: reading tells
+    /// nothing any more, and a reset that follows would go unnoticed. Ready once.
+    pub fn poll_error(&mut self, cx: &mut Context<'_>) -> Poll<io::Error> {
+        let AppSocket::Tcp(socket) = &self.socket else {
+            // A Unix socket knows no reset.
+            return Poll::Pending;
+        };
+        let watch = self.watch.get_or_insert_with(|| {
+            let socket = Arc::clone(socket);
+            ErrorWatch(Box::pin(async move {
+                let told = socket.ready(Interest::ERROR).await;
+                // Ready without an error says that both directions have ended in order.
+                if told.is_ok_and(|ready| !ready.is_error()) {
+                    std::future::pending::<()>().await;
+                }
+            }))
+        });
+        std::task::ready!(watch.0.as_mut().poll(cx));
+        self.watch = Some(ErrorWatch(Box::pin(std::future::pending())));
+        match SockRef::from(&**socket).take_error() {
+            Ok(None) => Poll::Pending,
+            Ok(Some(error)) | Err(error) => Poll::Ready(error),
+        }
     }
 
     /// What closing the socket means from now on: a reset, or an end in order.
     pub fn reset_on_close(&self, reset: bool) -> io::Result<()> {
         match &self.socket {
             AppSocket::Tcp(socket) => {
-                SockRef::from(socket).set_linger(reset.then_some(Duration::ZERO))
+                SockRef::from(&**socket).set_linger(reset.then_some(Duration::ZERO))
             }
             AppSocket::Unix(_) => Ok(()),
         }
@@ -97,8 +139,9 @@ impl AppStream {
 impl From<TcpStream> for AppStream {
     fn from(socket: TcpStream) -> Self {
         Self {
-            socket: AppSocket::Tcp(socket),
+            socket: AppSocket::Tcp(Arc::new(socket)),
             read_already: Bytes::new(),
+            watch: None,
         }
     }
 }
@@ -108,6 +151,7 @@ impl From<UnixStream> for AppStream {
         Self {
             socket: AppSocket::Unix(socket),
             read_already: Bytes::new(),
+            watch: None,
         }
     }
 }

@@ -4,7 +4,7 @@ use bytes::Bytes;
 
 use super::Session;
 use super::buf::SendBuf;
-use super::event::{StreamError, StreamId};
+use super::event::{Event, StreamError, StreamId};
 use super::stream::Stream;
 use crate::Time;
 use crate::wire::{Frame, Mode, Service, StreamHeader, Target};
@@ -108,31 +108,38 @@ impl Session {
     /// Aborts both directions of `id`, as a TCP reset does; `code` is an errno in Linux's generic
     /// numbering. What was received and not read is dropped.
     pub fn abort(&mut self, id: StreamId, code: u64) {
+        self.stop_sending(id, code);
         let Some(stream) = self.streams.get_mut(&id) else {
             return;
         };
-        let mut frames = Vec::with_capacity(2);
-        if !stream.send.closed {
-            stream.send.closed = true;
-            frames.push(Frame::ResetStream {
-                id,
-                code,
-                final_size: stream.send.offset,
-            });
-        }
+        let mut stop = None;
         if !stream.recv.closed && !stream.recv.discard {
             let freed = stream.recv.drop_all();
             if stream.recv.at_end() {
                 stream.recv.closed = true;
             } else {
-                frames.push(Frame::StopSending { id, code });
+                stop = Some(Frame::StopSending { id, code });
             }
             self.flow.consume(freed);
         }
-        for frame in &frames {
-            self.push_control(frame);
+        if let Some(stop) = stop {
+            self.push_control(&stop);
         }
         self.reap(id);
+    }
+
+    /// Aborts the sending half of `id`.
+    pub(super) fn stop_sending(&mut self, id: StreamId, code: u64) {
+        let open = self.streams.get_mut(&id).filter(|s| !s.send.closed);
+        if let Some(stream) = open {
+            stream.send.closed = true;
+            let final_size = stream.send.offset;
+            self.push_control(&Frame::ResetStream {
+                id,
+                code,
+                final_size,
+            });
+        }
     }
 
     /// The next bytes of `id` in order, or `None` if there are none yet.
@@ -160,7 +167,8 @@ impl Session {
     }
 
     /// Whether the application has taken every byte of `id` and the peer ended it. Telling ends
-    /// the receiving half: call it once the application has been told.
+    /// the receiving half: call it once the application has been told. Where the peer aborted the
+    /// stream instead, [`super::Event::StreamReset`] comes now.
     pub fn take_end(&mut self, id: StreamId) -> bool {
         let Some(stream) = self.streams.get_mut(&id) else {
             return false;
@@ -170,6 +178,11 @@ impl Session {
             return false;
         }
         stream.recv.closed = true;
+        if let Some(code) = stream.recv.reset {
+            self.events.push_back(Event::StreamReset { id, code });
+            self.abort(id, code);
+            return false;
+        }
         self.reap(id);
         true
     }

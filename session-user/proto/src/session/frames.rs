@@ -377,6 +377,12 @@ impl Session {
             return Ok(());
         };
         stream.recv.set_final(final_size)?;
+        let recv = &mut stream.recv;
+        if !recv.discard && !stream.awaiting_open && !recv.at_end() {
+            // What was sent before the abort was sent, and comes: a socket gives its reader the bytes first as well.
+            recv.reset = Some(code);
+            return Ok(());
+        }
         let unseen = final_size - stream.recv.highest;
         stream.recv.highest = final_size;
         let told = stream.recv.discard || stream.awaiting_open;
@@ -396,6 +402,11 @@ impl Session {
         let Some(stream) = self.peer_stream(id)? else {
             return Ok(());
         };
+        if stream.recv.reset.is_some() {
+            // The same abort: the application hears of it behind the last byte.
+            self.stop_sending(id, code);
+            return Ok(());
+        }
         // Whoever still sends must hear of it, also when the peer's end was read long ago.
         let unfinished = !stream.send.closed || !stream.recv.closed;
         if unfinished && !stream.recv.discard {

@@ -44,6 +44,8 @@ pub(super) struct RecvHalf {
     /// How much credit is granted beyond `consumed`.
     pub window: u64,
     pub final_size: Option<u64>,
+    /// The peer aborted the stream behind `final_size`: the application is told once it has what came before.
+    pub reset: Option<u64>,
     /// The application took the end, or never will.
     pub closed: bool,
     /// The application wants no more: count bytes, keep none.
@@ -64,6 +66,7 @@ impl RecvHalf {
             max: window,
             window,
             final_size: None,
+            reset: None,
             closed: false,
             discard: false,
         }

@@ -260,8 +260,9 @@ impl World<'_> {
                 let outcome = session.finish(id);
                 return match outcome {
                     Ok(()) => self.done_if_so(side, id),
-                    // The news of its end stands in the queue behind this event, and must come.
-                    Err(StreamError::Gone) => app.cut_off = true,
+                    // The news of its end stands in the queue behind this event, or behind what the peer sent before
+                    // it aborted, and must come.
+                    Err(StreamError::Gone | StreamError::Finished) => app.cut_off = true,
                     Err(error) => self.fail(format!("{side:?}: finish {id}: {error}")),
                 };
             }

@@ -1,0 +1,131 @@
+//! The programs by name: loading them, and attaching them to a cgroup.
+
+use std::fs::File;
+
+use aya::{
+    Ebpf,
+    programs::{
+        CgroupAttachMode, CgroupSkb, CgroupSkbAttachType, CgroupSockAddr, CgroupSockopt,
+        ProgramError, SockOps, cgroup_sockopt::CgroupSockoptLink, links::FdLink,
+        sock_ops::SockOpsLink,
+    },
+};
+
+use super::CaptureError;
+
+/// Programs attached to every captured cgroup, in the order in which they are let go: a connection that the connect hooks
+/// redirect must find the rest in place.
+const APP_SIDE: [(&str, Kind); 8] = [
+    ("connect4", Kind::SockAddr),
+    ("connect6", Kind::SockAddr),
+    ("getpeername4", Kind::SockAddr),
+    ("getpeername6", Kind::SockAddr),
+    ("getsockname4", Kind::SockAddr),
+    ("getsockname6", Kind::SockAddr),
+    (HOLD_SYN, Kind::Egress),
+    ("app_ops", Kind::SockOps),
+];
+/// Holds SYNs: attached only where there is somebody to let them through.
+const HOLD_SYN: &str = "hold_syn";
+/// Tells applications the values of the link, not of the loopback hop.
+const GETSOCKOPT: &str = "getsockopt";
+/// Program attached to the agent's own cgroup.
+const AGENT_OPS: &str = "agent_ops";
+
+/// aya passes the mode on as flags of BPF_LINK_CREATE, which knows none; links may always be several.
+const MODE: CgroupAttachMode = CgroupAttachMode::Single;
+
+/// Types of programs.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    SockAddr,
+    Egress,
+    SockOps,
+}
+
+/// Loads all programs; attaches none.
+pub fn load(ebpf: &mut Ebpf) -> Result<(), CaptureError> {
+    let failed = |name: &str, error| {
+        CaptureError::program(format!("loading the eBPF program {name}"), error)
+    };
+    let loaded = program(ebpf, GETSOCKOPT).and_then(CgroupSockopt::load);
+    loaded.map_err(|error| failed(GETSOCKOPT, error))?;
+    for (name, kind) in APP_SIDE.into_iter().chain([(AGENT_OPS, Kind::SockOps)]) {
+        let loaded = match kind {
+            Kind::SockAddr => program(ebpf, name).and_then(CgroupSockAddr::load),
+            Kind::Egress => program(ebpf, name).and_then(CgroupSkb::load),
+            Kind::SockOps => program(ebpf, name).and_then(SockOps::load),
+        };
+        loaded.map_err(|error| failed(name, error))?;
+    }
+    Ok(())
+}
+
+/// The applications' side of one cgroup, attached. Dropping it lets go.
+pub struct Links {
+    /// In the order in which they are to be let go.
+    pub first: Vec<(&'static str, FdLink)>,
+    /// aya can pin no such link. Nothing is lost by it: what it tells is of connections that end with this process.
+    pub sockopt: CgroupSockoptLink,
+}
+
+/// Attaches the applications' side to a cgroup; `gate`: whether SYNs are held.
+pub fn attach(ebpf: &mut Ebpf, dir: &File, gate: bool) -> Result<Links, ProgramError> {
+    let program: &mut CgroupSockopt = program(ebpf, GETSOCKOPT)?;
+    let id = program.attach(dir, MODE)?;
+    let sockopt = program.take_link(id)?;
+    let mut first = Vec::with_capacity(APP_SIDE.len());
+    for (name, kind) in APP_SIDE.into_iter().rev() {
+        if kind == Kind::Egress && !gate {
+            continue;
+        }
+        // A kernel that makes no such links (before 5.7) cannot run the programs either.
+        first.extend(link(ebpf, name, kind, dir)?.map(|link| (name, link)));
+    }
+    first.reverse();
+    Ok(Links { first, sockopt })
+}
+
+fn link(
+    ebpf: &mut Ebpf,
+    name: &str,
+    kind: Kind,
+    dir: &File,
+) -> Result<Option<FdLink>, ProgramError> {
+    let link = match kind {
+        Kind::SockAddr => {
+            let program: &mut CgroupSockAddr = program(ebpf, name)?;
+            let id = program.attach(dir, MODE)?;
+            FdLink::try_from(program.take_link(id)?)
+        }
+        Kind::Egress => {
+            let program: &mut CgroupSkb = program(ebpf, name)?;
+            let id = program.attach(dir, CgroupSkbAttachType::Egress, MODE)?;
+            FdLink::try_from(program.take_link(id)?)
+        }
+        Kind::SockOps => FdLink::try_from(sock_ops(ebpf, name, dir)?),
+    };
+    Ok(link.ok())
+}
+
+/// Attaches the agent's side to the agent's own cgroup.
+pub fn attach_agent(ebpf: &mut Ebpf, dir: &File) -> Result<SockOpsLink, ProgramError> {
+    sock_ops(ebpf, AGENT_OPS, dir)
+}
+
+fn sock_ops(ebpf: &mut Ebpf, name: &str, dir: &File) -> Result<SockOpsLink, ProgramError> {
+    let program: &mut SockOps = program(ebpf, name)?;
+    let id = program.attach(dir, MODE)?;
+    program.take_link(id)
+}
+
+fn program<'a, P>(ebpf: &'a mut Ebpf, name: &str) -> Result<&'a mut P, ProgramError>
+where
+    &'a mut P: TryFrom<&'a mut aya::programs::Program, Error = ProgramError>,
+{
+    ebpf.program_mut(name)
+        .ok_or_else(|| ProgramError::InvalidName {
+            name: name.to_owned(),
+        })?
+        .try_into()
+}

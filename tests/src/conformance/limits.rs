@@ -12,10 +12,20 @@ pub struct Limit {
 }
 
 /// All of them.
-pub const LIMITS: &[Limit] = &[Limit {
-    case: "source_at_the_target",
-    families: &Family::ALL,
-}];
+pub const LIMITS: &[Limit] = &[
+    everywhere("source_at_the_target"),
+    everywhere("connect_mptcp"),
+    everywhere("urgent_sent_byte"),
+    everywhere("urgent_received_byte"),
+    everywhere("urgent_inline"),
+];
+
+const fn everywhere(case: &'static str) -> Limit {
+    Limit {
+        case,
+        families: &Family::ALL,
+    }
+}
 
 /// Whether a case may differ.
 pub fn is_listed(case: &str, family: Family) -> bool {

@@ -167,7 +167,8 @@ fn loopback(peer: &Peer, seen: &mut Seen) -> anyhow::Result<()> {
     let socket = peer.tcp()?;
     seen.call("bind", socket.bind(&peer.written(addr, 0).into()));
     // A martian on any link: natively there is no way out for it.
+    // What leads nowhere is left alone, and so not counted.
     sys::set_option(&socket, libc::IPPROTO_TCP, libc::TCP_SYNCNT, 1)?;
-    seen.call("connect", peer.connect(&socket, script.addr()));
+    seen.call("connect", socket.connect(&script.addr().into()));
     Ok(())
 }

@@ -1,7 +1,7 @@
 //! The connect hooks: decide whether a connection is captured, and send it to the agent.
 
 use aya_ebpf::{
-    helpers::{bpf_get_current_cgroup_id, bpf_get_current_pid_tgid},
+    helpers::{bpf_get_current_cgroup_id, bpf_get_current_pid_tgid, bpf_ktime_get_ns},
     macros::cgroup_sock_addr,
     programs::SockAddrContext,
 };
@@ -12,7 +12,10 @@ use session_ebpf_common::{
 };
 
 use crate::{
-    ctx::{ALLOW, SockAddr as _, Words, is_local, is_mapped, is_of_one_link, mapped, refuse},
+    ctx::{
+        ALLOW, SockAddr as _, Words, is_local, is_mapped, is_of_one_link, listener_alive, mapped,
+        refuse,
+    },
     maps::{self, SETTINGS},
     rules::{Claim, claim_on, is_left_out},
 };
@@ -153,7 +156,7 @@ fn is_bound_to_loopback(ctx: &SockAddrContext) -> bool {
 fn obstacle(ctx: &SockAddrContext, settings: &Settings, addr: &Words) -> Option<u32> {
     // On a host without ::1 the agent has no IPv6 listeners.
     let reachable = is_mapped(addr) || settings.v6_ports[0] != 0;
-    if !reachable || !ctx.listener_alive(settings.marker_port) {
+    if !reachable || !listener_alive(ctx.raw().cast(), settings.marker_port) {
         debug!(ctx, "no agent listens in this network namespace");
         return Some(counter::AGENT_GONE);
     }
@@ -221,6 +224,8 @@ fn capture(
             peer: claim.peer,
             // SAFETY: the helper takes no arguments and reads the current task.
             cgroup: unsafe { bpf_get_current_cgroup_id() },
+            // SAFETY: the helper takes no arguments and reads a clock.
+            called_at: unsafe { bpf_ktime_get_ns() },
         },
         agent_word: target.addr[3],
         agent_port: u32::from(target.port),

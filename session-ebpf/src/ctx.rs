@@ -5,6 +5,8 @@
 //! both are refused ("dereference of modified ctx ptr"). Every access here is therefore volatile and one word wide,
 //! and fields are read before a choice between them is made.
 
+use core::ffi::c_void;
+
 use aya_ebpf::{
     bindings::{bpf_sock, bpf_sock_addr},
     helpers::{
@@ -183,35 +185,28 @@ pub trait SockAddr {
             ) == 0
         }
     }
+}
 
-    /// Whether something listens on 127.0.0.1:`port` in the socket's network namespace.
-    #[inline(always)]
-    fn listener_alive(&self, port: u16) -> bool {
-        let loopback = 0x7f00_0001_u32.to_be();
-        // struct bpf_sock_tuple, ipv4: saddr, daddr, sport, dport. Source port 0 matches no connection, only a listener.
-        let tuple: [u32; 3] = [
-            loopback,
-            loopback,
-            u32::from_ne_bytes([0, 0, (port >> 8) as u8, port as u8]),
-        ];
-        // SAFETY: the tuple outlives the call and its length is given.
-        let sk = unsafe {
-            bpf_sk_lookup_tcp(
-                self.raw().cast(),
-                tuple.as_ptr().cast_mut().cast(),
-                12,
-                CURRENT_NETNS,
-                0,
-            )
-        };
-        if sk.is_null() {
-            return false;
-        }
-        let state = load!((*sk).state);
-        // SAFETY: the lookup took a reference to this socket; it is given back exactly once.
-        unsafe { bpf_sk_release(sk.cast()) };
-        state == TCP_LISTEN
+/// Whether something listens on 127.0.0.1:`port` in the network namespace of a hook's context.
+#[inline(always)]
+pub fn listener_alive(ctx: *mut c_void, port: u16) -> bool {
+    let loopback = 0x7f00_0001_u32.to_be();
+    // struct bpf_sock_tuple, ipv4: saddr, daddr, sport, dport. Source port 0 matches no connection, only a listener.
+    let tuple: [u32; 3] = [
+        loopback,
+        loopback,
+        u32::from_ne_bytes([0, 0, (port >> 8) as u8, port as u8]),
+    ];
+    // SAFETY: the tuple outlives the call and its length is given.
+    let sk =
+        unsafe { bpf_sk_lookup_tcp(ctx, tuple.as_ptr().cast_mut().cast(), 12, CURRENT_NETNS, 0) };
+    if sk.is_null() {
+        return false;
     }
+    let state = load!((*sk).state);
+    // SAFETY: the lookup took a reference to this socket; it is given back exactly once.
+    unsafe { bpf_sk_release(sk.cast()) };
+    state == TCP_LISTEN
 }
 
 impl SockAddr for SockAddrContext {

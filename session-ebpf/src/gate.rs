@@ -18,7 +18,8 @@ use session_ebpf_common::{AppSocket, Knock, SYN_BYTES_MAX, counter, gate, knock}
 
 use crate::{
     access::load,
-    maps::{self, HANDSHAKES, KNOCKS},
+    ctx::listener_alive,
+    maps::{self, HANDSHAKES, KNOCKS, SETTINGS},
 };
 
 /// Verdicts of a cgroup_skb program.
@@ -30,6 +31,8 @@ const IPV4: u32 = 0x0800_u16.to_be() as u32;
 const IPV6_HEADER_BYTES: u32 = 40;
 /// Offset of the flags in a TCP header, and those that tell a first SYN from everything else.
 const TCP_FLAGS_AT: u32 = 13;
+/// Offset of the header's length, in the upper half of the byte and in words.
+const TCP_LENGTH_AT: u32 = 12;
 const SYN: u8 = 0x02;
 const SYN_ACK_RST_FIN: u8 = 0x17;
 
@@ -40,18 +43,18 @@ pub fn hold_syn(ctx: SkBuffContext) -> i32 {
     let Some(app) = captured_sender(skb) else {
         return PASS;
     };
-    if app.gate == gate::OPEN {
+    if app.gate != gate::ARMED && app.gate != gate::HELD {
         return PASS;
     }
-    if !is_syn(skb) {
+    let Some(headers) = syn_headers(skb) else {
         // The handshake is over.
-        app.gate = gate::OPEN;
+        app.gate = gate::PASSED;
         return PASS;
-    }
+    };
     if app.gate == gate::HELD {
-        return again(app);
+        return again(skb, app);
     }
-    first(skb, app)
+    first(skb, app, headers)
 }
 
 /// State of the captured socket that sends the packet, if one does.
@@ -68,19 +71,18 @@ fn captured_sender<'a>(skb: *mut __sk_buff) -> Option<&'a mut AppSocket> {
     maps::app_socket(sk)
 }
 
-/// Whether the packet is a SYN that begins a handshake.
+/// Length of the packet's headers, if it is a SYN that begins a handshake.
 #[inline(always)]
-fn is_syn(skb: *mut __sk_buff) -> bool {
+fn syn_headers(skb: *mut __sk_buff) -> Option<u32> {
     let tcp = if load!((*skb).protocol) == IPV4 {
-        let Some(first) = byte(skb, 0) else {
-            return false;
-        };
-        u32::from(first & 0x0f) * 4
+        u32::from(byte(skb, 0)? & 0x0f) * 4
     } else {
         // A socket that sends extension headers of its own is not held.
         IPV6_HEADER_BYTES
     };
-    byte(skb, tcp + TCP_FLAGS_AT).is_some_and(|flags| flags & SYN_ACK_RST_FIN == SYN)
+    let is_syn = byte(skb, tcp + TCP_FLAGS_AT)? & SYN_ACK_RST_FIN == SYN;
+    let length = u32::from(byte(skb, tcp + TCP_LENGTH_AT)? >> 4) * 4;
+    is_syn.then_some(tcp + length)
 }
 
 /// A byte of the packet, from its IP header on.
@@ -92,12 +94,16 @@ fn byte(skb: *mut __sk_buff, offset: u32) -> Option<u8> {
     (loaded == 0).then_some(byte)
 }
 
-/// A retransmission: it may go on if the agent has let the handshake through.
+/// A retransmission: it may go on if the agent has let the handshake through, or has gone, so that its port answers with
+/// a reset.
 #[inline(always)]
-fn again(app: &mut AppSocket) -> i32 {
+fn again(skb: *mut __sk_buff, app: &mut AppSocket) -> i32 {
     // SAFETY: one field is read at once; the agent's update of it is the only one there is.
     let admitted = unsafe { HANDSHAKES.get(app.key) }.is_some_and(|filed| filed.admitted != 0);
-    if admitted {
+    let gone = !SETTINGS
+        .get(0)
+        .is_some_and(|settings| listener_alive(skb.cast(), settings.marker_port));
+    if admitted || gone {
         return PASS;
     }
     maps::count(counter::HELD_AGAIN);
@@ -106,8 +112,8 @@ fn again(app: &mut AppSocket) -> i32 {
 
 /// The first SYN: it goes to the agent, or where that cannot be, to its listener.
 #[inline(always)]
-fn first(skb: *mut __sk_buff, app: &mut AppSocket) -> i32 {
-    if tell(skb, app) {
+fn first(skb: *mut __sk_buff, app: &mut AppSocket, headers: u32) -> i32 {
+    if tell(skb, app, headers) {
         app.gate = gate::HELD;
         maps::count(counter::HELD);
         return HOLD;
@@ -118,8 +124,7 @@ fn first(skb: *mut __sk_buff, app: &mut AppSocket) -> i32 {
 }
 
 #[inline(always)]
-fn tell(skb: *mut __sk_buff, app: &AppSocket) -> bool {
-    let len = load!((*skb).len);
+fn tell(skb: *mut __sk_buff, app: &AppSocket, len: u32) -> bool {
     if len == 0 || len > SYN_BYTES_MAX as u32 {
         return false;
     }

@@ -89,7 +89,8 @@ fn abandon(ctx: &SockOpsContext) {
     };
     if maps::drop_handshake(&app.key) {
         maps::count(counter::ABANDONED);
-        if app.gate == gate::HELD {
+        // Let through and not taken: the agent still waits for the connection.
+        if app.gate == gate::HELD || app.gate == gate::PASSED {
             tell_gone(app);
         }
     }

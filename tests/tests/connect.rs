@@ -151,6 +151,17 @@ fn an_application_waits_while_there_is_no_link_and_then_connects() -> anyhow::Re
     }
     let child = connecting(&bed, listener.local_addr()?)?;
     await_unanswered(&bed, 1)?;
+    // Its kernel sends the SYN again after 1 s and after 3 s, and neither may slip through.
+    let control = bed.bed.client_control();
+    eventually("retransmissions are held", LIMIT, || {
+        let status = session_tests::holdfast(&control, &["status", "--json"]);
+        status.is_ok_and(|out| {
+            let status: serde_json::Value = serde_json::from_slice(&out.stdout).unwrap_or_default();
+            status["capture"]["held_again"]
+                .as_u64()
+                .is_some_and(|n| n >= 2)
+        })
+    })?;
     for link in LinkName::ALL {
         bed.bed.lab.restore(link)?;
     }

@@ -34,7 +34,7 @@ pub const HANDSHAKES_ADMITTED: u64 = HANDSHAKE_SLOTS as u64 - 4096;
 /// [`Settings::gate`]: SYNs are held until the agent has heard from the target.
 pub const GATE_ON: u32 = 1;
 
-/// Longest SYN that can be held: an IP header of 60 bytes and a TCP header of 60, the most that either can have.
+/// Longest headers of a SYN: 60 bytes of IP and 60 of TCP, the most that either can have.
 pub const SYN_BYTES_MAX: usize = 120;
 /// Bytes of the ring in which the programs tell of held SYNs: about 4,800 of them.
 pub const KNOCKS_BYTES: u32 = 1 << 20;
@@ -167,6 +167,9 @@ pub struct Original {
     pub peer: u32,
     /// Id of the cgroup that the connecting thread is in.
     pub cgroup: u64,
+    /// When connect() was called, in nanoseconds of CLOCK_MONOTONIC: tells two connections apart that had the same
+    /// addresses one after the other.
+    pub called_at: u64,
 }
 
 /// Names one handshake on the loopback hop from both of its ends.
@@ -221,6 +224,8 @@ pub mod gate {
     pub const ARMED: u32 = 1;
     /// The agent was told of the SYN and has not let it through.
     pub const HELD: u32 = 2;
+    /// It was let through.
+    pub const PASSED: u32 = 3;
 }
 
 /// What the programs tell the agent about a held handshake.
@@ -235,7 +240,8 @@ pub struct Knock {
     pub kind: u32,
     /// Bytes of `syn` in use.
     pub len: u32,
-    /// The SYN from its IP header on, its TCP checksum not yet computed.
+    /// The headers of the SYN from its IP header on, its TCP checksum not yet computed. Data in a SYN (TCP Fast Open)
+    /// is left out; the application's kernel sends it again.
     pub syn: [u8; SYN_BYTES_MAX],
 }
 
@@ -284,10 +290,10 @@ const _: () = {
     assert!(size_of::<Policy>() == 4 + 24 * POLICY_RULES_MAX);
     assert!(size_of::<FilterRange>() == 8);
     assert!(size_of::<FilterPolicy>() == 8 + 8 * FILTER_RANGES_MAX);
-    assert!(size_of::<Original>() == 32);
+    assert!(size_of::<Original>() == 40);
     assert!(size_of::<FlowKey>() == 48);
-    assert!(size_of::<AppSocket>() == 136);
-    assert!(size_of::<Knock>() == 88 + SYN_BYTES_MAX);
+    assert!(size_of::<AppSocket>() == 144);
+    assert!(size_of::<Knock>() == 96 + SYN_BYTES_MAX);
 };
 
 #[cfg(feature = "user")]

@@ -196,6 +196,9 @@ impl Shared {
             accepted_sessions: sessions.iter().filter(|s| !s.initiator).count(),
             capture: capture.map(|state| CaptureReport {
                 cgroups: state.attached,
+                held: state.counters.held,
+                held_again: state.counters.held_again,
+                not_held: state.counters.not_held,
                 captured4: state.counters.captured4,
                 captured6: state.counters.captured6,
                 delivered: state.counters.delivered,

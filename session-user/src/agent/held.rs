@@ -57,8 +57,6 @@ impl HeldConnections {
 
     fn knocked(&mut self, knock: Box<Knock>, queues: &[Arc<RequestQueue>]) {
         let hop = knock.hop;
-        // Whatever had the same addresses is over.
-        self.forget(hop);
         let (asker, answer) = Asker::new();
         let request = StreamRequest {
             target: Target::Addr(knock.original),
@@ -111,7 +109,7 @@ impl HeldConnections {
             },
             Some(Answer::Refused(errno)) => refuse(&knock, errno, gate),
             // Nobody knows what the target would say; the session, or the room in it, is over.
-            None => refuse(&knock, libc::ECONNREFUSED, gate),
+            None => refuse(&knock, libc::EHOSTUNREACH, gate),
         }
     }
 

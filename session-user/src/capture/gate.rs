@@ -15,20 +15,32 @@ use super::syn::{Refusal, Syn};
 /// `BPF_EXIST`: change what is there, add nothing.
 const EXISTING: u64 = 2;
 
-/// A connection between an application and the agent, as both of its ends know it.
+/// A connection between an application and the agent, as both of its ends know it. No two are the same, also if they had
+/// the same addresses one after the other.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub struct Hop(FlowKey);
+pub struct Hop {
+    key: FlowKey,
+    called_at: u64,
+}
 
 impl Hop {
-    /// The hop between two sockets on loopback.
-    pub(super) fn between(netns_cookie: u64, app: SocketAddr, agent: SocketAddr) -> Self {
-        Self(FlowKey {
-            netns_cookie,
-            app_addr: words(app.ip()),
-            agent_addr: words(agent.ip()),
-            app_port: app.port().into(),
-            agent_port: agent.port().into(),
-        })
+    /// The hop between two sockets on loopback, which connect() began at that time.
+    pub(super) fn between(
+        netns_cookie: u64,
+        app: SocketAddr,
+        agent: SocketAddr,
+        called_at: u64,
+    ) -> Self {
+        Self {
+            key: FlowKey {
+                netns_cookie,
+                app_addr: words(app.ip()),
+                agent_addr: words(agent.ip()),
+                app_port: app.port().into(),
+                agent_port: agent.port().into(),
+            },
+            called_at,
+        }
     }
 }
 
@@ -139,14 +151,15 @@ impl Gate {
     /// The target is connected: the application's kernel gets its answer from the agent's listener. False if the
     /// application waits no more.
     pub fn admit(&mut self, knock: &Knock) -> io::Result<bool> {
-        let Ok(mut filed) = self.handshakes.get(&knock.hop.0, 0) else {
+        let filed = self.handshakes.get(&knock.hop.key, 0).ok();
+        let Some(mut filed) = filed.filter(|f| f.called_at == knock.hop.called_at) else {
             return Ok(false);
         };
         // First, so that the application's own retransmissions pass if this one is lost.
         filed.admitted = 1;
         if self
             .handshakes
-            .insert(knock.hop.0, filed, EXISTING)
+            .insert(knock.hop.key, filed, EXISTING)
             .is_err()
         {
             return Ok(false);
@@ -174,7 +187,10 @@ fn decode(told: &[u8]) -> Option<GateEvent> {
     // SAFETY: the ring holds whole `Told`s, whose length was just compared, and any bytes are one; it may not be
     // aligned.
     let told = unsafe { told.as_ptr().cast::<Told>().read_unaligned() };
-    let hop = Hop(told.key);
+    let hop = Hop {
+        key: told.key,
+        called_at: told.original.called_at,
+    };
     if told.kind == knock::GONE {
         return Some(GateEvent::Gone(hop));
     }

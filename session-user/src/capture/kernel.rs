@@ -75,6 +75,8 @@ pub struct Counters {
 struct Attachment {
     /// Inode of the cgroup's directory: another one under the same path is another cgroup.
     inode: u64,
+    /// What was left out of it, should it be made again.
+    filter: Filter,
     _links: Held,
 }
 
@@ -227,6 +229,7 @@ impl Kernel {
         let held = told.and_then(|()| self.hold(cgroup, &dir, filter));
         let attachment = held.map(|links| Attachment {
             inode,
+            filter: filter.clone(),
             _links: links,
         });
         match attachment {
@@ -291,7 +294,11 @@ impl Kernel {
     /// Attaches again where another cgroup now has the path of an attached one.
     pub fn reattach(&mut self) -> Vec<PathBuf> {
         let mut paths = self.attached();
-        paths.retain(|path| match self.attach(path, &Filter::default()) {
+        let filter = |kernel: &Self, path: &PathBuf| {
+            let attachment = kernel.attached.get(path);
+            attachment.map_or_else(Filter::default, |a| a.filter.clone())
+        };
+        paths.retain(|path| match self.attach(path, &filter(self, path)) {
             Ok(()) => true,
             Err(CaptureError::AlreadyAttached { .. }) => false,
             Err(error) => {
@@ -319,10 +326,9 @@ impl Kernel {
         self.attached.keys().cloned().collect()
     }
 
-    /// Destination and peer of an accepted socket, if the programs stored one.
-    pub fn destination(&self, socket: &impl AsRawFd) -> Option<(SocketAddr, u32, u64)> {
-        let original = self.accepted.get(socket, 0).ok()?;
-        Some((socket_addr(&original), original.peer, original.cgroup))
+    /// What the programs stored with an accepted socket, if they did.
+    pub fn destination(&self, socket: &impl AsRawFd) -> Option<Original> {
+        self.accepted.get(socket, 0).ok()
     }
 
     /// All counters.

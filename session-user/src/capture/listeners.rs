@@ -93,9 +93,10 @@ impl Listeners {
         ports
     }
 
-    /// The loopback hop of an accepted socket, whose far end is `app`.
-    pub fn hop(&self, socket: &TcpStream, app: SocketAddr) -> io::Result<Hop> {
-        Ok(Hop::between(self.netns_cookie, app, socket.local_addr()?))
+    /// The loopback hop of an accepted socket, whose far end is `app` and called connect() at that time.
+    pub fn hop(&self, socket: &TcpStream, app: SocketAddr, called_at: u64) -> io::Result<Hop> {
+        let agent = socket.local_addr()?;
+        Ok(Hop::between(self.netns_cookie, app, agent, called_at))
     }
 
     /// The next connection on any listener.

@@ -228,14 +228,14 @@ impl Capture {
             let (socket, app) = poll_fn(|cx| self.listeners.poll_accept(cx)).await?;
             listeners::prepare(&socket)?;
             // Without a destination the socket is dropped here, and its zero linger makes that a reset.
-            if let Some((original, peer, cgroup)) = self.kernel.destination(&socket) {
-                let hop = self.listeners.hop(&socket, app)?;
+            if let Some(original) = self.kernel.destination(&socket) {
+                let hop = self.listeners.hop(&socket, app, original.called_at)?;
                 return Ok(Captured {
                     socket,
                     app,
-                    original,
-                    peer,
-                    cgroup,
+                    original: kernel::socket_addr(&original),
+                    peer: original.peer,
+                    cgroup: original.cgroup,
                     hop,
                 });
             }

@@ -9,6 +9,7 @@ use etherparse::{
 
 /// Hop limit of the packets made here, which never leave loopback.
 const HOP_LIMIT: u8 = 64;
+const IPV6_HEADER_BYTES: u16 = 40;
 /// Offset of the checksum in a TCP header.
 const CHECKSUM_AT: usize = 16;
 
@@ -51,7 +52,8 @@ impl Refusal {
 impl Syn {
     /// Reads a packet that the gate has told of; `None` if it is no SYN.
     pub fn parse(bytes: &[u8]) -> Option<Self> {
-        let packet = PacketHeaders::from_ip_slice(bytes).ok()?;
+        let bytes = alone(bytes)?;
+        let packet = PacketHeaders::from_ip_slice(&bytes).ok()?;
         let (from, to) = match packet.net? {
             NetHeaders::Ipv4(ip, _) => (ip.source.into(), ip.destination.into()),
             NetHeaders::Ipv6(ip, _) => (ip.source.into(), ip.destination.into()),
@@ -59,7 +61,7 @@ impl Syn {
         };
         match packet.transport? {
             TransportHeader::Tcp(tcp) if tcp.syn && !tcp.ack => Some(Self {
-                bytes: bytes.to_vec(),
+                bytes: bytes.clone(),
                 from,
                 to,
                 tcp,
@@ -137,6 +139,20 @@ impl Syn {
     }
 }
 
+/// The headers as a packet of their own: where the SYN had data, its length counts them.
+fn alone(bytes: &[u8]) -> Option<Vec<u8>> {
+    let mut bytes = bytes.to_vec();
+    let length = u16::try_from(bytes.len()).ok()?;
+    match bytes.first()? >> 4 {
+        4 => bytes.get_mut(2..4)?.copy_from_slice(&length.to_be_bytes()),
+        _ => {
+            let payload = length.checked_sub(IPV6_HEADER_BYTES)?;
+            bytes.get_mut(4..6)?.copy_from_slice(&payload.to_be_bytes());
+        }
+    }
+    Some(bytes)
+}
+
 /// Headers of an IPv6 packet from `from` to `to`.
 fn ipv6(from: IpAddr, to: IpAddr) -> IpHeaders {
     let octets = |ip: IpAddr| match ip {
@@ -184,6 +200,21 @@ mod tests {
             let at = half.len() - 28 + CHECKSUM_AT;
             half[at] ^= 0x5a;
             assert_eq!(Syn::parse(&half).unwrap().whole(), right);
+        }
+    }
+
+    #[test]
+    fn data_in_a_syn_is_left_out() {
+        for v4 in [true, false] {
+            let right = syn(v4);
+            let mut with_data = right.clone();
+            let length = if v4 { right.len() } else { right.len() - 40 } as u16 + 500;
+            let at = if v4 { 2 } else { 4 };
+            with_data[at..at + 2].copy_from_slice(&length.to_be_bytes());
+            let whole = Syn::parse(&with_data).unwrap().whole();
+            assert_eq!(whole.len(), right.len());
+            assert_eq!(whole[at..at + 2], right[at..at + 2]);
+            assert_eq!(whole[whole.len() - 28..], right[right.len() - 28..]);
         }
     }
 

@@ -151,6 +151,17 @@ pub(super) fn accept(source: &Source<'_>, raw: &raw::Accept) -> Result<Accept> {
         Some(typed) => source.all("accept.peer_networks", typed, network)?,
         None => loopback(),
     };
+    for (position, one) in peer_networks.iter().enumerate() {
+        let overlaps = |other: &&IpNet| other.contains(one) || one.contains(*other);
+        if let Some(other) = peer_networks[..position].iter().find(overlaps) {
+            let span = raw
+                .peer_networks
+                .as_ref()
+                .map_or(0..0, |typed| typed[position].span());
+            let what = format!("`{one}` overlaps `{other}`: two units could have one address");
+            return Err(source.error(&span, "accept.peer_networks", what));
+        }
+    }
     Ok(Accept {
         listen,
         state: raw.state.clone().unwrap_or_else(|| DEFAULT_STATE.into()),
@@ -179,7 +190,7 @@ pub(super) fn accept(source: &Source<'_>, raw: &raw::Accept) -> Result<Accept> {
         dial_timeout: source.or(
             "accept.dial_timeout",
             raw.dial_timeout.as_ref(),
-            ten,
+            Duration::from_secs(130),
             duration,
         )?,
         allow,

@@ -201,6 +201,15 @@ pub struct PeerReport {
 pub struct CaptureReport {
     /// The captured cgroups.
     pub cgroups: Vec<PathBuf>,
+    /// SYNs that were held until the target had answered.
+    #[serde(default)]
+    pub held: u64,
+    /// Their retransmissions, which were held as well.
+    #[serde(default)]
+    pub held_again: u64,
+    /// SYNs that could not be held, so that their connections succeeded at once.
+    #[serde(default)]
+    pub not_held: u64,
     /// Connections captured over IPv4.
     pub captured4: u64,
     /// Connections captured over IPv6.

@@ -25,6 +25,8 @@ const ADDRESSES_MAX: usize = 16;
 /// An address gets its share of the time, but at least this: a connect over a mobile network
 /// takes two round trips and perhaps a lost SYN (1 s).
 const ATTEMPT_MIN: Duration = Duration::from_millis(1500);
+/// And at most this, while there are others to try.
+const ATTEMPT_MAX: Duration = Duration::from_secs(10);
 /// Names resolved at once. getaddrinfo blocks a thread of tokio's pool (512) for as long as the
 /// name server pleases, even after nobody waits for it; files need that pool as well.
 const LOOKUPS_MAX: usize = 64;
@@ -132,7 +134,13 @@ pub async fn dial_target(
     for (tried, addr) in allowed.iter().enumerate() {
         let now = Instant::now();
         let share = deadline.saturating_duration_since(now) / (allowed.len() - tried) as u32;
-        let until = (now + share.max(ATTEMPT_MIN)).min(deadline);
+        // The last one has all the time that is left.
+        let share = if tried + 1 < allowed.len() {
+            share.clamp(ATTEMPT_MIN, ATTEMPT_MAX)
+        } else {
+            share
+        };
+        let until = (now + share).min(deadline);
         let here = addr.ip().is_loopback() || is_own(addr.ip());
         let source = caller.seen_as.towards(addr.ip(), here);
         let wants_header = allow.wants_proxy_header(addr.ip(), addr.port());

@@ -53,8 +53,11 @@ impl SeenAs {
     /// The address from which a target is dialled; `here`: whether the target is on this host. `None` leaves it to the
     /// kernel.
     pub fn towards(&self, target: IpAddr, here: bool) -> Option<IpAddr> {
-        let fits = |ip: &&IpAddr| ip.is_ipv4() == target.is_ipv4() && ip.is_loopback() == here;
-        self.addresses.iter().find(fits).copied()
+        let family = |ip: &&IpAddr| ip.is_ipv4() == target.is_ipv4();
+        let mut fitting = self.addresses.iter().filter(family);
+        let found = fitting.clone().find(|ip| ip.is_loopback() == here);
+        // IPv6 has one loopback address: there a target on this host sees a routed one.
+        found.or(fitting.next().filter(|_| here)).copied()
     }
 
     /// The address that a target is told of: one that others could reach, if there is one.
@@ -234,7 +237,14 @@ mod tests {
         assert_eq!(towards("192.0.2.1", true), "127.64.0.9");
         assert_eq!(towards("192.0.2.1", false), "10.64.0.9");
         assert_eq!(towards("2001:db8::1", false), "2001:db8:64::9");
-        assert_eq!(towards("2001:db8::1", true), "");
+        assert_eq!(towards("2001:db8::1", true), "2001:db8:64::9");
+        let only_loopback = SeenAs {
+            addresses: vec!["127.64.0.9".parse().unwrap()],
+        };
+        assert_eq!(
+            only_loopback.towards("192.0.2.1".parse().unwrap(), false),
+            None
+        );
         assert_eq!(seen.told(), Some("10.64.0.9".parse().unwrap()));
     }
 

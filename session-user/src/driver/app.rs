@@ -16,6 +16,8 @@ const READS_PER_TURN: usize = 4;
 /// Smallest and largest read, in bytes.
 const CHUNK_MIN: usize = 4 * 1024;
 const CHUNK_MAX: usize = session_proto::limits::STREAM_DATA_BYTES_MAX;
+/// What an application may say to a peer that has aborted, before it is reset though it has not read all.
+const DISCARDED_MAX: usize = 256 * 1024;
 /// Buffers of one vectored write.
 const WRITE_SLICES: usize = 16;
 
@@ -37,6 +39,8 @@ pub(super) struct App {
     blocked: bool,
     /// It has sent something since it last waited.
     had_its_turn: bool,
+    /// Bytes that it sent after the peer had aborted the stream.
+    discarded: usize,
     pub bytes_read: u64,
     pub bytes_written: u64,
     /// When its socket last took bytes.
@@ -57,6 +61,7 @@ impl App {
             write_closed: false,
             blocked: false,
             had_its_turn: false,
+            discarded: 0,
             bytes_read: 0,
             bytes_written: 0,
             written_at: None,
@@ -139,6 +144,9 @@ impl Driver {
             return Step::Gone;
         };
         let capacity = self.session.capacity(id);
+        if capacity == 0 && self.session.is_aborted(id) {
+            return self.app_discard(id);
+        }
         if capacity == 0 {
             app.blocked = true;
             if std::mem::take(&mut app.had_its_turn) {
@@ -170,6 +178,43 @@ impl Driver {
             }
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
                 self.spare = Some(buf);
+                let polled = app.socket.poll_read_ready(&mut app.source.context());
+                if polled.is_pending() {
+                    Step::Wait
+                } else {
+                    Step::Again
+                }
+            }
+            Err(error) => {
+                self.app_failed(id, &error);
+                Step::Gone
+            }
+        }
+    }
+
+    /// The peer takes no more, and the application has not read so far as to know: what it says meanwhile is lost, as
+    /// what is on its way to somebody who resets. If it only ever writes it is told by a reset at once.
+    fn app_discard(&mut self, id: StreamId) -> Step {
+        let Some(app) = self.apps.get_mut(&id) else {
+            return Step::Gone;
+        };
+        let mut scratch = [0_u8; CHUNK_MIN];
+        match app.socket.try_read_buf(&mut &mut scratch[..]) {
+            Ok(0) => {
+                app.read_closed = true;
+                Step::Gone
+            }
+            Ok(n) => {
+                app.discarded += n;
+                if app.discarded > DISCARDED_MAX {
+                    self.session
+                        .abort(id, libc::ECONNRESET.unsigned_abs().into());
+                    self.app_reset(id);
+                    return Step::Gone;
+                }
+                Step::Again
+            }
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
                 let polled = app.socket.poll_read_ready(&mut app.source.context());
                 if polled.is_pending() {
                     Step::Wait

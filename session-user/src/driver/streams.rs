@@ -1,5 +1,6 @@
 //! Streams: captured sockets become streams on one side, targets are dialled on the other.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -7,6 +8,7 @@ use session_proto::session::{StreamError, StreamId};
 use session_proto::wire::{Service, Target};
 
 use tokio::sync::{mpsc, oneshot, watch};
+use tokio::task::AbortHandle;
 
 use super::{Driver, Internal, Side};
 use crate::dial::{AllowList, Caller, dial_target};
@@ -15,8 +17,8 @@ use crate::requests::{AppStream, Asker, StreamRequest, Supply};
 
 /// A stream whose application waits for the target's answer.
 pub(super) struct Awaiting {
-    /// Takes what the target said to the task that waits for it on the application's behalf.
-    verdict: oneshot::Sender<Result<(), i32>>,
+    /// Takes what the target said to the task that waits for it on the application's behalf; none once it has.
+    verdict: Option<oneshot::Sender<Result<(), i32>>>,
     /// What the stream leads to, for reports.
     pub target: String,
 }
@@ -34,6 +36,8 @@ pub struct Responder {
     pub(super) seen_version: u64,
     /// The dials under way end with the driver.
     pub(super) dials: tokio::task::JoinSet<()>,
+    /// Of which streams they are: one that is reset is not dialled for any more.
+    pub(super) dialling: BTreeMap<StreamId, AbortHandle>,
 }
 
 impl Responder {
@@ -51,6 +55,7 @@ impl Responder {
             links,
             seen_version: 0,
             dials: tokio::task::JoinSet::new(),
+            dialling: BTreeMap::new(),
         }
     }
 }
@@ -92,7 +97,7 @@ impl Driver {
     fn await_target(&mut self, id: StreamId, asker: Asker, target: String) {
         let (verdict, heard) = oneshot::channel();
         let awaiting = Awaiting {
-            verdict,
+            verdict: Some(verdict),
             target: target.clone(),
         };
         self.awaiting.insert(id, awaiting);
@@ -131,12 +136,13 @@ impl Driver {
         let links = Arc::clone(&responder.links.borrow());
         let internal = self.internal_tx.clone();
         while responder.dials.try_join_next().is_some() {}
-        responder.dials.spawn(async move {
+        let dial = responder.dials.spawn(async move {
             let is_own = |ip| links.links.iter().any(|link| link.holds(ip));
             let result = dial_target(&caller, is_own, &target, &allow, timeout).await;
             // The driver may have ended meanwhile; then the socket ends here.
             let _ = internal.send(Internal::Target { id, result });
         });
+        responder.dialling.insert(id, dial);
     }
 
     pub(super) fn target_dialled(
@@ -144,6 +150,9 @@ impl Driver {
         id: StreamId,
         result: Result<tokio::net::TcpStream, crate::dial::DialError>,
     ) {
+        if let Side::Responder(responder) = &mut self.side {
+            responder.dialling.remove(&id);
+        }
         match result {
             Ok(socket) if self.session.has_stream(id) => {
                 let target = socket
@@ -167,9 +176,9 @@ impl Driver {
     }
 
     pub(super) fn stream_connected(&mut self, id: StreamId) {
-        if let Some(awaiting) = self.awaiting.remove(&id) {
+        if let Some(awaiting) = self.awaiting.get_mut(&id) {
             // Whoever asked may have gone, and then says so by itself.
-            let _ = awaiting.verdict.send(Ok(()));
+            let _ = awaiting.verdict.take().map(|verdict| verdict.send(Ok(())));
         } else if let Some(app) = self.apps.get_mut(&id) {
             app.connected = true;
         }
@@ -180,7 +189,7 @@ impl Driver {
             let errno = i32::try_from(errno).unwrap_or(libc::ECONNREFUSED);
             tracing::debug!(stream = id, errno, "the peer could not connect the target");
             // As above.
-            let _ = awaiting.verdict.send(Err(errno));
+            let _ = awaiting.verdict.map(|verdict| verdict.send(Err(errno)));
             return self.lanes_may_go();
         }
         if let Some(app) = self.apps.get(&id) {
@@ -195,7 +204,14 @@ impl Driver {
         tracing::debug!(stream = id, code, "the peer reset a stream");
         if let Some(awaiting) = self.awaiting.remove(&id) {
             // As above. A peer that resets what it never connected has given up for reasons of its own.
-            let _ = awaiting.verdict.send(Err(libc::ECONNREFUSED));
+            let unknown = Err(libc::EHOSTUNREACH);
+            let _ = awaiting.verdict.map(|verdict| verdict.send(unknown));
+            self.lanes_may_go();
+        }
+        if let Side::Responder(responder) = &mut self.side
+            && let Some(dial) = responder.dialling.remove(&id)
+        {
+            dial.abort();
         }
         self.app_reset(id);
     }

@@ -179,9 +179,11 @@ impl Session {
         }
         stream.recv.closed = true;
         if let Some(code) = stream.recv.reset {
+            let ended = stream.recv.fin;
             self.events.push_back(Event::StreamReset { id, code });
             self.abort(id, code);
-            return false;
+            self.reap(id);
+            return ended;
         }
         self.reap(id);
         true

@@ -402,9 +402,13 @@ impl Session {
         let Some(stream) = self.peer_stream(id)? else {
             return Ok(());
         };
-        if stream.recv.reset.is_some() {
-            // The same abort: the application hears of it behind the last byte.
-            self.stop_sending(id, code);
+        let recv = &stream.recv;
+        if recv.final_size.is_some() && !recv.at_end() && !recv.discard && !stream.awaiting_open {
+            // The application hears of it behind the last byte, unless it has ended its own direction before.
+            if !stream.send.closed {
+                stream.recv.reset = Some(code);
+                self.stop_sending(id, code);
+            }
             return Ok(());
         }
         // Whoever still sends must hear of it, also when the peer's end was read long ago.

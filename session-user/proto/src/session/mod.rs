@@ -369,6 +369,14 @@ impl Session {
         self.streams.keys().copied()
     }
 
+    /// Whether the peer has aborted `id` and the application has not heard of it, since it has not taken all that came
+    /// before. There is no capacity then.
+    pub fn is_aborted(&self, id: StreamId) -> bool {
+        self.streams
+            .get(&id)
+            .is_some_and(|s| s.recv.reset.is_some())
+    }
+
     /// Whether a stream is open.
     pub fn has_stream(&self, id: StreamId) -> bool {
         self.streams.contains_key(&id)

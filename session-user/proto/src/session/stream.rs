@@ -44,8 +44,11 @@ pub(super) struct RecvHalf {
     /// How much credit is granted beyond `consumed`.
     pub window: u64,
     pub final_size: Option<u64>,
-    /// The peer aborted the stream behind `final_size`: the application is told once it has what came before.
+    /// The peer aborted the stream behind `final_size`, with this code: the application is told once it has what came
+    /// before.
     pub reset: Option<u64>,
+    /// The peer ended its direction in order before it aborted the stream.
+    pub fin: bool,
     /// The application took the end, or never will.
     pub closed: bool,
     /// The application wants no more: count bytes, keep none.
@@ -67,6 +70,7 @@ impl RecvHalf {
             window,
             final_size: None,
             reset: None,
+            fin: false,
             closed: false,
             discard: false,
         }
@@ -87,6 +91,7 @@ impl RecvHalf {
         }
         if fin {
             self.set_final(end)?;
+            self.fin = true;
         }
         if self.final_size.is_some_and(|size| end > size) {
             return Err(Violation::protocol("stream data behind its end"));

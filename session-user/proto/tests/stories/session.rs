@@ -93,6 +93,10 @@ fn an_abort_by_the_opener_resets_the_peer() {
     pair.run();
     pair.a.abort(id, ECONNRESET);
     pair.run();
+    let reset = |e: &Event| matches!(e, Event::StreamReset { .. });
+    assert!(!pair.events_b.iter().any(reset), "it comes behind the data");
+    assert_eq!(read(&mut pair.b, id), (b"unread".to_vec(), false));
+    pair.run();
     assert!(pair.events_b.contains(&Event::StreamReset {
         id,
         code: ECONNRESET
@@ -132,6 +136,24 @@ fn a_writer_hears_of_an_abort_after_it_read_the_end() {
         id,
         code: ECONNRESET
     }));
+}
+
+#[test]
+fn an_abort_behind_an_end_comes_behind_the_data_and_the_end() {
+    let mut pair = Pair::open(&config());
+    let id = pair.stream();
+    write(pair.now, &mut pair.b, id, b"the whole answer");
+    pair.b.finish(id).unwrap();
+    pair.b.abort(id, ECONNRESET);
+    pair.run();
+    let reset = |e: &Event| matches!(e, Event::StreamReset { .. });
+    assert!(!pair.events_a.iter().any(reset), "it comes behind the data");
+    assert!(pair.a.is_aborted(id));
+    assert_eq!(pair.a.capacity(id), 0);
+    assert_eq!(read(&mut pair.a, id), (b"the whole answer".to_vec(), true));
+    pair.run();
+    assert!(pair.events_a.iter().any(reset));
+    assert_eq!(pair.a.streams().count() + pair.b.streams().count(), 0);
 }
 
 #[test]

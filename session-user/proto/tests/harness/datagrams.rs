@@ -23,6 +23,9 @@ pub struct Net {
     /// By direction, and to whom they went.
     delivered: [BTreeSet<u32>; 2],
     kept: VecDeque<(Vec<u8>, bool)>,
+    /// Packets are held back, so that what the attacker sends comes first.
+    holding: bool,
+    held: Vec<(BytesMut, bool)>,
     /// Bytes from and to addresses that are not the client's.
     foreign: (u64, u64),
 }
@@ -49,6 +52,8 @@ impl Net {
             sent: 0,
             delivered: Default::default(),
             kept: VecDeque::new(),
+            holding: false,
+            held: Vec::new(),
             foreign: (0, 0),
         };
         for _ in 0..4 {
@@ -91,24 +96,48 @@ impl Net {
             while let Some(transmit) = self.pair.client.poll_udp(now) {
                 moved = true;
                 self.keep(&transmit.packet, true);
-                let packet = BytesMut::from(&transmit.packet[..]);
-                let _ = self.pair.server.handle_udp(now, PATH, CLIENT, packet);
+                self.held.push((BytesMut::from(&transmit.packet[..]), true));
             }
             while let Some(transmit) = self.pair.server.poll_udp(now) {
                 moved = true;
                 self.keep(&transmit.packet, false);
-                let packet = BytesMut::from(&transmit.packet[..]);
                 if transmit.to == CLIENT {
-                    let _ = self.pair.client.handle_udp(now, PATH, SERVER, packet);
+                    let packet = BytesMut::from(&transmit.packet[..]);
+                    self.held.push((packet, false));
                 } else {
-                    self.foreign.1 += packet.len() as u64;
+                    self.foreign.1 += transmit.packet.len() as u64;
                 }
+            }
+            if !self.holding {
+                self.deliver(now);
             }
             self.take();
             if !moved {
                 return;
             }
         }
+    }
+
+    fn deliver(&mut self, now: Time) {
+        for (packet, by_client) in std::mem::take(&mut self.held) {
+            let _ = if by_client {
+                self.pair.server.handle_udp(now, PATH, CLIENT, packet)
+            } else {
+                self.pair.client.handle_udp(now, PATH, SERVER, packet)
+            };
+        }
+    }
+
+    /// From now on packets are held back.
+    pub fn hold(&mut self) {
+        self.holding = true;
+    }
+
+    /// What was held back arrives, and so does all else.
+    pub fn release(&mut self) {
+        self.holding = false;
+        self.deliver(NOW);
+        self.carry(NOW);
     }
 
     fn keep(&mut self, packet: &[u8], by_client: bool) {

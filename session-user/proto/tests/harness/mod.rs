@@ -182,17 +182,22 @@ pub fn packet_header(input: &[u8]) {
 }
 
 /// An attacker on the path of the UDP transport. Each 7 bytes of `plan` are one packet's fate: which of
-/// the latest ones, how it is changed (5 bytes), and from where it comes.
+/// the latest ones and whether it comes before the packets of the ends, how it is changed (5 bytes), and
+/// from where it comes.
 ///
 /// Whatever that is: both sessions live, every datagram comes at most once, unchanged and on its flow,
 /// the peer's address stays, and at the end datagrams go both ways.
 pub fn packets(plan: &[u8]) {
     let mut net = datagrams::Net::established();
     for step in plan.chunks_exact(7).take(24) {
+        if step[0] & 0x40 != 0 {
+            net.hold();
+        }
         net.exchange();
         let mut hit = net.pick(step[0]);
         change(&mut hit, [step[1], step[2], step[3], step[4], step[5]]);
         net.inject(step[0], &hit, step[6]);
+        net.release();
     }
     net.settle();
 }

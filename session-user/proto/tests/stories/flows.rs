@@ -10,7 +10,7 @@ use session_proto::session::{
 };
 use session_proto::wire::{DatagramHeader, Frame, RecordHeader, Space};
 
-use crate::net::{A, B, FlowPair, SERVER};
+use crate::net::{A, B, FlowPair, NOWHERE, SERVER};
 use crate::pair::{Pair, config, drain, feed, secret, target, write};
 
 const WIFI: UdpPath = UdpPath(1);
@@ -197,6 +197,34 @@ fn where_udp_is_blocked_datagrams_go_over_tcp_and_udp_is_tried_again() {
     net.pair.a.send_datagram(net.pair.now, id, b"y").unwrap();
     net.run();
     assert!(net.pair.a.udp_status().unwrap().usable);
+}
+
+#[test]
+fn another_address_of_the_peer_is_tried_where_the_first_does_not_answer() {
+    let mut net = FlowPair::with_udp();
+    let path = UdpPath(3);
+    let now = net.pair.now;
+    net.pair
+        .a
+        .udp_path_added(now, path, &[NOWHERE, SERVER], 1500);
+    net.pair.a.prefer_udp(now, path);
+    let id = net.pair.a.open_flow(now, target()).unwrap();
+    for _ in 0..30 {
+        net.pair.a.send_datagram(net.pair.now, id, b"x").unwrap();
+        net.run_until(net.pair.now + Duration::from_millis(100));
+    }
+    let status = net.pair.a.udp_status().unwrap();
+    assert!(status.usable && status.remote == SERVER, "{status:?}");
+    assert_eq!(got(&mut net.pair.b).len(), 30);
+    // What the kernel finds too large for the link is not sent again.
+    net.pair
+        .a
+        .send_datagram(net.pair.now, id, &[0; 1400])
+        .unwrap();
+    net.run();
+    assert_eq!(net.pair.a.udp_status().unwrap().mtu, 1472);
+    net.pair.a.udp_too_large(path, SERVER, 1472);
+    assert_eq!(net.pair.a.udp_status().unwrap().mtu, 1200);
 }
 
 #[test]

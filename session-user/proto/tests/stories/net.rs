@@ -13,6 +13,9 @@ use crate::pair::{Pair, config_of, drain, feed, target};
 /// The initiator's addresses on its two links, as the server sees them.
 pub const A: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::new(192, 0, 2, 1)), 1001);
 pub const B: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::new(192, 0, 2, 2)), 1002);
+const C: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::new(192, 0, 2, 3)), 1003);
+/// An address of the responder at which nobody is.
+pub const NOWHERE: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::new(192, 0, 2, 99)), 443);
 /// The responder's.
 pub const SERVER: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::new(192, 0, 2, 100)), 443);
 
@@ -47,7 +50,7 @@ impl FlowPair {
         Self {
             pair: Pair::open(&config),
             flight: VecDeque::new(),
-            seen_as: BTreeMap::from([(UdpPath(1), A), (UdpPath(2), B)]),
+            seen_as: BTreeMap::from([(UdpPath(1), A), (UdpPath(2), B), (UdpPath(3), C)]),
             sent: Vec::new(),
             packets: 0,
             tcp_bytes: 0,
@@ -106,8 +109,10 @@ impl FlowPair {
         let by_a = transmit.to == SERVER;
         self.packets += 1;
         self.sent.push((transmit.clone(), by_a));
-        self.flight
-            .push_back((self.pair.now + DELAY, transmit, by_a));
+        if transmit.to != NOWHERE {
+            self.flight
+                .push_back((self.pair.now + DELAY, transmit, by_a));
+        }
     }
 
     /// The packet that has been under way for the longest time arrives.

@@ -89,7 +89,8 @@ impl Mtu {
 
     /// A packet of `size` goes out, and nothing in it will tell whether it arrives.
     pub fn sends(&mut self, now: Time, size: usize) {
-        if size > self.base() {
+        // Of a probe for more, its own answer will tell.
+        if size > self.base() && size <= self.confirmed {
             self.large_since.get_or_insert(now);
         }
     }
@@ -281,9 +282,11 @@ mod tests {
         mtu.want();
         let now = Time::ZERO;
         for token in 0..3 {
+            mtu.sends(now, 1472);
             mtu.probes(1472, token, now);
             let _ = mtu.missed(now);
         }
+        assert_eq!(mtu.next(now + MTU_DOUBT_AFTER * 2), Some(1336));
         while let Some(size) = mtu.next(now) {
             mtu.too_large(size);
         }

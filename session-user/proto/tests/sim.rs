@@ -112,6 +112,11 @@ const REGRESSIONS: &[(u64, &str)] = &[
         without_flows(193488),
         "a request that crossed a RESUME took the peer to a transport that this end had left",
     ),
+    (
+        15705,
+        "a blocked path was asked again with packets that were too large for it, for ever",
+    ),
+    (17489, "a keep-alive that could not be sealed stayed due"),
 ];
 
 /// Runs `seeds` on all processors; every failure in the message, with the command that replays it.

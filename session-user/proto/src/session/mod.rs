@@ -392,7 +392,8 @@ impl Session {
     }
 
     /// Bytes held for the peer and for applications: retained records, received data and frames
-    /// that wait. Never above [`Config::memory_bytes`].
+    /// that wait. Never above [`Config::memory_bytes`]; datagrams are apart, in
+    /// [`Self::flow_memory_bytes`].
     pub fn memory_bytes(&self) -> usize {
         let received: usize = self.streams.values().map(|s| s.recv.buffered()).sum();
         let control: usize = self.control.iter().map(Vec::len).sum();

@@ -174,6 +174,21 @@ fn nothing_is_asked_while_no_flow_is_open() {
 }
 
 #[test]
+fn a_path_may_be_kept_warm_and_then_the_first_datagram_takes_it_alone() {
+    let mut net = FlowPair::with_config(crate::pair::config_of(|c| c.udp_keep_alive_idle = true));
+    net.add_udp();
+    net.run_until(net.pair.now + Duration::from_secs(100));
+    assert!((5..=30).contains(&net.packets), "{}", net.packets);
+    assert!(net.pair.a.udp_status().unwrap().usable);
+    let before = net.tcp_bytes;
+    let id = net.pair.a.open_flow(net.pair.now, target()).unwrap();
+    net.pair.a.send_datagram(net.pair.now, id, b"x").unwrap();
+    net.run();
+    assert_eq!(got(&mut net.pair.b), [(id, b"x".to_vec())]);
+    assert_eq!(net.tcp_bytes, before);
+}
+
+#[test]
 fn where_udp_is_blocked_datagrams_go_over_tcp_and_udp_is_tried_again() {
     let mut net = FlowPair::with_udp();
     net.drop_all = true;

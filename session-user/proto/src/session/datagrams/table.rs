@@ -44,7 +44,8 @@ impl Session {
             .get_or_insert(now + self.config.flow_idle);
     }
 
-    /// The application's end of a flow is closed, or the socket to its target.
+    /// The application's end of a flow is closed, or the socket to its target. The peer is told over the
+    /// active transport: call [`Session::prepare`] for it.
     pub fn close_flow(&mut self, id: FlowId) {
         self.end_flow(id, 0);
     }

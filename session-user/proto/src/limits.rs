@@ -204,8 +204,14 @@ pub const DATAGRAMS_WAITING_MAX: usize = 1024;
 /// See [`DATAGRAMS_WAITING_MAX`].
 pub const DATAGRAM_BYTES_WAITING_MAX: usize = 512 * 1024;
 
-/// Bytes of datagrams that wait for a TCP transport above which further ones are dropped.
+/// Bytes of datagrams that wait for a TCP transport above which further ones are dropped, at most.
 pub const DATAGRAM_QUEUE_BYTES: usize = 64 * 1024;
+
+/// The same where the transport is slow.
+pub const DATAGRAM_QUEUE_BYTES_MIN: usize = 4 * 1024;
+
+/// In between it is what the transport sends in this time: what is late in a conversation is of no use.
+pub const DATAGRAM_QUEUE_TIME: Duration = Duration::from_millis(100);
 
 /// Bytes of packets that wait for a driver that takes none; then the oldest go.
 pub const UDP_QUEUE_BYTES: usize = 512 * 1024;

@@ -12,8 +12,8 @@ use super::retained::Retained;
 use super::term::Term;
 use crate::Time;
 use crate::limits::{
-    DATAGRAM_QUEUE_BYTES, PAIR_QUEUE_BYTES_MIN, QUEUE_TIME, RECORD_HEADER_BYTES, TAG_BYTES,
-    TRANSPORT_QUEUE_BYTES, TRANSPORT_QUEUE_BYTES_MIN,
+    DATAGRAM_QUEUE_BYTES, DATAGRAM_QUEUE_BYTES_MIN, DATAGRAM_QUEUE_TIME, PAIR_QUEUE_BYTES_MIN,
+    QUEUE_TIME, RECORD_HEADER_BYTES, TAG_BYTES, TRANSPORT_QUEUE_BYTES, TRANSPORT_QUEUE_BYTES_MIN,
 };
 use crate::seal::{Epoch, RecordKey, SealKeys};
 use crate::wire::{Route, Space};
@@ -197,9 +197,19 @@ impl Transport {
         self.queued_bytes = all.saturating_sub(self.front_written);
     }
 
+    fn datagram_limit(&self) -> usize {
+        let Some(rate) = self.pulse.rate() else {
+            return DATAGRAM_QUEUE_BYTES;
+        };
+        let bytes = u128::from(rate) * DATAGRAM_QUEUE_TIME.as_micros() / 1_000_000;
+        usize::try_from(bytes)
+            .unwrap_or(usize::MAX)
+            .clamp(DATAGRAM_QUEUE_BYTES_MIN, DATAGRAM_QUEUE_BYTES)
+    }
+
     /// Whether a datagram need not wait behind too many others.
     pub fn has_datagram_room(&self) -> bool {
-        self.datagram_bytes <= DATAGRAM_QUEUE_BYTES
+        self.datagram_bytes <= self.datagram_limit()
     }
 
     /// Bytes of datagrams that wait.

@@ -85,16 +85,15 @@ impl Session {
     }
 
     pub(super) fn handle_udp_pong(&mut self, now: Time, token: u64) {
-        let answers = |(_, path): &mut (&PathKey, &mut Path)| path.answers(now, token);
-        let Some((&key, path)) = self
-            .udp
-            .paths
-            .iter_mut()
-            .find_map(|mut found| answers(&mut found).then_some(found))
-        else {
+        let paths = &mut self.udp.paths;
+        let answered = paths.iter_mut().find_map(|(key, path)| {
+            let connection = path.connection;
+            path.answers(now, token).then_some((*key, connection))
+        });
+        let Some((key, connection)) = answered else {
             return;
         };
-        if let Some((counter, _)) = path.connection {
+        if let Some((counter, _)) = connection {
             self.udp.ids.confirm(counter);
         }
         self.tell_standing(key, true);

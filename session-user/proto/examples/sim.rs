@@ -195,6 +195,23 @@ fn main() -> ExitCode {
         "{} silences, {} moves away from it, {} doubts, {} marks watched on a link that works, {} agreements",
         t.silences, t.guesses, t.hedges, t.watched, t.agreements
     );
+    eprintln!(
+        "{} flows, {} datagrams sent and {} delivered, {} packets, {} of them forged, {} parts, {} datagrams incomplete, \
+         {} copies dropped, {} paths preferred, {} addresses replaced, {} adopted, {} paths blocked, {} proofs",
+        t.flows,
+        t.datagrams,
+        t.arrived,
+        t.packets,
+        t.forged,
+        t.parts,
+        t.incomplete,
+        t.repeated,
+        t.preferences,
+        t.rebinds,
+        t.adopted,
+        t.blocked,
+        t.proofs
+    );
     println!("seeds {} failures {}", args.seeds, outcome.failed);
     if outcome.failed == 0 {
         ExitCode::SUCCESS

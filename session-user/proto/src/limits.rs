@@ -169,5 +169,106 @@ pub const REDUNDANT_ASK_EVERY: Duration = Duration::from_millis(100);
 /// something every few milliseconds.
 pub const REDUNDANT_WAIT: Duration = Duration::from_millis(12);
 
+/// Longest datagram of a flow, in bytes: what UDP over IPv4 carries (RFC 768, RFC 791).
+pub const DATAGRAM_BYTES_MAX: usize = 65_507;
+
+/// Bytes of the clear header of a packet of space D.
+pub const PACKET_HEADER_BYTES: usize = 21;
+
+/// Numbers below the highest one received that are still told apart, for packets of space D and for
+/// numbered datagrams.
+pub const REPLAY_WINDOW: u64 = 4096;
+
+/// Connection ids that a receiver recognises ahead of the highest counter that it has seen, and behind
+/// it.
+pub const CONNECTIONS_AHEAD: u64 = 32;
+
+/// Packets of one session that did not open after which no more are tried: the integrity limit of
+/// AEAD_CHACHA20_POLY1305 (RFC 9001 section 6.6), below that of AES-GCM.
+pub const FORGED_PACKETS_MAX: u64 = 1 << 36;
+
+/// Gaps in the ids of a peer's flows that are remembered; the lowest beyond that are taken for over.
+pub const FLOW_GAPS_MAX: usize = 1024;
+
+/// Datagrams of which only a part has come, of one session, at most.
+pub const PARTIALS_MAX: usize = 16;
+
+/// Bytes kept for them, at most.
+pub const PARTIAL_BYTES_MAX: usize = 256 * 1024;
+
+/// The rest of a datagram is waited for so long.
+pub const PARTIAL_TIME: Duration = Duration::from_secs(2);
+
+/// Datagrams that wait for the application's end, and their bytes, at most; then the oldest go.
+pub const DATAGRAMS_WAITING_MAX: usize = 1024;
+/// See [`DATAGRAMS_WAITING_MAX`].
+pub const DATAGRAM_BYTES_WAITING_MAX: usize = 512 * 1024;
+
+/// Bytes of datagrams that wait for a TCP transport above which further ones are dropped, at most.
+pub const DATAGRAM_QUEUE_BYTES: usize = 64 * 1024;
+
+/// The same where the transport is slow.
+pub const DATAGRAM_QUEUE_BYTES_MIN: usize = 4 * 1024;
+
+/// In between it is what the transport sends in this time: what is late in a conversation is of no use.
+pub const DATAGRAM_QUEUE_TIME: Duration = Duration::from_millis(100);
+
+/// Bytes of packets that wait for a driver that takes none; then the oldest go.
+pub const UDP_QUEUE_BYTES: usize = 512 * 1024;
+
+/// UDP payload that a path is taken to carry until it is known (RFC 8899 section 5.1.2, RFC 9000
+/// section 14), in bytes.
+pub const UDP_BASE_BYTES: usize = 1200;
+
+/// What is tried where that does not pass: 576 bytes (RFC 791) without the headers of IPv4 and UDP.
+pub const UDP_MIN_BYTES: usize = 548;
+
+/// PINGs in a row that are not answered after which UDP counts as blocked on a path.
+pub const UDP_TRIES_MAX: u32 = 5;
+
+/// A path that carries datagrams is asked so often whether it answers.
+pub const UDP_ASK_EVERY: Duration = Duration::from_millis(200);
+
+/// A path from which nothing was heard for so long may have been forgotten by a NAT: datagrams go over
+/// TCP as well until it answers.
+pub const UDP_STALE: Duration = Duration::from_secs(30);
+
+/// A blocked path is tried again after this time, and after double of it each further time.
+pub const UDP_RETRY: Duration = Duration::from_secs(5);
+/// See [`UDP_RETRY`].
+pub const UDP_RETRY_MAX: Duration = Duration::from_secs(300);
+
+/// Waiting for an answer on a path whose round-trip time is not known.
+pub const UDP_UNKNOWN_RTT: Duration = Duration::from_millis(300);
+
+/// Most bytes of answers and questions that wait for a packet on one path.
+pub const UDP_FRAMES_BYTES_MAX: usize = 512;
+
+/// Bytes sent to an address that is not validated, for each byte received from it (RFC 9000 section 8).
+pub const UDP_AMPLIFICATION: u64 = 3;
+
+/// Addresses of the peer that are being validated at once; and PATH_CHALLENGEs to each.
+pub const UDP_CANDIDATES_MAX: usize = 4;
+/// See [`UDP_CANDIDATES_MAX`].
+pub const CHALLENGE_TRIES_MAX: u32 = 4;
+
+/// Paths of the UDP transport that a driver may name.
+pub const UDP_PATHS_MAX: usize = 64;
+
+/// Probes of one size before it is taken not to pass (MAX_PROBES of RFC 8899 section 5.1.2).
+pub const MTU_TRIES_MAX: u32 = 3;
+
+/// The search for the path MTU ends when it is known to this many bytes.
+pub const MTU_STEP_BYTES: usize = 16;
+
+/// After this time larger sizes are tried again (PMTU_RAISE_TIMER of RFC 8899 section 5.1.1).
+pub const MTU_RAISE_AFTER: Duration = Duration::from_secs(600);
+
+/// Where large packets go out and nothing has shown for so long that they arrive, one is probed.
+pub const MTU_DOUBT_AFTER: Duration = Duration::from_secs(1);
+
+/// Keys of space D outlive their epoch by this time: packets are overtaken by what travels over TCP.
+pub const OLD_PACKETS_TIME: Duration = Duration::from_secs(3);
+
 /// Tokens of PINGs from here on are the session's own; those below are the driver's.
 pub const OWN_PING_TOKENS: u64 = 1 << 61;

@@ -125,6 +125,16 @@ fn session() {
     run("session", harness::session, 80_000);
 }
 
+#[test]
+fn packet_header() {
+    run("packet_header", harness::packet_header, 400_000);
+}
+
+#[test]
+fn packets() {
+    run("packets", harness::packets, 10_000);
+}
+
 /// The harness must be able to fail: an attack that changes nothing leaves no fault, one that does
 /// leaves one.
 #[test]

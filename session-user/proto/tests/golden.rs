@@ -3,11 +3,11 @@
 
 use bytes::BytesMut;
 use ring::hmac;
-use session_proto::limits::RECORD_HEADER_BYTES;
+use session_proto::limits::{PACKET_HEADER_BYTES, RECORD_HEADER_BYTES};
 use session_proto::seal::{Aead, Direction, Epoch, OpenKeys, RecordKey, Secret, SessionSecret};
 use session_proto::wire::{
-    Ack, Frame, FrameType, Kind, Mode, Params, Preamble, Reader, RecordHeader, Reply, Route,
-    Service, Space, Status, StreamHeader, Target,
+    Ack, DatagramHeader, Fragment, Frame, FrameType, Kind, Mode, PacketHeader, Params, Preamble,
+    Reader, RecordHeader, Reply, Route, Service, Space, Status, StreamHeader, Target,
 };
 
 const SPECIFICATION: &str = include_str!("../../../docs/protocol.md");
@@ -102,6 +102,53 @@ fn ack(cumulative: u64, ranges: &[(u64, u64)]) -> Ack {
 }
 
 const TOKEN: u64 = 0x0123_4567_89ab_cdef;
+
+fn datagram(header: DatagramHeader) -> Frame<'static> {
+    let data = b"hello";
+    Frame::Datagram { header, data }
+}
+
+fn datagram_frames() -> Vec<(Frame<'static>, &'static str)> {
+    let dns = Target::Addr("192.0.2.1:53".parse().unwrap());
+    let plain = DatagramHeader {
+        flow: 4,
+        target: None,
+        number: None,
+        fragment: None,
+    };
+    let first = DatagramHeader {
+        target: Some(dns.clone()),
+        ..plain.clone()
+    };
+    let numbered = DatagramHeader {
+        number: Some(70),
+        ..plain.clone()
+    };
+    let part = DatagramHeader {
+        target: Some(dns),
+        number: Some(71),
+        fragment: Some(Fragment {
+            offset: 1100,
+            total: 1105,
+        }),
+        ..plain.clone()
+    };
+    let data = TOKEN.to_be_bytes();
+    vec![
+        (datagram(plain), "1207040068656c6c6f"),
+        (datagram(first), "120e040104c0000201003568656c6c6f"),
+        (datagram(numbered), "12090402404668656c6c6f"),
+        (
+            datagram(part),
+            "1214040704c000020100354047444c445168656c6c6f",
+        ),
+        (Frame::FlowOk { id: 4 }, "13400104"),
+        (Frame::FlowClosed { id: 4, errno: 111 }, "14400304406f"),
+        (Frame::PathChallenge { data }, "1540080123456789abcdef"),
+        (Frame::PathResponse { data }, "1640080123456789abcdef"),
+        (Frame::Padding { bytes: 4 }, "170400000000"),
+    ]
+}
 
 fn flow_frames() -> Vec<(Frame<'static>, &'static str)> {
     let v4 = Target::Addr("192.0.2.1:443".parse().unwrap());
@@ -245,20 +292,20 @@ fn session_frames() -> Vec<(Frame<'static>, &'static str)> {
 }
 
 const HELLO: &str = "0110a0a1a2a3a4a5a6a7a8a9aaabacadaeaf020482000000030480008000040250000504800100000604800400000710b0b1b2b3b4b5b6b7b8b9babbbcbdbebf0801090a0e686f6c64666173742f302e312e30";
+const FLOWS: &str = "0110c0c1c2c3c4c5c6c7c8c9cacbcccdcecf020482000000030480008000040250000504800100000604800400000b0244000901010a0e686f6c64666173742f302e312e30";
 const ACCEPT: &str = "0110c0c1c2c3c4c5c6c7c8c9cacbcccdcecf020482000000030480008000040250000504800100000604800400000901010a0e686f6c64666173742f302e312e30";
 
 #[test]
 fn frames() {
     let mut seen = vec![FrameType::Hello, FrameType::Accept];
-    for (frame, hex_bytes) in flow_frames().into_iter().chain(session_frames()) {
+    let all = [flow_frames(), session_frames(), datagram_frames()];
+    for (frame, hex_bytes) in all.into_iter().flatten() {
         let mut out = Vec::new();
         frame.encode(&mut out);
         check(&out, hex_bytes);
-        let space = if frame.frame_type().allowed_in(Space::Retained) {
-            Space::Retained
-        } else {
-            Space::Unretained
-        };
+        let spaces = [Space::Retained, Space::Unretained, Space::Datagram];
+        let allowed = |space: &Space| frame.frame_type().allowed_in(*space);
+        let space = spaces.into_iter().find(allowed).unwrap();
         let mut reader = Reader::new(&out);
         assert_eq!(Frame::parse(&mut reader, space), Ok(Some(frame.clone())));
         assert!(reader.is_empty());
@@ -279,6 +326,7 @@ fn parameters() {
         initial_max_streams: 4096,
         record_window: 65_536,
         max_record: 262_144,
+        max_flows: 0,
         continues: Some((numbered(0xb0), 9)),
         continued: None,
         software: "holdfast/0.1.0".into(),
@@ -289,9 +337,14 @@ fn parameters() {
         continued: Some(true),
         ..hello.clone()
     };
+    let flows = Params {
+        max_flows: 1024,
+        ..accept.clone()
+    };
     for (params, hex_bytes, framed) in [
         (hello, HELLO, format!("984053{HELLO}")),
         (accept, ACCEPT, format!("994041{ACCEPT}")),
+        (flows, FLOWS, format!("994045{FLOWS}")),
     ] {
         let mut body = Vec::new();
         params.encode(&mut body);
@@ -402,6 +455,70 @@ fn key_schedule_step_by_step() {
         ),
     ] {
         check(&value, hex_bytes);
+    }
+}
+
+#[test]
+fn names_of_paths() {
+    const CONNECTION: &str = "24fe748a493ad93103f7f9a666439980f61a6737";
+    let root = extract(b"holdfast1 generation 0", &golden(EXPORTER));
+    let resume = expand(&root, "resume", &[], 32);
+    let context = [0, 0, 0, 0, 0, 0, 0, 0, 1];
+    check(&expand(&resume, "connection", &context, 20), CONNECTION);
+    let name = session_names().connection(Direction::FromInitiator, 1);
+    assert_eq!(hex::encode(name.id), CONNECTION[..16]);
+    let header = name.hide(Epoch(0), 9);
+    check(
+        &header.encode(),
+        "8224fe748a493ad93103f7f9a666439980f61a6740",
+    );
+    assert_eq!(name.reveal(&header), (Epoch(0), 9));
+    let back = session_names().connection(Direction::FromResponder, 1);
+    check(&back.id, "f3d38442bfb8025e");
+}
+
+#[test]
+fn sealed_packets() {
+    const EPOCH_0: &str = "8224fe748a493ad93103f7f9a666439980f61a67401affb4b0dac1fc91bd25c0b831c37abdbbaec5a2a23140fd597146";
+    const STEP_1: &str = "82337827337a1f82847533eed786f7ca58ced428326cc7a023fec36a9b098f46c2f05e5556390575ad61da9a755e2ce7cffccfe0a103";
+    let first = expand(
+        &extract(b"holdfast1 generation 0", &golden(EXPORTER)),
+        "direction",
+        &[0],
+        32,
+    );
+    check(
+        &expand(&first, "d key", &[], 16),
+        "83f5e587972fbffdeb60d9ee6e8fbbaf",
+    );
+    check(&expand(&first, "d iv", &[], 12), "ee913f0a13557b515cd52bf2");
+    let mut keys = session_secret().seal_keys(Direction::FromInitiator);
+    let mut opener = session_secret().open_keys(Direction::FromInitiator);
+    let ping = Frame::Ping { token: TOKEN };
+    let padding = Frame::Padding { bytes: 4 };
+    for (counter, number, frames, hex_bytes) in [
+        (1, 9, vec![&ping], EPOCH_0),
+        (2, 10, vec![&ping, &padding], STEP_1),
+    ] {
+        let name = session_names().connection(Direction::FromInitiator, counter);
+        let header = name.hide(keys.epoch(), number).encode();
+        let mut plain = Vec::new();
+        for frame in frames {
+            frame.encode(&mut plain);
+        }
+        let clear = plain.clone();
+        let tag = keys.datagram_key().seal(&header, number, &mut plain);
+        let packet = [&header[..], &plain, &tag].concat();
+        check(&packet, hex_bytes);
+
+        let parsed = PacketHeader::parse(&packet).unwrap();
+        let (epoch, number) = name.reveal(&parsed);
+        let mut sealed = packet[PACKET_HEADER_BYTES..].to_vec();
+        let len = opener
+            .open_datagram(epoch, &header, number, &mut sealed)
+            .unwrap();
+        assert_eq!(sealed[..len], clear);
+        keys.ratchet();
     }
 }
 

@@ -4,7 +4,9 @@
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use session_proto::sim::{self, FEW_FAULTS, Fault, Mutation, Options, PLAIN_STREAMS, Tally};
+use session_proto::sim::{
+    self, FEW_FAULTS, Fault, Mutation, NO_FLOWS, Options, PLAIN_STREAMS, Tally,
+};
 
 /// Seeds of the test suite; `cargo xtask sim` runs any number.
 const SEEDS: u64 = 10_000;
@@ -17,6 +19,11 @@ const fn few(seed: u64) -> u64 {
 /// A seed from the time of plain streams.
 const fn plain(seed: u64) -> u64 {
     seed | PLAIN_STREAMS
+}
+
+/// A seed from the time before flows.
+const fn without_flows(seed: u64) -> u64 {
+    seed | NO_FLOWS
 }
 
 /// Seeds that failed once, with what was wrong. They stay for ever.
@@ -98,13 +105,18 @@ const REGRESSIONS: &[(u64, &str)] = &[
         "a sleep was taken for a round-trip time, and silence went unnoticed for seconds",
     ),
     (
-        88216,
+        without_flows(88216),
         "a record that its transport swallowed was hidden by a later one that came over another",
     ),
     (
-        193488,
+        without_flows(193488),
         "a request that crossed a RESUME took the peer to a transport that this end had left",
     ),
+    (
+        15705,
+        "a blocked path was asked again with packets that were too large for it, for ever",
+    ),
+    (17489, "a keep-alive that could not be sealed stayed due"),
 ];
 
 /// Runs `seeds` on all processors; every failure in the message, with the command that replays it.
@@ -153,6 +165,13 @@ fn every_seed_holds() {
         ("records doubled", tally.doubled),
         ("lanes", tally.lanes),
         ("faults soon after something else", tally.triggered),
+        ("flows", tally.flows),
+        ("datagrams", tally.datagrams),
+        ("packets", tally.packets),
+        ("forged packets", tally.forged),
+        ("datagrams in parts", tally.parts),
+        ("changes of the preferred path", tally.preferences),
+        ("proofs that datagrams arrive", tally.proofs),
     ] {
         assert!(count > SEEDS / 10, "only {count} {what} in {SEEDS} seeds");
     }
@@ -160,6 +179,17 @@ fn every_seed_holds() {
         let count = tally.faults[fault as usize];
         assert!(count > SEEDS / 20, "only {count} {name} in {SEEDS} seeds");
     }
+    for (what, count) in [
+        ("NATs that gave another address", tally.rebinds),
+        ("addresses adopted", tally.adopted),
+        ("datagrams lost in parts", tally.incomplete),
+        ("copies of datagrams dropped", tally.repeated),
+    ] {
+        assert!(count > SEEDS / 50, "only {count} {what} in {SEEDS} seeds");
+    }
+    // A path is given up after a while only, and runs are short.
+    let blocked = tally.blocked;
+    assert!(blocked > SEEDS / 250, "only {blocked} paths were blocked");
     // Few of these come while such streams are open.
     let half_dead = tally.half_dead;
     assert!(
@@ -325,4 +355,42 @@ fn a_lavish_doubt_is_caught() {
         Mutation::LavishDoubt,
         &["bytes on two transports in doubt"],
     );
+}
+
+#[test]
+fn a_wrong_datagram_is_caught() {
+    is_caught(Mutation::WrongDatagram, &["not what was sent"]);
+}
+
+#[test]
+fn a_datagram_that_comes_twice_is_caught() {
+    is_caught(Mutation::TwiceDelivered, &["came twice"]);
+}
+
+#[test]
+fn an_invented_datagram_is_caught() {
+    is_caught(Mutation::InventedDatagram, &["nobody sent"]);
+}
+
+#[test]
+fn lavish_answers_to_strangers_are_caught() {
+    is_caught(Mutation::LavishAnswer, &["bytes for"]);
+}
+
+#[test]
+fn a_moved_address_is_caught() {
+    is_caught(Mutation::StolenAddress, &["sends to a stranger"]);
+}
+
+#[test]
+fn deaf_flows_are_caught() {
+    is_caught(
+        Mutation::DeafFlows,
+        &["no datagram arrives", "nothing more will ever happen"],
+    );
+}
+
+#[test]
+fn hoarded_datagrams_are_caught() {
+    is_caught(Mutation::HoardedDatagrams, &["bytes of datagrams"]);
 }

@@ -8,7 +8,7 @@ use ring::hkdf::{HKDF_SHA256, KeyType, Prk, Salt};
 use zeroize::{Zeroize, ZeroizeOnDrop};
 
 use super::SealError;
-use crate::limits::{RECORD_HEADER_BYTES, TAG_BYTES};
+use crate::limits::TAG_BYTES;
 
 /// The AEAD of a session: that of the negotiated TLS cipher suite.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -132,12 +132,7 @@ impl RecordKey {
     }
 
     /// Seals `plain` in place and returns the tag. The caller never uses a number twice.
-    pub fn seal(
-        &self,
-        header: &[u8; RECORD_HEADER_BYTES],
-        number: u64,
-        plain: &mut [u8],
-    ) -> [u8; TAG_BYTES] {
+    pub fn seal(&self, header: &[u8], number: u64, plain: &mut [u8]) -> [u8; TAG_BYTES] {
         let tag = self
             .key
             .seal_in_place_separate_tag(self.nonce(number), Aad::from(header), plain)
@@ -148,12 +143,7 @@ impl RecordKey {
     }
 
     /// Opens ciphertext and tag in place and returns the length of the plaintext at the front.
-    pub fn open(
-        &self,
-        header: &[u8; RECORD_HEADER_BYTES],
-        number: u64,
-        sealed: &mut [u8],
-    ) -> Result<usize, SealError> {
+    pub fn open(&self, header: &[u8], number: u64, sealed: &mut [u8]) -> Result<usize, SealError> {
         self.key
             .open_in_place(self.nonce(number), Aad::from(header), sealed)
             .map(|plain| plain.len())

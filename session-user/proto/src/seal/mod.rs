@@ -3,9 +3,11 @@
 //! A *generation* comes from a TLS exporter (the full handshake is generation 0, each REAUTH the
 //! next); within it keys are ratcheted by *steps*. `docs/protocol.md` has the derivation.
 
+mod connection;
 mod keys;
 mod schedule;
 
+pub use connection::{Challenges, Connection};
 pub use keys::{Aead, RecordKey, Secret};
 pub use schedule::{Direction, Epoch, OpenKeys, SealKeys, SessionNames, SessionSecret};
 

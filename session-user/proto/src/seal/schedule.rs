@@ -1,6 +1,7 @@
 //! The key schedule: generations, steps, and which keys are alive.
 
 use super::SealError;
+use super::connection::Connection;
 use super::keys::{Aead, RecordKey, Secret};
 use crate::limits::EPOCHS_LIVE_MAX;
 use crate::wire::ResumeToken;
@@ -113,6 +114,14 @@ impl SessionNames {
         context[1..].copy_from_slice(&counter.to_be_bytes());
         self.resume.expand("token", &context)
     }
+
+    /// What the packets of `direction` are called on the path that `counter` stands for.
+    pub fn connection(&self, direction: Direction, counter: u64) -> Connection {
+        let mut context = [0; 9];
+        context[0] = direction.code();
+        context[1..].copy_from_slice(&counter.to_be_bytes());
+        Connection::new(&self.resume.expand("connection", &context))
+    }
 }
 
 /// What is kept of a generation: enough for the one after it, nothing to derive its own keys from.
@@ -183,6 +192,10 @@ impl Step {
     fn transport_key(&self, transport: u64) -> RecordKey {
         RecordKey::new(self.aead, &self.secret, "u", &transport.to_be_bytes())
     }
+
+    fn datagram_key(&self) -> RecordKey {
+        RecordKey::new(self.aead, &self.secret, "d", &[])
+    }
 }
 
 /// The sender's keys of one direction: always exactly one epoch, since a sender keeps ciphertext only.
@@ -218,6 +231,11 @@ impl SealKeys {
     /// The key of space U on `transport`, in the current epoch.
     pub fn transport_key(&self, transport: u64) -> RecordKey {
         self.current.transport_key(transport)
+    }
+
+    /// The key of space D in the current epoch.
+    pub fn datagram_key(&self) -> RecordKey {
+        self.current.datagram_key()
     }
 
     /// Goes to the next step; the old key is dropped, its secret wiped.
@@ -277,15 +295,42 @@ impl OpenKeys {
         number: u64,
         sealed: &mut [u8],
     ) -> Result<usize, SealError> {
+        self.open_by(epoch, |step| match transport {
+            None => step.retained.open(header, number, sealed),
+            // A key schedule per record would be dear: the caller keeps the key that
+            // `OpenKeys::transport_key` gives once a record of an epoch has been opened this way.
+            Some(id) => step.transport_key(id).open(header, number, sealed),
+        })
+    }
+
+    /// The same for a packet of space D, of whose key the caller has none yet:
+    /// [`Self::datagram_key`] gives it afterwards.
+    pub fn open_datagram(
+        &mut self,
+        epoch: Epoch,
+        header: &[u8; crate::limits::PACKET_HEADER_BYTES],
+        number: u64,
+        sealed: &mut [u8],
+    ) -> Result<usize, SealError> {
+        self.open_by(epoch, |step| {
+            step.datagram_key().open(header, number, sealed)
+        })
+    }
+
+    fn open_by(
+        &mut self,
+        epoch: Epoch,
+        with: impl FnOnce(&Step) -> Result<usize, SealError>,
+    ) -> Result<usize, SealError> {
         let at = (self.live.iter())
             .rposition(|l| l.step.epoch <= epoch)
             .ok_or(SealError::Retired(epoch))?;
         if self.live[at].step.epoch == epoch {
-            return open_with(&self.live[at].step, transport, header, number, sealed);
+            return with(&self.live[at].step);
         }
         let steps = self.steps_behind(at, epoch)?;
         let reached = steps.last().ok_or(SealError::Unexpected(epoch))?;
-        let len = open_with(reached, transport, header, number, sealed)?;
+        let len = with(reached)?;
         self.adopt(at, steps);
         Ok(len)
     }
@@ -341,6 +386,12 @@ impl OpenKeys {
         Some(live.step.transport_key(transport))
     }
 
+    /// The key of space D in `epoch`, while that epoch is alive.
+    pub fn datagram_key(&self, epoch: Epoch) -> Option<RecordKey> {
+        let live = self.live.iter().find(|l| l.step.epoch == epoch)?;
+        Some(live.step.datagram_key())
+    }
+
     /// Whether `epoch` has keys.
     pub fn is_live(&self, epoch: Epoch) -> bool {
         self.live.iter().any(|l| l.step.epoch == epoch)
@@ -369,20 +420,5 @@ impl OpenKeys {
         self.live
             .retain(|l| l.step.epoch == newest || l.end.is_none_or(|end| end > cumulative));
         self.live.len() != before
-    }
-}
-
-fn open_with(
-    step: &Step,
-    transport: Option<u64>,
-    header: &[u8; crate::limits::RECORD_HEADER_BYTES],
-    number: u64,
-    sealed: &mut [u8],
-) -> Result<usize, SealError> {
-    match transport {
-        None => step.retained.open(header, number, sealed),
-        // A key schedule per record would be dear: the caller keeps the key that
-        // `OpenKeys::transport_key` gives once a record of an epoch has been opened this way.
-        Some(id) => step.transport_key(id).open(header, number, sealed),
     }
 }

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use crate::limits;
-use crate::seal::Direction;
+use crate::seal::{Direction, Secret};
 
 /// Which end of the session this unit is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -65,6 +65,18 @@ pub struct Config {
     pub rekey_records: u64,
     /// Age of a key epoch, at most (checked when something is sealed: an idle session does not wake).
     pub rekey_after: Duration,
+    /// Flows that the peer may have open at once. A driver that serves none leaves it at 0.
+    pub max_flows: u64,
+    /// A flow without datagrams for so long is over. RFC 4787 REQ-5 asks for two minutes at least.
+    pub flow_idle: Duration,
+    /// Longest time without a packet on the UDP path in use, so that NATs on it do not forget; zero:
+    /// nothing is sent for that.
+    pub udp_keep_alive: Duration,
+    /// Whether that goes on while no flow is open.
+    pub udp_keep_alive_idle: bool,
+    /// Random, for this session and known to this end alone, if it has UDP paths: the peer must not be
+    /// able to guess what an address is challenged with.
+    pub challenge_seed: Secret,
 }
 
 impl Default for Config {
@@ -77,6 +89,11 @@ impl Default for Config {
             stream_window_max: 8 << 20,
             rekey_records: limits::REKEY_RECORDS,
             rekey_after: limits::REKEY_AFTER,
+            max_flows: 0,
+            flow_idle: Duration::from_secs(180),
+            udp_keep_alive: Duration::from_secs(20),
+            udp_keep_alive_idle: false,
+            challenge_seed: Secret::new([0; 32]),
         }
     }
 }

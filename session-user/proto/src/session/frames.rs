@@ -85,6 +85,15 @@ impl Session {
             Frame::ReauthDone { generation } => self.handle_reauth_done(now, generation)?,
             // The peer may not have heard yet that the session is over.
             _ if self.is_ending() => {}
+            Frame::Datagram { header, data } => {
+                let data = plain.slice_ref(data);
+                if self.handle_datagram(now, &header, data)? {
+                    self.answer_flow(handle, header.flow);
+                }
+                self.datagram_over_tcp_came(now);
+            }
+            Frame::FlowOk { id } => self.handle_flow_ok(id)?,
+            Frame::FlowClosed { id, errno } => self.handle_flow_closed(id, errno)?,
             stream_frame => {
                 if let (Frame::Stream { .. }, Some(transport)) =
                     (&stream_frame, self.transports.get_mut(&handle))
@@ -151,6 +160,18 @@ impl Session {
             .is_some_and(|t| t.urgent_len() < PONGS_QUEUED_MAX);
         if room {
             self.send_unretained(handle, &Frame::Pong { token });
+        }
+    }
+
+    /// FLOW_OK goes back with the datagrams, or not at all: the next one asks again.
+    fn answer_flow(&mut self, handle: Handle, id: u64) {
+        if let Some(transport) = self.transports.get_mut(&handle)
+            && transport.can_carry()
+            && transport.has_datagram_room()
+        {
+            let mut frame = Vec::with_capacity(16);
+            Frame::FlowOk { id }.encode(&mut frame);
+            transport.push_datagram(frame.into());
         }
     }
 

@@ -3,7 +3,8 @@
 //! The methods come in families. `handle_*` and the plain verbs say that something happened; the
 //! driver then drains, in this order: [`Session::poll_event`] until `None`, [`Session::prepare`]
 //! and [`Session::slices`] for each transport whose socket can be written, and
-//! [`Session::poll_timeout`] for the next deadline.
+//! [`Session::poll_timeout`] for the next deadline. One that serves flows also drains
+//! [`Session::poll_datagram`], [`Session::poll_flow_event`] and, last, [`Session::poll_udp`].
 //!
 //! What must never be: a byte leaves the send buffer without the peer's acknowledgement; a record
 //! is sealed twice; a record number is used twice under one key; credit is granted beyond the
@@ -12,6 +13,7 @@
 mod app;
 mod buf;
 mod config;
+mod datagrams;
 mod ease;
 mod event;
 mod flow;
@@ -31,19 +33,24 @@ mod stream;
 mod term;
 mod transmit;
 mod transport;
+mod udp;
+mod window;
 
 use std::collections::{BTreeMap, VecDeque};
 
 pub use buf::SendBuf;
 pub use config::{Config, Role, Stats};
+pub use datagrams::{FlowError, FlowEvent, FlowId, FlowStats};
 pub use event::{Event, Handle, StreamError, StreamId, TransportFault};
 pub use schedule::own_lane;
+pub use udp::{PacketFault, UdpPath, UdpStatus, UdpTransmit};
 
 use crate::Time;
 use crate::limits::CLOSE_LINGER;
 use crate::ranges::RangeSet;
 use crate::seal::{Epoch, OpenKeys, SealKeys, SessionNames, SessionSecret};
 use crate::wire::{Frame, Params};
+use datagrams::Datagrams;
 use ease::Easing;
 use event::Violation;
 use flow::Flow;
@@ -54,6 +61,7 @@ use stream::Stream;
 pub use term::Firsts;
 use transmit::AckState;
 use transport::{Phase, Transport};
+use udp::Udp;
 
 /// How far the session has come.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -124,6 +132,9 @@ pub struct Session {
     /// When a transport that takes nothing is waited for no more, of a pair or of an eased move.
     room_due: Option<Time>,
 
+    datagrams: Datagrams,
+    udp: Udp,
+
     events: VecDeque<Event>,
     stats: Stats,
 }
@@ -166,6 +177,7 @@ impl Session {
         };
         let flow = Flow::new(&config);
         let epochs = Epochs::new(seal.epoch(), now);
+        let udp = Udp::new(config.challenge_seed.clone());
         Self {
             role,
             config,
@@ -202,6 +214,8 @@ impl Session {
             wants_credit: false,
             wants_queue: false,
             room_due: None,
+            datagrams: Datagrams::default(),
+            udp,
             events: VecDeque::new(),
             stats: Stats::default(),
         }
@@ -241,6 +255,7 @@ impl Session {
             initial_max_streams: self.config.max_streams,
             record_window: crate::limits::RECORD_WINDOW,
             max_record: crate::limits::RECORD_PAYLOAD_BYTES_MAX as u64,
+            max_flows: self.config.max_flows,
             continues: None,
             continued: None,
             software: self.config.software.clone(),
@@ -270,14 +285,13 @@ impl Session {
             State::Closing { until, .. } => Some(until),
             _ => None,
         };
-        [ack, close, self.pulse_deadline(), self.room_due]
-            .into_iter()
-            .flatten()
-            .min()
+        let flows = [self.datagram_deadline(), self.udp_deadline()];
+        let own = [ack, close, self.pulse_deadline(), self.room_due];
+        own.into_iter().chain(flows).flatten().min()
     }
 
     /// A deadline of [`Self::poll_timeout`] has passed: call [`Self::prepare`] for every transport
-    /// afterwards.
+    /// afterwards, and [`Self::poll_udp`].
     pub fn handle_timeout(&mut self, now: Time) {
         self.now = now;
         if let State::Closing { until, .. } = self.state
@@ -287,6 +301,8 @@ impl Session {
         }
         self.check_pulses(now);
         self.check_room(now);
+        self.check_datagrams(now);
+        self.check_udp(now);
     }
 
     /// Ends the session: every stream is gone at once, and CLOSE is sent on the active transport.
@@ -322,6 +338,7 @@ impl Session {
         self.doubled_streams = 0;
         self.control.clear();
         self.flow.credit_due.clear();
+        self.datagrams.clear();
     }
 
     /// Whether the session is closing or closed.
@@ -388,7 +405,8 @@ impl Session {
     }
 
     /// Bytes held for the peer and for applications: retained records, received data and frames
-    /// that wait. Never above [`Config::memory_bytes`].
+    /// that wait. Never above [`Config::memory_bytes`]; datagrams are apart, in
+    /// [`Self::flow_memory_bytes`].
     pub fn memory_bytes(&self) -> usize {
         let received: usize = self.streams.values().map(|s| s.recv.buffered()).sum();
         let control: usize = self.control.iter().map(Vec::len).sum();

@@ -117,6 +117,8 @@ impl Session {
         let plain_bytes = match header.space {
             Space::Retained => self.open_retained(now, handle, raw, header, sealed)?,
             Space::Unretained => self.open_unretained(handle, raw, header, sealed)?,
+            // No record's header says so.
+            Space::Datagram => None,
         };
         let Some(plain_bytes) = plain_bytes else {
             return Ok(());
@@ -128,6 +130,7 @@ impl Session {
         self.handle_frames(now, handle, header.space, &plain)?;
         if header.space == Space::Retained && self.open.retire(self.received.cumulative()) {
             self.forget_retired_keys();
+            self.retire_packet_keys(now);
         }
         Ok(())
     }

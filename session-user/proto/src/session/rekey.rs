@@ -33,7 +33,12 @@ impl Epochs {
 
     /// One more record was sealed in the current epoch.
     pub fn sealed(&mut self) {
-        self.sealed += 1;
+        self.sealed_more(1);
+    }
+
+    /// The same for several.
+    pub fn sealed_more(&mut self, records: u64) {
+        self.sealed += records;
     }
 
     fn due(&self, now: Time, records: u64, after: Duration) -> bool {

@@ -132,10 +132,11 @@ impl Session {
     /// `handle`'s socket or link is gone. What was unacknowledged on it goes out on another
     /// transport: now if there is one, otherwise with the next [`Self::dial`]. The peer is told.
     pub fn transport_lost(&mut self, handle: Handle) {
-        let Some(lost) = self.transports.remove(&handle) else {
+        let Some(mut lost) = self.transports.remove(&handle) else {
             return;
         };
         self.forget_transport(handle);
+        self.move_datagrams(&mut lost);
         let news = !lost.done_told && lost.phase != Phase::AwaitResume && self.is_open();
         let Some(active) = self.active.filter(|_| news) else {
             return;
@@ -362,8 +363,11 @@ impl Session {
     }
 
     fn give_up(&mut self, handle: Handle) {
-        self.transports.remove(&handle);
+        let lost = self.transports.remove(&handle);
         self.forget_transport(handle);
+        if let Some(mut lost) = lost {
+            self.move_datagrams(&mut lost);
+        }
         self.events.push_back(Event::TransportDone(handle));
     }
 

@@ -80,6 +80,7 @@ impl Session {
             self.retry_reauth(now);
             self.flush_frames(now);
             self.flush_credit(now);
+            self.flush_flow_ends(now);
         }
         self.finish_draining(handle);
         let acks_here = self.ack_target() == Some(handle);
@@ -92,14 +93,16 @@ impl Session {
         let Some(transport) = self.transports.get_mut(&handle) else {
             return false;
         };
-        transport.stage(&self.retained);
+        let sealed = transport.stage(&self.retained, &self.seal);
+        self.epochs.sealed_more(sealed);
         // What was left out, because it was acknowledged over another transport, may have been all
         // that a draining transport waited for.
         self.finish_draining(handle);
         let Some(transport) = self.transports.get_mut(&handle) else {
             return false;
         };
-        transport.stage(&self.retained);
+        let sealed = transport.stage(&self.retained, &self.seal);
+        self.epochs.sealed_more(sealed);
         let has_staged = transport.has_staged();
         if has_staged {
             transport.pulse.waits(now);
@@ -228,7 +231,7 @@ impl Session {
         }
     }
 
-    fn can_seal_frames(&self) -> bool {
+    pub(super) fn can_seal_frames(&self) -> bool {
         // Before ACCEPT or HELLO the peer's window is unknown, and there is nothing to seal.
         self.retained.span() < self.peer.record_window
             && self.retained.bytes() < self.config.memory_bytes / 2

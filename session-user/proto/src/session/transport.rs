@@ -12,8 +12,8 @@ use super::retained::Retained;
 use super::term::Term;
 use crate::Time;
 use crate::limits::{
-    PAIR_QUEUE_BYTES_MIN, QUEUE_TIME, RECORD_HEADER_BYTES, TRANSPORT_QUEUE_BYTES,
-    TRANSPORT_QUEUE_BYTES_MIN,
+    DATAGRAM_QUEUE_BYTES, DATAGRAM_QUEUE_BYTES_MIN, DATAGRAM_QUEUE_TIME, PAIR_QUEUE_BYTES_MIN,
+    QUEUE_TIME, RECORD_HEADER_BYTES, TAG_BYTES, TRANSPORT_QUEUE_BYTES, TRANSPORT_QUEUE_BYTES_MIN,
 };
 use crate::seal::{Epoch, RecordKey, SealKeys};
 use crate::wire::{Route, Space};
@@ -57,6 +57,10 @@ pub(super) struct Transport {
     pub done_told: bool,
     /// Sealed records of space U and clear first bytes: they go before `queue`.
     urgent: VecDeque<Bytes>,
+    /// Frames of datagrams: each becomes a record of space U when its turn comes, behind `urgent` and
+    /// before `queue`. (Sealed earlier, its number would come after those of what overtakes it.)
+    datagrams: VecDeque<Bytes>,
+    datagram_bytes: usize,
     /// Retained records.
     queue: VecDeque<Queued>,
     /// What the next writes consist of; the front may be partly written. With the record's number,
@@ -88,6 +92,11 @@ struct Queued {
     len: usize,
 }
 
+/// What the frame of a datagram becomes on the wire.
+fn record_bytes(frame: &Bytes) -> usize {
+    RECORD_HEADER_BYTES + frame.len() + TAG_BYTES
+}
+
 impl Transport {
     pub fn new(phase: Phase, wire_id: u64, dialled: bool) -> Self {
         Self {
@@ -100,6 +109,8 @@ impl Transport {
             close_received: false,
             done_told: false,
             urgent: VecDeque::new(),
+            datagrams: VecDeque::new(),
+            datagram_bytes: 0,
             queue: VecDeque::new(),
             staged: VecDeque::new(),
             front_written: 0,
@@ -181,26 +192,72 @@ impl Transport {
         let urgent: usize = self.urgent.iter().map(Bytes::len).sum();
         let length = |queued: &Queued| retained.get(queued.number).map_or(0, Bytes::len);
         let queued: usize = self.queue.iter().map(length).sum();
-        self.queued_bytes = (staged + urgent + queued).saturating_sub(self.front_written);
+        let datagrams: usize = self.datagrams.iter().map(record_bytes).sum();
+        let all = staged + urgent + datagrams + queued;
+        self.queued_bytes = all.saturating_sub(self.front_written);
     }
 
-    /// Seals `frames` as the next record of space U and queues it. The room for the header is
-    /// made here.
+    fn datagram_limit(&self) -> usize {
+        let Some(rate) = self.pulse.rate() else {
+            return DATAGRAM_QUEUE_BYTES;
+        };
+        let bytes = u128::from(rate) * DATAGRAM_QUEUE_TIME.as_micros() / 1_000_000;
+        usize::try_from(bytes)
+            .unwrap_or(usize::MAX)
+            .clamp(DATAGRAM_QUEUE_BYTES_MIN, DATAGRAM_QUEUE_BYTES)
+    }
+
+    /// Whether a datagram need not wait behind too many others.
+    pub fn has_datagram_room(&self) -> bool {
+        self.datagram_bytes <= self.datagram_limit()
+    }
+
+    /// Bytes of datagrams that wait.
+    pub fn datagram_bytes(&self) -> usize {
+        self.datagram_bytes
+    }
+
+    /// Queues the frame of a datagram.
+    pub fn push_datagram(&mut self, frame: Bytes) {
+        self.queued_bytes += record_bytes(&frame);
+        self.datagram_bytes += record_bytes(&frame);
+        self.datagrams.push_back(frame);
+    }
+
+    /// The frames of datagrams that wait.
+    pub fn take_datagrams(&mut self) -> VecDeque<Bytes> {
+        self.queued_bytes -= self.datagram_bytes;
+        self.datagram_bytes = 0;
+        std::mem::take(&mut self.datagrams)
+    }
+
+    /// Seals the next datagram.
+    fn seal_datagram(&mut self, keys: &SealKeys) -> Option<Bytes> {
+        let frame = self.datagrams.pop_front()?;
+        self.datagram_bytes -= record_bytes(&frame);
+        self.seal_unretained(keys, &frame)
+    }
+
+    /// Seals `frames` as the next record of space U and queues it.
     pub fn push_unretained(&mut self, keys: &SealKeys, frames: &[u8]) {
+        if let Some(sealed) = self.seal_unretained(keys, frames) {
+            self.push_clear(sealed);
+        }
+    }
+
+    /// The next record of space U. The room for the header is made here.
+    fn seal_unretained(&mut self, keys: &SealKeys, frames: &[u8]) -> Option<Bytes> {
         let epoch = keys.epoch();
         if self.seal_key.as_ref().is_none_or(|(e, _)| *e != epoch) {
             self.seal_key = Some((epoch, keys.transport_key(self.wire_id)));
         }
-        let Some((_, key)) = &self.seal_key else {
-            return;
-        };
-        let mut record =
-            BytesMut::with_capacity(RECORD_HEADER_BYTES + frames.len() + crate::limits::TAG_BYTES);
+        let (_, key) = self.seal_key.as_ref()?;
+        let mut record = BytesMut::with_capacity(RECORD_HEADER_BYTES + frames.len() + TAG_BYTES);
         record.resize(RECORD_HEADER_BYTES, 0);
         record.extend_from_slice(frames);
         let sealed = seal_record(record, Space::Unretained, epoch.0, self.next_number, key);
         self.next_number += 1;
-        self.push_clear(sealed);
+        Some(sealed)
     }
 
     /// Bytes to be written until the last record below `below` has been.
@@ -208,9 +265,10 @@ impl Transport {
     pub fn bytes_ahead(&self, below: u64) -> usize {
         let staged = self.staged.iter().map(|(bytes, q)| (bytes.len(), *q));
         let urgent = self.urgent.iter().map(|bytes| (bytes.len(), None));
+        let datagrams = self.datagrams.iter().map(|d| (record_bytes(d), None));
         let queued = self.queue.iter().map(|q| (q.len, Some(*q)));
         let (mut bytes, mut ahead) = (0, 0);
-        for (len, queued) in staged.chain(urgent).chain(queued) {
+        for (len, queued) in staged.chain(urgent).chain(datagrams).chain(queued) {
             bytes += len;
             if queued.is_some_and(|q| q.number < below) {
                 ahead = bytes;
@@ -263,13 +321,17 @@ impl Transport {
     }
 
     /// Moves queued items into the stage. Records acknowledged meanwhile (over another transport)
-    /// are left out.
-    pub fn stage(&mut self, retained: &Retained) {
+    /// are left out. Returns how many were sealed now.
+    pub fn stage(&mut self, retained: &Retained, keys: &SealKeys) -> u64 {
+        let mut sealed = 0;
         let mut bytes: usize = self.staged.iter().map(|(bytes, _)| bytes.len()).sum();
         let most = self.stage_limit();
         while self.staged.len() < STAGE_BUFFERS && bytes < most {
             let next = if let Some(urgent) = self.urgent.pop_front() {
                 (urgent, None)
+            } else if let Some(datagram) = self.seal_datagram(keys) {
+                sealed += 1;
+                (datagram, None)
             } else if let Some(queued) = self.queue.pop_front() {
                 let Some(record) = retained.get(queued.number) else {
                     self.queued_bytes -= queued.len;
@@ -282,6 +344,7 @@ impl Transport {
             bytes += next.0.len();
             self.staged.push_back(next);
         }
+        sealed
     }
 
     pub fn has_staged(&self) -> bool {
@@ -289,7 +352,10 @@ impl Transport {
     }
 
     pub fn is_idle(&self) -> bool {
-        self.staged.is_empty() && self.urgent.is_empty() && self.queue.is_empty()
+        self.staged.is_empty()
+            && self.urgent.is_empty()
+            && self.datagrams.is_empty()
+            && self.queue.is_empty()
     }
 
     /// Fills `slices` with what is staged; returns how many were filled.

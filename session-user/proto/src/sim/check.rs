@@ -33,9 +33,15 @@ impl Check {
             bytes,
             streams,
             resumes,
+            arrived,
             ..
         } = self.tally;
-        let now = [bytes, streams, resumes, self.seen[0].0 + self.seen[1].0];
+        let now = [
+            bytes + arrived,
+            streams,
+            resumes,
+            self.seen[0].0 + self.seen[1].0,
+        ];
         if self.progress.1 != now {
             self.progress = (self.tally.steps, now);
         }
@@ -54,6 +60,7 @@ impl World<'_> {
             self.note_rekeys(side);
         }
         self.check_live();
+        self.check_flows();
         if self.mutation == Some(Mutation::StrayClose) && self.check.tally.steps == 100 {
             let now = self.now;
             if let Some(session) = self.session(Side::Responder) {
@@ -173,6 +180,7 @@ impl World<'_> {
         let sessions_rest =
             |s: &Session| s.is_open() && s.streams().next().is_none() && s.retained_bytes() == 0;
         self.rejoin.is_none()
+            && self.flows_rest()
             && self.hosts.iter().all(|h| {
                 h.wanted == 0
                     && h.retired.is_empty()
@@ -218,6 +226,7 @@ impl World<'_> {
             self.check.tally.doubled += stats.records_doubled;
             self.check.tally.rekeys += stats.rekeys;
         }
+        self.tally_flows();
     }
 
     fn unequal(&self, id: StreamId) -> Option<String> {

@@ -135,6 +135,7 @@ impl World<'_> {
                 found.ends[side as usize].handle = Some(handle);
             }
         }
+        self.flows_anew();
         self.moment(Moment::Begin);
     }
 

@@ -139,6 +139,9 @@ impl World<'_> {
             return;
         }
         self.note(Fault::NatForgets);
+        if self.flows.plan.is_some() {
+            self.rebind(link);
+        }
         for wire in self.wires_on(link) {
             if let Some(found) = self.wires.get_mut(&wire) {
                 for pipe in &mut found.pipes {
@@ -157,6 +160,9 @@ impl World<'_> {
             return;
         }
         self.note(Fault::AddressGone);
+        if self.flows.plan.is_some() && side == Side::Initiator {
+            self.new_socket(link);
+        }
         for wire in self.wires_on(link) {
             if let Some(found) = self.wires.get_mut(&wire) {
                 found.dead = true;
@@ -234,5 +240,6 @@ impl World<'_> {
         for side in Side::BOTH {
             self.open_wanted(side);
         }
+        self.flows_calm();
     }
 }

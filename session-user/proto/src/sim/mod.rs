@@ -6,7 +6,8 @@
 //! (`host`, `settle`, `app`, `renew`, `rejoin`, and in a share of the runs `driver` and `standby`), lets
 //! links, hosts and drivers fail (`faults`, `links`, `sleep`, `moves`), has an attacker copy, replay and
 //! damage what travels (`tap`, `attack`), and asks the checkers after every step (`check`, `live`,
-//! `agree`). The same seed gives the same run on every machine.
+//! `agree`). In a share of the runs there are flows as well (`flow_plan`, `flows`), over UDP (`packets`)
+//! and over the wires. The same seed gives the same run on every machine.
 //!
 //! A wire never loses or reorders bytes while it lives: transports are TCP. What TCP does not keep
 //! from a session is here: the death of connections with bytes in flight, each end hearing of it at
@@ -18,12 +19,15 @@ mod attack;
 mod check;
 mod driver;
 mod faults;
+mod flow_plan;
+mod flows;
 mod host;
 mod life;
 mod links;
 mod live;
 mod moves;
 mod net;
+mod packets;
 mod plan;
 mod rejoin;
 mod renew;
@@ -104,6 +108,20 @@ pub enum Mutation {
     TwoMinds,
     /// A doubt may cost next to nothing.
     LavishDoubt,
+    /// A datagram is another one than was sent.
+    WrongDatagram,
+    /// Datagrams are taken to have come before.
+    TwiceDelivered,
+    /// A datagram is taken for one that nobody sent.
+    InventedDatagram,
+    /// Answers to addresses of an attacker may cost next to nothing.
+    LavishAnswer,
+    /// An attacker is taken to have moved the peer's address.
+    StolenAddress,
+    /// No datagram is delivered once all is calm.
+    DeafFlows,
+    /// A session may hold no bytes of datagrams.
+    HoardedDatagrams,
 }
 
 /// A seed with this bit has only the faults that the simulator began with: the seeds of that time name
@@ -113,6 +131,10 @@ pub const FEW_FAULTS: u64 = 1 << 63;
 /// A seed with this bit has only streams that ask for nothing, and no lanes: the seeds of the time
 /// before these name the runs that they named then.
 pub const PLAIN_STREAMS: u64 = 1 << 62;
+
+/// A seed with this bit has no flows: the seeds of the time before these name the runs that they named
+/// then.
+pub const NO_FLOWS: u64 = 1 << 61;
 
 /// How to run a seed.
 #[derive(Default)]

@@ -341,5 +341,6 @@ fn config(rng: &mut Rng, seed: u64) -> Config {
         stream_window_max: rng.log_range(32 * 1024, 1 << 20),
         rekey_records: rng.pick(&[20, 50, 50, 200, 1 << 22]),
         rekey_after: rng.pick(&[200, 5_000, 3_600_000].map(Duration::from_millis)),
+        ..Config::default()
     }
 }

@@ -28,7 +28,8 @@ impl World<'_> {
                 }
             }
             // What is left out of a queue may be an event.
-            let wrote = self.flush(side);
+            let mut wrote = self.flush(side);
+            wrote |= self.settle_flows(side);
             if !wrote && rested && !self.has_events(side) {
                 return self.arm(side);
             }

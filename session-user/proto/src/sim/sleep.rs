@@ -75,6 +75,7 @@ impl World<'_> {
             | Happening::Timer { side }
             | Happening::Tick { side, .. }
             | Happening::Doubt { side }
+            | Happening::FlowTick { side, .. }
             | Happening::DriverLearns { side } => Some(side),
             Happening::Target { id } => Some(Side::opener(id).other()),
             Happening::Decide { .. } => Some(Side::Responder),

@@ -51,6 +51,32 @@ pub struct Tally {
     pub agreements: u64,
     /// Doubts in which the bytes sent twice were counted.
     pub hedges: u64,
+    /// Flows opened.
+    pub flows: u64,
+    /// Datagrams sent, and delivered.
+    pub datagrams: u64,
+    /// See `datagrams`.
+    pub arrived: u64,
+    /// Packets of the UDP transport.
+    pub packets: u64,
+    /// Packets of an attacker.
+    pub forged: u64,
+    /// Packets with a part of a datagram.
+    pub parts: u64,
+    /// Datagrams of which a part was lost.
+    pub incomplete: u64,
+    /// Copies of datagrams that were dropped.
+    pub repeated: u64,
+    /// Times that the initiator preferred another path.
+    pub preferences: u64,
+    /// Addresses that a NAT or a new socket replaced.
+    pub rebinds: u64,
+    /// Addresses that a responder validated and adopted.
+    pub adopted: u64,
+    /// Paths that were found to be blocked.
+    pub blocked: u64,
+    /// Flows on which datagrams went both ways once all was calm.
+    pub proofs: u64,
 }
 
 /// What else can happen to transports than that they die and both ends hear of it.
@@ -122,5 +148,18 @@ impl std::ops::AddAssign for Tally {
         self.watched += other.watched;
         self.agreements += other.agreements;
         self.hedges += other.hedges;
+        self.flows += other.flows;
+        self.datagrams += other.datagrams;
+        self.arrived += other.arrived;
+        self.packets += other.packets;
+        self.forged += other.forged;
+        self.parts += other.parts;
+        self.incomplete += other.incomplete;
+        self.repeated += other.repeated;
+        self.preferences += other.preferences;
+        self.rebinds += other.rebinds;
+        self.adopted += other.adopted;
+        self.blocked += other.blocked;
+        self.proofs += other.proofs;
     }
 }

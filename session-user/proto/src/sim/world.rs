@@ -7,6 +7,8 @@ use std::time::Duration;
 use super::agree::LastMove;
 use super::check::Check;
 use super::driver::Driver;
+use super::flow_plan::{FlowAct, FlowPlan};
+use super::flows::Flows;
 use super::host::Host;
 use super::live::Live;
 use super::net::{Link, Wire};
@@ -17,9 +19,9 @@ use super::sleep::{Asleep, Late};
 use super::tally::Tally;
 use super::tap::Kept;
 use super::trouble::Moments;
-use super::{FEW_FAULTS, Failure, Mutation, Options, PLAIN_STREAMS, Side};
+use super::{FEW_FAULTS, Failure, Mutation, NO_FLOWS, Options, PLAIN_STREAMS, Side};
 use crate::Time;
-use crate::session::StreamId;
+use crate::session::{FlowId, StreamId};
 
 /// A run that has not drained so long after the network was healed never will.
 const DRAIN_MAX: Duration = Duration::from_secs(180);
@@ -77,6 +79,14 @@ pub(super) enum Happening {
     Look,
     /// The ends should agree on a transport.
     Agree,
+    /// A packet of the UDP transport arrives.
+    Packet { id: u64 },
+    /// The application that opened a flow sends.
+    FlowTick { side: Side, id: FlowId },
+    /// A side proves that datagrams arrive.
+    Proof { side: Side },
+    /// Something of the plan for flows.
+    Flow(FlowAct),
     /// Something of the script.
     Act(Action),
     /// From now on nothing goes wrong.
@@ -114,6 +124,7 @@ pub(super) struct World<'a> {
     pub moments: Moments,
     pub live: Live,
     pub last_move: LastMove,
+    pub flows: Flows,
     pub calm: bool,
     pub parting: bool,
     pub check: Check,
@@ -128,8 +139,12 @@ impl<'a> World<'a> {
         let few = seed & FEW_FAULTS != 0;
         let plain = few || seed & PLAIN_STREAMS != 0;
         let given = seed;
-        let seed = seed & !(FEW_FAULTS | PLAIN_STREAMS);
-        let script = Script::new(seed, few, plain);
+        let seed = seed & !(FEW_FAULTS | PLAIN_STREAMS | NO_FLOWS);
+        let mut script = Script::new(seed, few, plain);
+        let mut flows = Flows::default();
+        if !plain && given & NO_FLOWS == 0 {
+            flows.plan = FlowPlan::draw(&mut script);
+        }
         let mut world = Self {
             seed: given,
             few,
@@ -152,6 +167,7 @@ impl<'a> World<'a> {
             moments: Moments::default(),
             live: Live::default(),
             last_move: LastMove::default(),
+            flows,
             calm: false,
             parting: false,
             check: Check::default(),
@@ -164,6 +180,7 @@ impl<'a> World<'a> {
             world.at(at, Happening::Act(action));
         }
         world.at(world.script.calm_at, Happening::Calm);
+        world.flows_begin();
         world.begin();
         world
     }
@@ -278,6 +295,10 @@ impl<'a> World<'a> {
             Happening::Look => self.look(),
             Happening::Agree => self.look_for_agreement(),
             Happening::HoleEnds { link, dies } => self.hole_ends(link, dies),
+            Happening::Packet { id } => self.packet_arrives(id),
+            Happening::FlowTick { side, id } => self.flow_tick(side, id),
+            Happening::Proof { side } => self.proof(side),
+            Happening::Flow(act) => self.flow_act(act),
             Happening::Act(action) => self.act(action),
             Happening::Calm => self.calm_down(),
         }

@@ -1,25 +1,28 @@
 //! Frames: what is inside a record. One table holds all numbers.
 
 use super::ack::Ack;
+use super::datagram::DatagramHeader;
 use super::service::{Route, Service};
 use super::target::Target;
 use super::varint::{put_varint, varint_bytes};
 use crate::limits::REASON_BYTES_MAX;
 
-/// The two record spaces.
+/// The record spaces.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Space {
     /// *R*: retained until acknowledged, numbered across the session.
     Retained,
     /// *U*: never retained, numbered on each transport.
     Unretained,
+    /// *D*: packets of the UDP transport, never retained, numbered across the session.
+    Datagram,
 }
 
 /// Bit of a frame type that says: a receiver that does not know this frame must not go on.
 pub(super) const CRITICAL: u8 = 0x80;
 
 macro_rules! frame_table {
-    ($($(#[$doc:meta])* $name:ident = $code:literal in $r:literal $u:literal;)*) => {
+    ($($(#[$doc:meta])* $name:ident = $code:literal in $r:literal $u:literal $d:literal;)*) => {
         /// Every frame type of version 1.
         #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
         #[repr(u8)]
@@ -32,8 +35,8 @@ macro_rules! frame_table {
 
             /// Whether the frame may stand in `space`.
             pub const fn allowed_in(self, space: Space) -> bool {
-                let (r, u) = match self { $(Self::$name => ($r == 'R', $u == 'U'),)* };
-                match space { Space::Retained => r, Space::Unretained => u }
+                let (r, u, d) = match self { $(Self::$name => ($r == 'R', $u == 'U', $d == 'D'),)* };
+                match space { Space::Retained => r, Space::Unretained => u, Space::Datagram => d }
             }
 
             /// All types, in the order of their numbers.
@@ -44,51 +47,63 @@ macro_rules! frame_table {
 
 frame_table! {
     /// Asks for a PONG on the same transport.
-    Ping = 0x10 in '-' 'U';
+    Ping = 0x10 in '-' 'U' 'D';
     /// Answers a PING.
-    Pong = 0x11 in '-' 'U';
+    Pong = 0x11 in '-' 'U' 'D';
+    /// A datagram of a flow, or a part of one.
+    Datagram = 0x12 in '-' 'U' 'D';
+    /// The sender has the flow: its opener need not name the target any more.
+    FlowOk = 0x13 in '-' 'U' 'D';
+    /// A flow is over.
+    FlowClosed = 0x14 in 'R' '-' '-';
+    /// Asks whoever receives at an address to answer.
+    PathChallenge = 0x15 in '-' '-' 'D';
+    /// Answers a PATH_CHALLENGE.
+    PathResponse = 0x16 in '-' '-' 'D';
+    /// Makes a packet larger.
+    Padding = 0x17 in '-' '-' 'D';
     /// Application bytes of a stream.
-    Stream = 0x81 in 'R' '-';
+    Stream = 0x81 in 'R' '-' '-';
     /// Record numbers held.
-    Ack = 0x82 in '-' 'U';
+    Ack = 0x82 in '-' 'U' '-';
     /// Credit for all streams together; cumulative.
-    MaxData = 0x83 in 'R' '-';
+    MaxData = 0x83 in 'R' '-' '-';
     /// Credit for one stream; cumulative.
-    MaxStreamData = 0x84 in 'R' '-';
+    MaxStreamData = 0x84 in 'R' '-' '-';
     /// Credit for opening streams; cumulative.
-    MaxStreams = 0x85 in 'R' '-';
+    MaxStreams = 0x85 in 'R' '-' '-';
     /// The sender aborts its direction of a stream.
-    ResetStream = 0x86 in 'R' '-';
+    ResetStream = 0x86 in 'R' '-' '-';
     /// The sender will not read more of a stream.
-    StopSending = 0x87 in 'R' '-';
+    StopSending = 0x87 in 'R' '-' '-';
     /// Opens a stream to a target.
-    Open = 0x88 in 'R' '-';
+    Open = 0x88 in 'R' '-' '-';
     /// The target is connected.
-    OpenOk = 0x89 in 'R' '-';
+    OpenOk = 0x89 in 'R' '-' '-';
     /// The target could not be connected.
-    OpenFailed = 0x8a in 'R' '-';
+    OpenFailed = 0x8a in 'R' '-' '-';
     /// First frame of the initiator in a new session.
-    Hello = 0x98 in '-' 'U';
+    Hello = 0x98 in '-' 'U' '-';
     /// First frame of the responder in a new session.
-    Accept = 0x99 in '-' 'U';
+    Accept = 0x99 in '-' 'U' '-';
     /// First frame of a dialler on a further transport.
-    Resume = 0x9a in '-' 'U';
+    Resume = 0x9a in '-' 'U' '-';
     /// First frame of an acceptor on a further transport.
-    Resumed = 0x9b in '-' 'U';
+    Resumed = 0x9b in '-' 'U' '-';
     /// What the sender wants this transport to be.
-    TransportStatus = 0x9c in '-' 'U';
+    TransportStatus = 0x9c in '-' 'U' '-';
     /// The sender sends nothing more on this transport.
-    TransportClose = 0x9d in '-' 'U';
+    TransportClose = 0x9d in '-' 'U' '-';
     /// The session ends.
-    Close = 0x9e in 'R' '-';
+    Close = 0x9e in 'R' '-' '-';
     /// A transport of the session is lost: what went over it comes again on another.
-    TransportLost = 0x9f in '-' 'U';
+    TransportLost = 0x9f in '-' 'U' '-';
     /// The sender's next record has a new key epoch.
-    Rekey = 0xa0 in 'R' '-';
+    Rekey = 0xa0 in 'R' '-' '-';
     /// Bytes of the in-band TLS handshake.
-    Reauth = 0xa1 in 'R' '-';
+    Reauth = 0xa1 in 'R' '-' '-';
     /// The sender has finished the in-band handshake and accepts its outcome.
-    ReauthDone = 0xa2 in 'R' '-';
+    ReauthDone = 0xa2 in 'R' '-' '-';
 }
 
 /// A frame. `docs/protocol.md` gives the bytes of each body.
@@ -100,6 +115,27 @@ pub enum Frame<'a> {
     },
     Pong {
         token: u64,
+    },
+    Datagram {
+        header: DatagramHeader,
+        data: &'a [u8],
+    },
+    FlowOk {
+        id: u64,
+    },
+    FlowClosed {
+        id: u64,
+        errno: u64,
+    },
+    PathChallenge {
+        data: [u8; 8],
+    },
+    PathResponse {
+        data: [u8; 8],
+    },
+    /// With so many bytes of body.
+    Padding {
+        bytes: usize,
     },
     Stream {
         header: StreamHeader,
@@ -247,6 +283,12 @@ impl Frame<'_> {
         match self {
             Self::Ping { .. } => FrameType::Ping,
             Self::Pong { .. } => FrameType::Pong,
+            Self::Datagram { .. } => FrameType::Datagram,
+            Self::FlowOk { .. } => FrameType::FlowOk,
+            Self::FlowClosed { .. } => FrameType::FlowClosed,
+            Self::PathChallenge { .. } => FrameType::PathChallenge,
+            Self::PathResponse { .. } => FrameType::PathResponse,
+            Self::Padding { .. } => FrameType::Padding,
             Self::Stream { .. } => FrameType::Stream,
             Self::Ack { .. } => FrameType::Ack,
             Self::MaxData { .. } => FrameType::MaxData,
@@ -271,9 +313,18 @@ impl Frame<'_> {
         }
     }
 
-    /// Appends type, length and body. Bodies are below 16 KiB but for STREAM, whose data goes
-    /// through [`StreamHeader::write_before`] when there is much of it.
+    /// Appends type, length and body. Bodies are below 16 KiB but for DATAGRAM, PADDING and STREAM,
+    /// whose data goes through [`StreamHeader::write_before`] when there is much of it.
     pub fn encode(&self, out: &mut Vec<u8>) {
+        match self {
+            Self::Datagram { header, data } => return header.encode_frame(data, out),
+            Self::Padding { bytes } => {
+                out.push(FrameType::Padding as u8);
+                put_varint(out, *bytes as u64);
+                return out.resize(out.len() + bytes, 0);
+            }
+            _ => {}
+        }
         if let Self::Stream { header, data } = self {
             let mut room = [0; StreamHeader::BYTES_MAX];
             let len = header.write_before(&mut room, data.len());
@@ -295,7 +346,12 @@ impl Frame<'_> {
             Self::Ping { token } | Self::Pong { token } => {
                 out.extend_from_slice(&token.to_be_bytes())
             }
-            Self::Stream { .. } => {}
+            Self::FlowOk { id } => put_varint(out, *id),
+            Self::FlowClosed { id, errno } => put_all(out, &[*id, *errno]),
+            Self::PathChallenge { data } | Self::PathResponse { data } => {
+                out.extend_from_slice(data);
+            }
+            Self::Stream { .. } | Self::Datagram { .. } | Self::Padding { .. } => {}
             Self::Ack { ack, delay_us } => {
                 put_varint(out, *delay_us);
                 ack.encode(out);

@@ -5,7 +5,9 @@
 
 mod ack;
 pub mod close_code;
+mod datagram;
 mod frame;
+mod packet;
 mod params;
 mod parse;
 mod preamble;
@@ -15,7 +17,9 @@ mod target;
 mod varint;
 
 pub use ack::Ack;
+pub use datagram::{DatagramHeader, Fragment};
 pub use frame::{Frame, FrameType, Space, StreamHeader};
+pub use packet::{ConnectionId, PacketHeader};
 pub use params::Params;
 pub use preamble::{Kind, Preamble, Reply, ResumeToken, Status};
 pub use record::RecordHeader;

@@ -14,6 +14,7 @@ const CONTINUES: u64 = 0x07;
 const CONTINUES_COUNTER: u64 = 0x08;
 const CONTINUED: u64 = 0x09;
 const SOFTWARE: u64 = 0x0a;
+const MAX_FLOWS: u64 = 0x0b;
 
 /// What one unit tells the other when a session begins.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -30,6 +31,8 @@ pub struct Params {
     pub record_window: u64,
     /// Largest sealed payload that the peer may send, in bytes.
     pub max_record: u64,
+    /// Flows that the peer may have open at once; 0 for a unit that knows none.
+    pub max_flows: u64,
     /// In HELLO: a session that the initiator still holds and whose resume was refused, with the
     /// counter that it will dial with next.
     pub continues: Option<([u8; 16], u64)>,
@@ -56,6 +59,9 @@ impl Params {
             (MAX_RECORD, self.max_record),
         ] {
             put(id, &varint(number));
+        }
+        if self.max_flows > 0 {
+            put(MAX_FLOWS, &varint(self.max_flows));
         }
         if let Some((session, counter)) = self.continues {
             put(CONTINUES, &session);
@@ -98,6 +104,7 @@ impl Params {
                 INITIAL_MAX_STREAMS => out.initial_max_streams = value.varint("a limit")?,
                 RECORD_WINDOW => out.record_window = value.varint("a limit")?,
                 MAX_RECORD => out.max_record = value.varint("a limit")?,
+                MAX_FLOWS => out.max_flows = value.varint("a limit")?,
                 CONTINUES => continues = Some(value.array("a session id")?),
                 CONTINUES_COUNTER => counter = Some(value.varint("a counter")?),
                 CONTINUED => out.continued = Some(value.u8("an answer")? != 0),

@@ -2,6 +2,7 @@
 
 use super::WireError;
 use super::ack::Ack;
+use super::datagram::DatagramHeader;
 use super::frame::{CRITICAL, FIN, Frame, FrameType, Space, StreamHeader};
 use super::service::{Route, Service};
 use super::target::Target;
@@ -37,6 +38,26 @@ impl<'a> Frame<'a> {
             },
             FrameType::Pong => Self::Pong {
                 token: u64::from_be_bytes(body.array(WHAT)?),
+            },
+            FrameType::Datagram => Self::Datagram {
+                header: DatagramHeader::parse(body)?,
+                data: DatagramHeader::data(body)?,
+            },
+            FrameType::FlowOk => Self::FlowOk {
+                id: body.varint(WHAT)?,
+            },
+            FrameType::FlowClosed => Self::FlowClosed {
+                id: body.varint(WHAT)?,
+                errno: body.varint(WHAT)?,
+            },
+            FrameType::PathChallenge => Self::PathChallenge {
+                data: body.array(WHAT)?,
+            },
+            FrameType::PathResponse => Self::PathResponse {
+                data: body.array(WHAT)?,
+            },
+            FrameType::Padding => Self::Padding {
+                bytes: body.rest().len(),
             },
             FrameType::Stream => Self::parse_stream(body)?,
             FrameType::Ack => Self::Ack {

@@ -32,6 +32,8 @@ impl RecordHeader {
         out[0] = match self.space {
             Space::Retained => TYPE_RETAINED,
             Space::Unretained => TYPE_UNRETAINED,
+            // Space D has packets instead, and no record begins so: `parse` refuses it.
+            Space::Datagram => 0,
         };
         out[4..8].copy_from_slice(&self.epoch.to_be_bytes());
         out[8..].copy_from_slice(&self.number.to_be_bytes());

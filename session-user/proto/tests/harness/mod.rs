@@ -1,13 +1,17 @@
 //! What fuzzing calls: one function for each kind of bytes from a peer. They take anything, and
 //! panic if a promise is broken. The fuzz smoke test and the targets in `fuzz/` share them.
 
+pub mod datagrams;
 pub mod pair;
 
 use bytes::BytesMut;
-use session_proto::limits::{RECORD_PAYLOAD_BYTES_MAX, ROUTING_TOKEN_BYTES_MAX};
+use session_proto::limits::{
+    PACKET_HEADER_BYTES, RECORD_PAYLOAD_BYTES_MAX, ROUTING_TOKEN_BYTES_MAX,
+};
 use session_proto::session::{Event, SendBuf, Session};
 use session_proto::wire::{
-    Frame, Kind, Params, Preamble, Reader, RecordHeader, Reply, Space, Target, VARINT_MAX,
+    Frame, Kind, PacketHeader, Params, Preamble, Reader, RecordHeader, Reply, Space, Target,
+    VARINT_MAX,
 };
 
 use pair::{NOW, Pair};
@@ -50,7 +54,7 @@ pub fn record_header(input: &[u8]) {
 
 /// The plaintext of a record: what parses comes back from its own encoding.
 pub fn frames(input: &[u8]) {
-    for space in [Space::Retained, Space::Unretained] {
+    for space in [Space::Retained, Space::Unretained, Space::Datagram] {
         let mut reader = Reader::new(input);
         while !reader.is_empty() {
             let left = reader.rest().len();
@@ -65,7 +69,7 @@ pub fn frames(input: &[u8]) {
 }
 
 fn frame_comes_back(frame: &Frame<'_>, space: Space) {
-    // Only STREAM is ever sent with a body of 16 KiB or more.
+    // Of those whose length is written in two bytes, none is ever sent with a longer body.
     if matches!(frame, Frame::Hello { params } | Frame::Accept { params } if params.len() >= 0x4000)
     {
         return;
@@ -167,6 +171,35 @@ pub fn session(plan: &[u8]) {
         0,
         "something was never acknowledged"
     );
+}
+
+/// The front of a packet.
+pub fn packet_header(input: &[u8]) {
+    let Ok(header) = PacketHeader::parse(input) else {
+        return;
+    };
+    assert_eq!(header.encode()[..], input[..PACKET_HEADER_BYTES]);
+}
+
+/// An attacker on the path of the UDP transport. Each 7 bytes of `plan` are one packet's fate: which of
+/// the latest ones and whether it comes before the packets of the ends, how it is changed (5 bytes), and
+/// from where it comes.
+///
+/// Whatever that is: both sessions live, every datagram comes at most once, unchanged and on its flow,
+/// the peer's address stays, and at the end datagrams go both ways.
+pub fn packets(plan: &[u8]) {
+    let mut net = datagrams::Net::established();
+    for step in plan.chunks_exact(7).take(24) {
+        if step[0] & 0x40 != 0 {
+            net.hold();
+        }
+        net.exchange();
+        let mut hit = net.pick(step[0]);
+        change(&mut hit, [step[1], step[2], step[3], step[4], step[5]]);
+        net.inject(step[0], &hit, step[6]);
+        net.release();
+    }
+    net.settle();
 }
 
 fn attack(mut bytes: Vec<u8>, changes: &[u8]) -> Vec<u8> {

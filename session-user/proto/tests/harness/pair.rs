@@ -51,9 +51,14 @@ fn take(
 impl Pair {
     /// Both open, on one transport.
     pub fn established() -> Self {
+        Self::with_config(&Config::default())
+    }
+
+    /// The same with limits of its own.
+    pub fn with_config(config: &Config) -> Self {
         let secret = || SessionSecret::new(Aead::Aes128Gcm, &Secret::new([3; 32]));
-        let (client, client_wire) = Session::initiate(NOW, Config::default(), secret(), None);
-        let (server, server_wire) = Session::respond(NOW, Config::default(), secret());
+        let (client, client_wire) = Session::initiate(NOW, config.clone(), secret(), None);
+        let (server, server_wire) = Session::respond(NOW, config.clone(), secret());
         let mut pair = Self {
             client,
             server,

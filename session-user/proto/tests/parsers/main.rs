@@ -6,13 +6,14 @@ mod strategies;
 use proptest::collection::vec;
 use proptest::prelude::*;
 use session_proto::limits::{
-    ACK_RANGES_MAX, HOST_NAME_BYTES_MAX, PARAMS_BYTES_MAX, REASON_BYTES_MAX,
+    ACK_RANGES_MAX, DATAGRAM_BYTES_MAX, HOST_NAME_BYTES_MAX, PARAMS_BYTES_MAX, REASON_BYTES_MAX,
     REAUTH_CHUNK_BYTES_MAX, RECORD_HEADER_BYTES, RECORD_PAYLOAD_BYTES_MAX,
     RECORD_PAYLOAD_BYTES_MIN, RECORD_WINDOW_MIN, ROUTING_TOKEN_BYTES_MAX, TAG_BYTES,
 };
 use session_proto::wire::{
-    Ack, Frame, FrameType, Kind, Params, Preamble, Reader, RecordHeader, Reply, Service, Space,
-    Status, StreamHeader, Target, VARINT_MAX, WireError, put_varint, varint_bytes,
+    Ack, DatagramHeader, Fragment, Frame, FrameType, Kind, PacketHeader, Params, Preamble, Reader,
+    RecordHeader, Reply, Service, Space, Status, StreamHeader, Target, VARINT_MAX, WireError,
+    put_varint, varint_bytes,
 };
 use strategies::*;
 
@@ -23,12 +24,11 @@ fn encoded(frame: &Frame<'_>) -> Vec<u8> {
 }
 
 fn space_of(frame_type: FrameType) -> Space {
-    if frame_type.allowed_in(Space::Retained) {
-        Space::Retained
-    } else {
-        Space::Unretained
-    }
+    let allowed = |space: &Space| frame_type.allowed_in(*space);
+    SPACES.into_iter().find(allowed).unwrap()
 }
+
+const SPACES: [Space; 3] = [Space::Retained, Space::Unretained, Space::Datagram];
 
 fn parse(bytes: &[u8], space: Space) -> Result<Option<Frame<'_>>, WireError> {
     Frame::parse(&mut Reader::new(bytes), space)
@@ -58,6 +58,14 @@ fn assert_bounded(frame: &Frame<'_>, input: usize) {
         }
         Frame::Open {
             target: Target::Name(name, _),
+            ..
+        }
+        | Frame::Datagram {
+            header:
+                DatagramHeader {
+                    target: Some(Target::Name(name, _)),
+                    ..
+                },
             ..
         } => assert!(name.len() <= HOST_NAME_BYTES_MAX && name.capacity() <= 2 * input),
         _ => {}
@@ -94,6 +102,7 @@ fn params() -> impl Strategy<Value = Params> {
             initial_max_streams: limits.2,
             record_window: records.0,
             max_record: records.1,
+            max_flows: limits.0,
             continues: rest.0,
             continued: rest.1,
             software: rest.2,
@@ -142,18 +151,22 @@ proptest! {
     #[test]
     fn a_frame_in_the_wrong_space_is_refused(frame in frames()) {
         let bytes = encoded(&frame);
-        let wrong = match space_of(frame.frame_type()) {
-            Space::Retained => Space::Unretained,
-            Space::Unretained => Space::Retained,
-        };
-        prop_assert_eq!(parse(&bytes, wrong), Err(WireError::WrongSpace(frame.frame_type())));
+        let refused = Err(WireError::WrongSpace(frame.frame_type()));
+        for space in SPACES {
+            if !frame.frame_type().allowed_in(space) {
+                prop_assert_eq!(parse(&bytes, space), refused.clone());
+            }
+        }
+        let spaces = SPACES.map(|space| frame.frame_type().allowed_in(space));
+        prop_assert!(spaces != [true; 3] && spaces != [false; 3]);
     }
 
     #[test]
     fn arbitrary_bytes_do_no_harm(bytes in vec(any::<u8>(), 0..600)) {
-        for space in [Space::Retained, Space::Unretained] {
+        for space in SPACES {
             parse_record(&bytes, space);
         }
+        let _ = PacketHeader::parse(&bytes);
         let _ = Params::parse(&bytes);
         if let Ok(Some((preamble, used))) = Preamble::parse(&bytes) {
             prop_assert!(used <= bytes.len());
@@ -174,7 +187,7 @@ proptest! {
 
     #[test]
     fn changed_frames_do_no_harm(
-        list in vec(session_frames(), 1..6),
+        list in vec(prop_oneof![session_frames(), flow_frames()], 1..6),
         changes in vec((any::<prop::sample::Index>(), any::<u8>()), 1..8),
     ) {
         let mut bytes: Vec<u8> = list.iter().flat_map(encoded).collect();
@@ -182,8 +195,9 @@ proptest! {
             let at = at.index(bytes.len());
             bytes[at] = value;
         }
-        parse_record(&bytes, Space::Unretained);
-        parse_record(&bytes, Space::Retained);
+        for space in SPACES {
+            parse_record(&bytes, space);
+        }
     }
 
     #[test]
@@ -215,7 +229,8 @@ proptest! {
         let required = bytes.len() - 1 - varint_bytes(name as u64) - name;
         let cut = at.index(required);
         let got = Params::parse(&bytes[..cut]);
-        let optional = params.continues.is_some() || params.continued.is_some();
+        let optional =
+            params.continues.is_some() || params.continued.is_some() || params.max_flows > 0;
         prop_assert!(got.is_err() || optional, "{got:?}");
     }
 
@@ -308,6 +323,11 @@ fn bodies_cut_at_every_byte() {
             epoch: 1,
             first: 1 << 20,
         },
+        Frame::FlowClosed {
+            id: 1 << 20,
+            errno: 111,
+        },
+        Frame::PathChallenge { data: [7; 8] },
     ];
     for frame in fixed {
         let bytes = encoded(&frame);
@@ -328,6 +348,34 @@ fn bodies_cut_at_every_byte() {
     }
 }
 
+/// All of a DATAGRAM but its data, which has no length of its own.
+#[test]
+fn datagram_headers_cut_at_every_byte() {
+    let header = DatagramHeader {
+        flow: 1 << 20,
+        target: Some(Target::Name("ns.internal".into(), 53)),
+        number: Some(1 << 20),
+        fragment: Some(Fragment {
+            offset: 20_000,
+            total: 30_000,
+        }),
+    };
+    let data = b"x";
+    let bytes = encoded(&Frame::Datagram { header, data });
+    let body = body_of(&bytes);
+    for cut in 0..body.len() {
+        let short = framed(0x12, &body[..cut]);
+        let got = parse(&short, Space::Datagram);
+        // Without any data the header is whole, and refused.
+        let whole = cut + 1 == body.len();
+        assert!(
+            matches!(got, Err(WireError::Truncated(_)))
+                || (whole && matches!(got, Err(WireError::Invalid(_)))),
+            "{cut}: {got:?}"
+        );
+    }
+}
+
 #[test]
 fn what_is_too_large_is_refused() {
     let too_long =
@@ -345,6 +393,10 @@ fn what_is_too_large_is_refused() {
     ]
     .concat();
     assert!(too_long(parse(&framed(0x82, &ranges), Space::Unretained)));
+    let datagram = [&[4, 0][..], &DATA[..=DATAGRAM_BYTES_MAX]].concat();
+    assert!(too_long(parse(&framed(0x12, &datagram), Space::Datagram)));
+    let total = [&[4, 6, 7, 0][..], &[0x80, 0, 0xff, 0xe4], b"x"].concat();
+    assert!(too_long(parse(&framed(0x12, &total), Space::Datagram)));
     // A frame that claims more than there is, up to the largest varint.
     for len in [1, 0x3fff, 0x3fff_ffff, VARINT_MAX] {
         let mut bytes = vec![0x81];
@@ -383,6 +435,16 @@ fn values_that_may_not_be_are_refused() {
     }
     // Ranges that touch, are empty, or run past the largest number.
     invalid(0x82, &[0, 5, 1, 0, 1], Space::Unretained);
+    // Flags of DATAGRAM that version 1 does not have; a part without a number, without data, outside.
+    for space in [Space::Unretained, Space::Datagram] {
+        for flags in [0x08, 0x80] {
+            invalid(0x12, &[4, flags, b'x'], space);
+        }
+        invalid(0x12, &[4, 0x04, 0, 1, b'x'], space);
+        invalid(0x12, &[4, 0x06, 7, 0, 1], space);
+        invalid(0x12, &[4, 0x06, 7, 0, 1, b'x', b'x'], space);
+        invalid(0x12, &[4, 0x06, 7, 2, 1, b'x'], space);
+    }
     invalid(0x82, &[0, 5, 1, 1, 0], Space::Unretained);
     let max = [0xff; 8];
     invalid(

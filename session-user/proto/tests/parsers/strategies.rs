@@ -3,9 +3,11 @@
 use proptest::collection::vec;
 use proptest::prelude::*;
 use session_proto::limits::{
-    ACK_RANGES_MAX, PARAMS_BYTES_MAX, REASON_BYTES_MAX, REAUTH_CHUNK_BYTES_MAX,
+    ACK_RANGES_MAX, DATAGRAM_BYTES_MAX, PARAMS_BYTES_MAX, REASON_BYTES_MAX, REAUTH_CHUNK_BYTES_MAX,
 };
-use session_proto::wire::{Ack, Frame, Mode, Route, Service, StreamHeader, Target, VARINT_MAX};
+use session_proto::wire::{
+    Ack, DatagramHeader, Fragment, Frame, Mode, Route, Service, StreamHeader, Target, VARINT_MAX,
+};
 
 /// Where generated frames borrow their data from.
 pub static DATA: [u8; 70_000] = {
@@ -144,6 +146,64 @@ pub fn session_frames() -> impl Strategy<Value = Frame<'static>> {
     ]
 }
 
+pub fn datagrams() -> impl Strategy<Value = Frame<'static>> {
+    let target = proptest::option::of(targets());
+    let whole = (
+        number(),
+        target,
+        proptest::option::of(number()),
+        data(DATAGRAM_BYTES_MAX),
+    );
+    let whole = whole.prop_map(|(flow, target, number, data)| {
+        let fragment = None;
+        (flow, target, number, fragment, data)
+    });
+    let target = proptest::option::of(targets());
+    let part = (
+        number(),
+        target,
+        number(),
+        data(DATAGRAM_BYTES_MAX - 1),
+        0..100usize,
+    );
+    let part = part.prop_map(|(flow, target, number, rest, after)| {
+        let data = &DATA[..=rest.len() / 2];
+        let offset = rest.len() - data.len().min(rest.len());
+        let total = (offset + data.len() + after).min(DATAGRAM_BYTES_MAX);
+        (
+            flow,
+            target,
+            Some(number),
+            Some(Fragment { offset, total }),
+            data,
+        )
+    });
+    prop_oneof![whole, part].prop_map(|(flow, target, number, fragment, data)| {
+        let header = DatagramHeader {
+            flow,
+            target,
+            number,
+            fragment,
+        };
+        Frame::Datagram { header, data }
+    })
+}
+
+pub fn flow_frames() -> impl Strategy<Value = Frame<'static>> {
+    prop_oneof![
+        number().prop_map(|id| Frame::FlowOk { id }),
+        (number(), number()).prop_map(|(id, errno)| Frame::FlowClosed { id, errno }),
+        any::<[u8; 8]>().prop_map(|data| Frame::PathChallenge { data }),
+        any::<[u8; 8]>().prop_map(|data| Frame::PathResponse { data }),
+        (0..70_000usize).prop_map(|bytes| Frame::Padding { bytes }),
+    ]
+}
+
 pub fn frames() -> impl Strategy<Value = Frame<'static>> {
-    prop_oneof![stream_frames(), session_frames()]
+    prop_oneof![
+        stream_frames(),
+        session_frames(),
+        datagrams(),
+        flow_frames()
+    ]
 }

@@ -1,7 +1,9 @@
 //! The plain stories of two sessions, one promise each.
 
+mod flows;
 mod handover;
 mod modes;
+mod net;
 mod pair;
 mod session;
 mod silence;

@@ -229,6 +229,17 @@ pub fn config() -> Config {
     }
 }
 
+/// With flows, and whatever `change` does.
+pub fn config_of(change: impl FnOnce(&mut Config)) -> Config {
+    let mut config = Config {
+        max_flows: 4,
+        challenge_seed: Secret::new([5; 32]),
+        ..config()
+    };
+    change(&mut config);
+    config
+}
+
 /// The records in `bytes`, as header and all of its bytes.
 pub fn records(mut bytes: &[u8]) -> Vec<(RecordHeader, &[u8])> {
     let mut out = Vec::new();

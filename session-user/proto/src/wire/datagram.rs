@@ -1,0 +1,126 @@
+//! A datagram of a flow, or a part of one: what stands before its bytes.
+
+use super::WireError;
+use super::frame::FrameType;
+use super::target::Target;
+use super::varint::{Reader, put_varint};
+use crate::limits::DATAGRAM_BYTES_MAX;
+
+/// The target follows: the sender does not know yet that the receiver has the flow.
+const TARGET: u8 = 0x01;
+/// The datagram's number follows: it may come more than once.
+const NUMBERED: u8 = 0x02;
+/// This is a part of a datagram; only of a numbered one.
+const FRAGMENT: u8 = 0x04;
+
+/// Where a part lies in its datagram.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Fragment {
+    /// Of its first byte.
+    pub offset: usize,
+    /// Bytes of the whole datagram, at most [`DATAGRAM_BYTES_MAX`].
+    pub total: usize,
+}
+
+/// What precedes the data of a DATAGRAM frame.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DatagramHeader {
+    /// The flow.
+    pub flow: u64,
+    /// Where the flow goes, as long as its opener does not know that the peer has it.
+    pub target: Option<Target>,
+    /// Counts the numbered datagrams of one direction of the session.
+    pub number: Option<u64>,
+    /// The data is a part of the datagram; never without `number`.
+    pub fragment: Option<Fragment>,
+}
+
+impl DatagramHeader {
+    /// Most bytes of type, length and header without a target: 1 + 4 + 8 + 1 + 8 + 4 + 4.
+    pub const BYTES_MAX: usize = 30;
+
+    /// Bytes of type, length and header in front of `data_bytes` of data, at most.
+    pub fn bytes_max(&self) -> usize {
+        let mut target = Vec::new();
+        if let Some(to) = &self.target {
+            to.encode(&mut target);
+        }
+        Self::BYTES_MAX + target.len()
+    }
+
+    /// Appends a whole frame.
+    pub(super) fn encode_frame(&self, data: &[u8], out: &mut Vec<u8>) {
+        let mut head = Vec::with_capacity(Self::BYTES_MAX);
+        put_varint(&mut head, self.flow);
+        let flag = |set: bool, bit| if set { bit } else { 0 };
+        head.push(
+            flag(self.target.is_some(), TARGET)
+                | flag(self.number.is_some(), NUMBERED)
+                | flag(self.fragment.is_some(), FRAGMENT),
+        );
+        if let Some(target) = &self.target {
+            target.encode(&mut head);
+        }
+        if let Some(number) = self.number {
+            put_varint(&mut head, number);
+        }
+        if let Some(Fragment { offset, total }) = self.fragment {
+            put_varint(&mut head, offset as u64);
+            put_varint(&mut head, total as u64);
+        }
+        out.push(FrameType::Datagram as u8);
+        put_varint(out, (head.len() + data.len()) as u64);
+        out.extend_from_slice(&head);
+        out.extend_from_slice(data);
+    }
+
+    pub(super) fn parse(body: &mut Reader<'_>) -> Result<Self, WireError> {
+        const WHAT: &str = "a DATAGRAM frame";
+        let flow = body.varint(WHAT)?;
+        let flags = body.u8(WHAT)?;
+        // As with STREAM: to ignore a bit could deliver wrong bytes.
+        if flags & !(TARGET | NUMBERED | FRAGMENT) != 0 || flags & (NUMBERED | FRAGMENT) == FRAGMENT
+        {
+            return Err(WireError::Invalid("the flags of a DATAGRAM frame"));
+        }
+        let target = match flags & TARGET {
+            0 => None,
+            _ => Some(Target::parse(body)?),
+        };
+        let number = match flags & NUMBERED {
+            0 => None,
+            _ => Some(body.varint(WHAT)?),
+        };
+        let fragment = match flags & FRAGMENT {
+            0 => None,
+            _ => Some(Fragment {
+                offset: body.length(DATAGRAM_BYTES_MAX, "a part of a datagram")?,
+                total: body.length(DATAGRAM_BYTES_MAX, "a datagram")?,
+            }),
+        };
+        if let Some(Fragment { offset, total }) = fragment
+            && (body.is_empty() || body.rest().len() > total.saturating_sub(offset))
+        {
+            return Err(WireError::Invalid("a part of a datagram"));
+        }
+        Ok(Self {
+            flow,
+            target,
+            number,
+            fragment,
+        })
+    }
+
+    /// The rest of a frame's body.
+    pub(super) fn data<'a>(body: &mut Reader<'a>) -> Result<&'a [u8], WireError> {
+        let data = body.rest();
+        if data.len() > DATAGRAM_BYTES_MAX {
+            return Err(WireError::TooLong {
+                what: "a datagram",
+                got: data.len(),
+                limit: DATAGRAM_BYTES_MAX,
+            });
+        }
+        Ok(data)
+    }
+}

@@ -43,9 +43,9 @@ fn bed() -> anyhow::Result<TestBed> {
     let bed = TestBed::with(|c| {
         c.allow.push("198.51.100.0/24:*".to_owned());
         c.allow.push("[2001:db8:99::]/48:*".to_owned());
-        c.client_extra =
-            "[[capture]]\npeer = \"gateway\"\nto = [\"198.51.100.0/24\", \"2001:db8:99::/48\"]\n"
-                .to_owned();
+        c.client_extra = String::from(
+            "[[capture]]\npeer = \"gateway\"\nto = [\"198.51.100.0/24\", \"2001:db8:99::/48\"]\n",
+        );
     })?;
     let server = bed.bed.lab.server();
     for (kind, addr, _) in ROUTES {
@@ -232,7 +232,7 @@ try:
 except OSError as e:
     print(e.errno)
 "#;
-    let bed = TestBed::with(|c| c.capture_extra = "connect = \"early\"\n".to_owned())?;
+    let bed = TestBed::with(|c| c.capture_extra = String::from("connect = \"early\"\n"))?;
     let listener = listener(&bed)?;
     let to = listener.local_addr()?;
     std::thread::spawn(move || {

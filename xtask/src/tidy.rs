@@ -16,7 +16,7 @@ const BELOW_ADAPTERS: [&str; 1] = ["glob"];
 /// `pki` writes what `handshake` reads: names have one form.
 const ALLOWED: [(&str, &str); 1] = [("pki", "handshake")];
 /// What `config` checks by those who use it.
-const BELOW_CONFIG: [&str; 2] = ["dial", "capture"];
+const BELOW_CONFIG: [&str; 3] = ["door", "dial", "capture"];
 const ABOVE_DRIVER: [&str; 4] = ["agent", "cli", "bench", "control"];
 
 /// Checks every rule and names every break.

@@ -160,6 +160,10 @@ fn obstacle(ctx: &SockAddrContext, settings: &Settings, addr: &Words) -> Option<
         debug!(ctx, "no agent listens in this network namespace");
         return Some(counter::AGENT_GONE);
     }
+    if maps::agent_hangs() {
+        debug!(ctx, "the agent does not answer");
+        return Some(counter::AGENT_HUNG);
+    }
     if maps::in_flight() >= HANDSHAKES_ADMITTED {
         warn!(ctx, "too many handshakes in flight");
         return Some(counter::HANDSHAKES_FULL);
@@ -245,7 +249,7 @@ fn capture(
         } else {
             settings.native.mtu6
         },
-        pad: 0,
+        fail_closed: u32::from(claim.fail_closed),
         congestion: before.map_or_else(|| ctx.congestion(), |(_, congestion)| congestion),
     };
     if !ctx.set_cubic() {

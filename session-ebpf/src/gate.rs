@@ -94,8 +94,8 @@ fn byte(skb: *mut __sk_buff, offset: u32) -> Option<u8> {
     (loaded == 0).then_some(byte)
 }
 
-/// A retransmission: it may go on if the agent has let the handshake through, or has gone, so that its port answers with
-/// a reset.
+/// A retransmission: it may go on if the agent has let the handshake through; or if it has gone, so that its port answers
+/// with a reset; or if it hangs and the connection's rule would rather have it wait there than not be made.
 #[inline(always)]
 fn again(skb: *mut __sk_buff, app: &mut AppSocket) -> i32 {
     // SAFETY: one field is read at once; the agent's update of it is the only one there is.
@@ -103,7 +103,8 @@ fn again(skb: *mut __sk_buff, app: &mut AppSocket) -> i32 {
     let gone = !SETTINGS
         .get(0)
         .is_some_and(|settings| listener_alive(skb.cast(), settings.marker_port));
-    if admitted || gone {
+    let released = app.fail_closed == 0 && maps::agent_hangs();
+    if admitted || gone || released {
         return PASS;
     }
     maps::count(counter::HELD_AGAIN);
@@ -146,5 +147,6 @@ fn tell(skb: *mut __sk_buff, app: &AppSocket, len: u32) -> bool {
         return false;
     }
     slot.submit(0);
+    maps::note_unanswered();
     true
 }

@@ -6,14 +6,17 @@ use aya_ebpf::{
     Global,
     bindings::{BPF_ANY, BPF_NOEXIST, BPF_SK_STORAGE_GET_F_CREATE, bpf_sock},
     btf_maps::SkStorage,
-    helpers::generated::{bpf_sk_storage_delete, bpf_sk_storage_get},
+    helpers::{
+        bpf_ktime_get_ns,
+        generated::{bpf_sk_storage_delete, bpf_sk_storage_get},
+    },
     macros::{btf_map, map},
     maps::{Array, HashMap, LpmTrie, RingBuf},
 };
 use session_ebpf_common::{
     AppSocket, COUNTERS as COUNTER_SLOTS, DEVICES_MAX, FILTER_PREFIXES_MAX, FILTERS_MAX,
-    FilterPolicy, FlowKey, HANDSHAKE_SLOTS, KNOCKS_BYTES, NAME_BYTES, Original, POLICY_SLOTS,
-    PREFIXES_MAX, Policy, Settings, counter,
+    FilterPolicy, FlowKey, HANDSHAKE_SLOTS, HUNG_AFTER_NS, KNOCKS_BYTES, NAME_BYTES, Original,
+    POLICY_SLOTS, PREFIXES_MAX, Policy, Settings, counter,
 };
 
 /// 1 where the kernel has `bpf_set_retval` (5.18). Below, a refusal shows as EPERM instead of ECONNREFUSED; the
@@ -84,6 +87,31 @@ pub fn in_flight() -> u64 {
     COUNTERS
         .get_ptr(counter::IN_FLIGHT)
         .map_or(0, |cell| unsafe { cell.read_volatile() })
+}
+
+/// The agent was told of a connection.
+#[inline(always)]
+pub fn note_unanswered() {
+    if let Some(cell) = COUNTERS.get_ptr_mut(counter::UNANSWERED_SINCE) {
+        // SAFETY: an aligned u64 inside a map value, valid for the program's life; volatile, for others change it. Two
+        // that set it at once set it to the same moment, as far as it matters.
+        unsafe {
+            if cell.read_volatile() == 0 {
+                cell.write_volatile(bpf_ktime_get_ns());
+            }
+        }
+    }
+}
+
+/// Whether the agent lives and looks at nothing: no heartbeat wakes it, so only one that was told of something is asked.
+#[inline(always)]
+pub fn agent_hangs() -> bool {
+    let Some(cell) = COUNTERS.get_ptr(counter::UNANSWERED_SINCE) else {
+        return false;
+    };
+    // SAFETY: as above; the helper takes no arguments and reads a clock.
+    let (since, now) = unsafe { (cell.read_volatile(), bpf_ktime_get_ns()) };
+    since != 0 && now.saturating_sub(since) > HUNG_AFTER_NS
 }
 
 /// Files a handshake; false if the map is full.

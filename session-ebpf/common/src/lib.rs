@@ -34,13 +34,16 @@ pub const HANDSHAKES_ADMITTED: u64 = HANDSHAKE_SLOTS as u64 - 4096;
 /// [`Settings::gate`]: SYNs are held until the agent has heard from the target.
 pub const GATE_ON: u32 = 1;
 
+/// How long the agent may leave a connection unlooked at before it is taken to hang, in nanoseconds.
+pub const HUNG_AFTER_NS: u64 = 1_000_000_000;
+
 /// Longest headers of a SYN: 60 bytes of IP and 60 of TCP, the most that either can have.
 pub const SYN_BYTES_MAX: usize = 120;
 /// Bytes of the ring in which the programs tell of held SYNs: about 4,800 of them.
 pub const KNOCKS_BYTES: u32 = 1 << 20;
 
 /// Number of counters in the `COUNTERS` map.
-pub const COUNTERS: u32 = 15;
+pub const COUNTERS: u32 = 17;
 /// Indices into the `COUNTERS` map.
 pub mod counter {
     /// Captured connections whose destination is IPv4 (v4-mapped included).
@@ -73,6 +76,11 @@ pub mod counter {
     pub const HELD_AGAIN: u32 = 13;
     /// SYNs that were let through because the agent could not be told of them.
     pub const NOT_HELD: u32 = 14;
+    /// Matching connections that found an agent that does not answer.
+    pub const AGENT_HUNG: u32 = 15;
+    /// When the agent was told of the oldest connection that it has not looked at, in nanoseconds of CLOCK_MONOTONIC; 0
+    /// if there is none. Not a count: the programs set it, and the agent sets it back whenever it looks.
+    pub const UNANSWERED_SINCE: u32 = 16;
 }
 
 /// An address as four words, network order, IPv4 as v4-mapped.
@@ -210,8 +218,8 @@ pub struct AppSocket {
     pub source: [u32; 4],
     /// MTU of the link that it would have used; 0 where that is not known.
     pub mtu: u32,
-    /// Explicit padding, zero.
-    pub pad: u32,
+    /// 1 if its rule refuses what cannot be captured, else 0.
+    pub fail_closed: u32,
     /// The socket's congestion control before it was captured.
     pub congestion: [u8; NAME_BYTES],
 }

@@ -147,7 +147,10 @@ async fn serve(
             },
             () = changed(watch.as_ref()) => look_after(&mut capture, watch.as_ref()),
             event = next(gate.as_mut()) => match event {
-                Ok(event) => held.event(event, &queues),
+                Ok(event) => {
+                    capture.note_answered();
+                    held.event(event, &queues);
+                }
                 Err(error) => {
                     tracing::error!(%error, "held connections cannot be heard of");
                     tokio::time::sleep(ACCEPT_RETRY).await;

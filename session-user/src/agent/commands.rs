@@ -196,6 +196,7 @@ impl Shared {
             accepted_sessions: sessions.iter().filter(|s| !s.initiator).count(),
             capture: capture.map(|state| CaptureReport {
                 cgroups: state.attached,
+                agent_hung: state.counters.agent_hung,
                 held: state.counters.held,
                 held_again: state.counters.held_again,
                 not_held: state.counters.not_held,

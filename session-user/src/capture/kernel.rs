@@ -63,6 +63,8 @@ pub struct Counters {
     pub no_cubic: u64,
     /// Handshakes in flight now.
     pub in_flight: u64,
+    /// Matching connections that found an agent that did not answer.
+    pub agent_hung: u64,
     /// SYNs that were held until the target had answered.
     pub held: u64,
     /// Retransmissions of held SYNs.
@@ -331,6 +333,17 @@ impl Kernel {
         self.accepted.get(socket, 0).ok()
     }
 
+    /// The agent looks at what it was told: it does not hang.
+    pub fn note_answered(&mut self) {
+        // Written only where it changes something: a look costs less, and most are made for other reasons.
+        let index = counter::UNANSWERED_SINCE;
+        if self.counters.get(&index, 0).is_ok_and(|since| since != 0)
+            && let Err(error) = self.counters.set(index, 0, 0)
+        {
+            tracing::warn!(%error, "the programs may take this agent to hang");
+        }
+    }
+
     /// All counters.
     pub fn counters(&self) -> Counters {
         let get = |index| self.counters.get(&index, 0).unwrap_or_default();
@@ -347,6 +360,7 @@ impl Kernel {
             unknown: get(counter::UNKNOWN),
             no_cubic: get(counter::NO_CUBIC),
             in_flight: get(counter::IN_FLIGHT),
+            agent_hung: get(counter::AGENT_HUNG),
             held: get(counter::HELD),
             held_again: get(counter::HELD_AGAIN),
             not_held: get(counter::NOT_HELD),

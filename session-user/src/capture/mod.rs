@@ -48,6 +48,7 @@ pub use gate::{Gate, GateEvent, Hop, Knock};
 pub use kernel::Counters;
 pub use policy::{RuleError, check};
 pub use probe::{Check, probe};
+pub use programs::names as program_names;
 pub use rule::{Action, CaptureRule, Protocol, Protocols, Question};
 pub use scope::Scope;
 
@@ -188,6 +189,12 @@ impl Capture {
     /// The attached cgroups, in order of their paths.
     pub fn attached(&self) -> Vec<PathBuf> {
         self.kernel.attached()
+    }
+
+    /// To be called whenever the [`Gate`] has told something: connections that are made more than a second after one
+    /// that nobody looked at go direct, or are refused, as their rules say.
+    pub fn note_answered(&mut self) {
+        self.kernel.note_answered();
     }
 
     /// What the programs have counted since they were loaded.

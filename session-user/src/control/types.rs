@@ -201,6 +201,9 @@ pub struct PeerReport {
 pub struct CaptureReport {
     /// The captured cgroups.
     pub cgroups: Vec<PathBuf>,
+    /// Matching connections that found an agent that did not answer for a second.
+    #[serde(default)]
+    pub agent_hung: u64,
     /// SYNs that were held until the target had answered.
     #[serde(default)]
     pub held: u64,

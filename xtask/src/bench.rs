@@ -22,6 +22,8 @@ pub struct BenchArgs {
 enum What {
     /// Direct, a plain two-hop proxy, and Holdfast, in one run.
     Throughput,
+    /// What capture costs: the latency of a connect, and the time of each eBPF program.
+    Capture,
 }
 
 /// Sets up, builds, measures.
@@ -29,13 +31,16 @@ pub fn run(root: &Path, args: &BenchArgs) -> anyhow::Result<()> {
     setup::run(args.yes)?;
     let binary = build::run(root)?;
     let binary = binary.display().to_string();
-    let What::Throughput = args.what;
+    let what = match args.what {
+        What::Throughput => "throughput",
+        What::Capture => "capture",
+    };
     let mut command = if sh::is_root() {
         sh::command(root, &binary, &[])
     } else {
         sh::command(root, "sudo", &[&binary])
     };
-    command.args(["bench", "throughput"]);
+    command.args(["bench", what]);
     if args.json {
         command.arg("--json");
     }

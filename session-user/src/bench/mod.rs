@@ -3,6 +3,7 @@
 pub mod app;
 mod arrivals;
 pub mod bed;
+mod capture;
 mod cuts;
 mod disturbance;
 mod goals;
@@ -40,6 +41,8 @@ pub enum Bench {
     Report(output::ReportArgs),
     /// Bulk throughput, CPU and latency, next to a direct connection and a plain proxy. Needs root.
     Throughput(throughput::ThroughputArgs),
+    /// What capture costs: the latency of a connect, and the time of each eBPF program. Needs root.
+    Capture(capture::CaptureArgs),
     /// The congestion window of a standby that has idled, by congestion control. Needs root.
     Window(window::WindowArgs),
     /// The server that `handover --target` talks to. Runs until it is ended.
@@ -50,6 +53,9 @@ pub enum Bench {
     /// The application's ping-pong.
     #[command(hide = true)]
     AppPing(ping::PingArgs),
+    /// The application that connects again and again.
+    #[command(hide = true)]
+    AppConnect(capture::ConnectArgs),
     /// The plain proxy.
     #[command(hide = true)]
     AppProxy(proxy::ProxyArgs),
@@ -66,6 +72,8 @@ pub fn run(bench: &Bench, control: &Path) -> anyhow::Result<ExitCode> {
         Bench::AppServer(args) => programs::server(args),
         Bench::AppClient(args) => programs::client(args),
         Bench::AppPing(args) => ping::run(args),
+        Bench::AppConnect(args) => capture::app(args),
+        Bench::Capture(args) => capture::run(args),
         Bench::AppProxy(args) => proxy::run(args),
         Bench::Peer(program) => peers::run_program(program),
         Bench::Throughput(args) => throughput::run(args),

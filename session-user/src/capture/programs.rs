@@ -35,6 +35,12 @@ const AGENT_OPS: &str = "agent_ops";
 /// aya passes the mode on as flags of BPF_LINK_CREATE, which knows none; links may always be several.
 const MODE: CgroupAttachMode = CgroupAttachMode::Single;
 
+/// Names of all programs.
+pub fn names() -> impl Iterator<Item = &'static str> {
+    let app_side = APP_SIDE.into_iter().map(|(name, _)| name);
+    app_side.chain([GETSOCKOPT, AGENT_OPS])
+}
+
 /// Types of programs.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Kind {

@@ -72,7 +72,7 @@ pub(super) fn explain(
     let attachment = cgroup
         .ancestors()
         .find(|path| attached.iter().any(|held| held == path));
-    let exempt = exempt(question.to.ip());
+    let exempt = exempt(question);
     let entry = match exempt {
         Some(_) => None,
         None => kernel.tables.decide(question).map_err(failed)?,
@@ -139,9 +139,12 @@ fn passed(kernel: &Kernel, entry: Option<PortRule>, question: &Question) -> Vec<
         .collect()
 }
 
-/// Why no rule is asked about an address, if that is so.
-fn exempt(ip: IpAddr) -> Option<&'static str> {
-    let words = words(ip);
+/// Why no rule is asked about a destination, if that is so.
+fn exempt(question: &Question) -> Option<&'static str> {
+    if question.to.port() == 0 && question.protocol == Protocol::Tcp {
+        return Some("nobody listens at port 0");
+    }
+    let words = words(question.to.ip());
     if is_local(&words) {
         return Some("loopback is never captured");
     }

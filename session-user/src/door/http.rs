@@ -3,6 +3,7 @@
 use bytes::BytesMut;
 use session_proto::wire::Target;
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
+use tokio::sync::OwnedSemaphorePermit;
 
 use super::listener::Client;
 use super::{Door, NEGOTIATION_TIMEOUT, Unmet, seat};
@@ -12,22 +13,31 @@ use crate::requests::{Answer, AppStream};
 const HEAD_BYTES_MAX: usize = 16 * 1024;
 const FIELDS_MAX: usize = 64;
 
-pub(super) async fn meet(door: &Door, client: Client) -> Result<(), Unmet> {
+pub(super) async fn meet(
+    door: &Door,
+    client: Client,
+    permit: OwnedSemaphorePermit,
+) -> Result<(), Unmet> {
     let name = client.name();
     match client {
-        Client::Tcp(socket, _) => serve(door, name, socket).await,
-        Client::Unix(socket) => serve(door, name, socket).await,
+        Client::Tcp(socket, _) => serve(door, name, socket, permit).await,
+        Client::Unix(socket) => serve(door, name, socket, permit).await,
     }
 }
 
-async fn serve<S>(door: &Door, name: String, mut socket: S) -> Result<(), Unmet>
+async fn serve<S>(
+    door: &Door,
+    name: String,
+    mut socket: S,
+    permit: OwnedSemaphorePermit,
+) -> Result<(), Unmet>
 where
     S: AsyncRead + AsyncWrite + Unpin + Into<AppStream>,
 {
     let mut input = BytesMut::new();
     let head = tokio::time::timeout(NEGOTIATION_TIMEOUT, head(&mut socket, &mut input)).await;
     let (status, why) = match head.map_err(|_| Unmet::Timeout)?? {
-        Ok(target) => match door.ask(name, target).await {
+        Ok(target) => match door.ask(name, target, permit).await {
             Some(Answer::Connected(to)) => {
                 socket.write_all(b"HTTP/1.1 200 OK\r\n\r\n").await?;
                 // A client may send on before it has our answer.

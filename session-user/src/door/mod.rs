@@ -16,13 +16,13 @@ use std::time::Duration;
 
 use ipnet::IpNet;
 use session_proto::wire::Target;
-use tokio::sync::{Semaphore, oneshot};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
 use tokio::task::JoinSet;
 
 use crate::requests::{Answer, AppStream, Asker, RequestQueue, StreamRequest, Supply};
 use listener::{Client, Listener};
 
-/// Clients of one door that have no stream yet, at most. Beyond it they wait in the kernel's queue.
+/// Clients of one door that have not said where they want to go, at most. Beyond it they wait in the kernel's queue.
 const NEGOTIATING_MAX: usize = 1024;
 /// Time for a client to say where it wants to go.
 const NEGOTIATION_TIMEOUT: Duration = Duration::from_secs(10);
@@ -157,9 +157,8 @@ async fn keep(listener: Listener, door: Arc<Door>) {
         }
         let door = Arc::clone(&door);
         clients.spawn(async move {
-            let _permit = permit;
             let name = client.name();
-            if let Err(error) = door.meet(client).await {
+            if let Err(error) = door.meet(client, permit).await {
                 tracing::debug!(at = %door.at, client = %name, %error, "a client got no stream");
             }
         });
@@ -172,11 +171,11 @@ impl Door {
         ip.is_loopback() || self.from.iter().any(|net| net.contains(&ip))
     }
 
-    async fn meet(&self, client: Client) -> Result<(), Unmet> {
+    async fn meet(&self, client: Client, permit: OwnedSemaphorePermit) -> Result<(), Unmet> {
         match &self.leads {
             Leads::To(target) => self.forward(client, target),
-            Leads::Socks5 => socks::meet(self, client).await,
-            Leads::Http => http::meet(self, client).await,
+            Leads::Socks5 => socks::meet(self, client, permit).await,
+            Leads::Http => http::meet(self, client, permit).await,
         }
     }
 
@@ -192,8 +191,15 @@ impl Door {
         self.push(request)
     }
 
-    /// Asks for a stream on behalf of a client; its target's answer, or that there is none.
-    async fn ask(&self, app: String, target: Target) -> Option<Answer> {
+    /// Asks for a stream on behalf of a client; its target's answer, or that there is none. The client makes room for
+    /// others that have not said what they want: those that wait are bounded by the queue and by the session's streams.
+    async fn ask(
+        &self,
+        app: String,
+        target: Target,
+        permit: OwnedSemaphorePermit,
+    ) -> Option<Answer> {
+        drop(permit);
         let (asker, answer) = Asker::new();
         let request = StreamRequest {
             target,

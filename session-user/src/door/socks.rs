@@ -7,6 +7,7 @@ use fast_socks5::util::target_addr::TargetAddr;
 use fast_socks5::{ReplyError, Socks5Command};
 use session_proto::wire::Target;
 use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::sync::OwnedSemaphorePermit;
 
 use super::listener::Client;
 use super::{Door, NEGOTIATION_TIMEOUT, Unmet, seat};
@@ -15,15 +16,24 @@ use crate::requests::{Answer, AppStream};
 /// BND.ADDR and BND.PORT: what the target sees is the gateway's, and not known here.
 const BOUND: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::UNSPECIFIED), 0);
 
-pub(super) async fn meet(door: &Door, client: Client) -> Result<(), Unmet> {
+pub(super) async fn meet(
+    door: &Door,
+    client: Client,
+    permit: OwnedSemaphorePermit,
+) -> Result<(), Unmet> {
     let name = client.name();
     match client {
-        Client::Tcp(socket, _) => serve(door, name, socket).await,
-        Client::Unix(socket) => serve(door, name, socket).await,
+        Client::Tcp(socket, _) => serve(door, name, socket, permit).await,
+        Client::Unix(socket) => serve(door, name, socket, permit).await,
     }
 }
 
-async fn serve<S>(door: &Door, name: String, socket: S) -> Result<(), Unmet>
+async fn serve<S>(
+    door: &Door,
+    name: String,
+    socket: S,
+    permit: OwnedSemaphorePermit,
+) -> Result<(), Unmet>
 where
     S: AsyncRead + AsyncWrite + Unpin + Into<AppStream>,
 {
@@ -36,7 +46,7 @@ where
         .map_err(|_| Unmet::Timeout)?
         .map_err(|error| Unmet::Protocol(error.to_string()))?;
     let answer = match (command, target_of(target)) {
-        (Socks5Command::TCPConnect, Some(target)) => door.ask(name, target).await,
+        (Socks5Command::TCPConnect, Some(target)) => door.ask(name, target, permit).await,
         (Socks5Command::TCPConnect, None) => Some(Answer::Refused(libc::EHOSTUNREACH)),
         _ => {
             let said = proto.reply_error(&ReplyError::CommandNotSupported).await;

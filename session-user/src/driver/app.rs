@@ -68,6 +68,16 @@ impl App {
         }
     }
 
+    /// The socket has nothing to read: its waker is told when that changes, unless it just has.
+    fn step_when_dry(&self) -> Step {
+        let polled = self.socket.poll_read_ready(&mut self.source.context());
+        if polled.is_pending() {
+            Step::Wait
+        } else {
+            Step::Again
+        }
+    }
+
     /// Both directions ended in order: from here a close is a close, not a reset.
     fn finish(self) {
         if let Err(error) = self.socket.reset_on_close(false) {
@@ -178,12 +188,7 @@ impl Driver {
             }
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
                 self.spare = Some(buf);
-                let polled = app.socket.poll_read_ready(&mut app.source.context());
-                if polled.is_pending() {
-                    Step::Wait
-                } else {
-                    Step::Again
-                }
+                app.step_when_dry()
             }
             Err(error) => {
                 self.app_failed(id, &error);
@@ -214,14 +219,7 @@ impl Driver {
                 }
                 Step::Again
             }
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                let polled = app.socket.poll_read_ready(&mut app.source.context());
-                if polled.is_pending() {
-                    Step::Wait
-                } else {
-                    Step::Again
-                }
-            }
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => app.step_when_dry(),
             Err(error) => {
                 self.app_failed(id, &error);
                 Step::Gone

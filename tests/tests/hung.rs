@@ -13,13 +13,13 @@ use session_tests::{Mounts, TestBed, eventually, finish, holdfast, program};
 /// Nothing in these tests takes longer, unless it hangs.
 const LIMIT: Duration = Duration::from_secs(30);
 
-/// Connects and says what came of it, and from which address.
-const CONNECT: &str = r#"
+/// Connects and says what came of it.
+const CONNECT: &str = r"
 import socket, sys
 s = socket.socket()
 s.settimeout(20)
 print(s.connect_ex((sys.argv[1], int(sys.argv[2]))), flush=True)
-"#;
+";
 
 /// Sets the client's agent going again, whatever happens.
 struct Stopped(Pid);

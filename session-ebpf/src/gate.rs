@@ -146,7 +146,8 @@ fn tell(skb: *mut __sk_buff, app: &AppSocket, len: u32) -> bool {
         slot.discard(0);
         return false;
     }
-    slot.submit(0);
+    // Before it is told: noted afterwards, it could stand though the agent has looked, and nothing would take it back.
     maps::note_unanswered();
+    slot.submit(0);
     true
 }

@@ -8,6 +8,7 @@ mod mounts;
 mod reader;
 mod services;
 
+use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
@@ -18,7 +19,7 @@ pub use lacking::without_syscall;
 pub use mounts::Mounts;
 pub use reader::{begun, endless, reader, said};
 pub use services::{Nginx, Postgres, Redis, Sshd};
-use session_lab::Netns;
+use session_lab::{Lab, Netns};
 use session_user::bench::bed::{Bed, BedConfig};
 use tempfile::TempDir;
 
@@ -67,6 +68,13 @@ impl TestBed {
     /// The folder, for files of the test.
     pub fn path(&self, name: &str) -> PathBuf {
         self.dir.path().join(name)
+    }
+
+    /// A target in the lab that has accepted nothing yet.
+    pub fn listen(&self) -> anyhow::Result<TcpListener> {
+        let target = Lab::target(false);
+        let bound = (self.bed.lab.server()).run(move || TcpListener::bind((target, 0)));
+        Ok(bound?)
     }
 
     /// Starts a program captured; what it prints can be taken at its end.

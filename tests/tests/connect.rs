@@ -104,17 +104,6 @@ fn every_answer_of_the_target_is_connects_own() -> anyhow::Result<()> {
     Ok(())
 }
 
-/// A server in the lab that has accepted nothing yet.
-fn listener(bed: &TestBed) -> anyhow::Result<TcpListener> {
-    let target = Lab::target(false);
-    let bound = bed
-        .bed
-        .lab
-        .server()
-        .run(move || TcpListener::bind((target, 0)));
-    Ok(bound?)
-}
-
 /// A captured application that connects to `to` and says what came of it.
 fn connecting(bed: &TestBed, to: SocketAddr) -> anyhow::Result<Child> {
     let (ip, port) = (to.ip().to_string(), to.port().to_string());
@@ -145,7 +134,7 @@ fn await_unanswered(bed: &TestBed, count: usize) -> anyhow::Result<()> {
 #[test]
 fn an_application_waits_while_there_is_no_link_and_then_connects() -> anyhow::Result<()> {
     let bed = TestBed::new()?;
-    let listener = listener(&bed)?;
+    let listener = bed.listen()?;
     for link in LinkName::ALL {
         bed.bed.lab.cut(link)?;
     }
@@ -171,7 +160,7 @@ fn an_application_waits_while_there_is_no_link_and_then_connects() -> anyhow::Re
 #[test]
 fn an_application_waits_while_there_is_no_session_and_then_connects() -> anyhow::Result<()> {
     let mut bed = TestBed::new()?;
-    let listener = listener(&bed)?;
+    let listener = bed.listen()?;
     bed.bed.gateway_agent = None;
     bed.bed.client_agent = None;
     bed.bed.start_client()?;
@@ -199,7 +188,7 @@ fn an_application_waits_while_there_is_no_session_and_then_connects() -> anyhow:
 #[test]
 fn what_an_application_gives_up_does_not_stay_open_at_the_target() -> anyhow::Result<()> {
     let bed = TestBed::new()?;
-    let listener = listener(&bed)?;
+    let listener = bed.listen()?;
     for link in LinkName::ALL {
         bed.bed.lab.cut(link)?;
     }
@@ -233,7 +222,7 @@ except OSError as e:
     print(e.errno)
 "#;
     let bed = TestBed::with(|c| c.capture_extra = String::from("connect = \"early\"\n"))?;
-    let listener = listener(&bed)?;
+    let listener = bed.listen()?;
     let to = listener.local_addr()?;
     std::thread::spawn(move || {
         let (mut socket, _) = listener.accept()?;

@@ -1,13 +1,12 @@
 //! An agent that hangs is noticed by a connection that it does not look at.
 
-use std::net::{SocketAddr, TcpListener};
+use std::net::SocketAddr;
 use std::process::Child;
 use std::time::Duration;
 
 use anyhow::{Context, ensure};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
-use session_lab::Lab;
 use session_tests::{Mounts, TestBed, eventually, finish, holdfast, program};
 
 /// Nothing in these tests takes longer, unless it hangs.
@@ -50,16 +49,6 @@ fn outcome(child: Child) -> anyhow::Result<String> {
     Ok(String::from_utf8_lossy(&output.stdout).trim().to_owned())
 }
 
-fn listener(bed: &TestBed) -> anyhow::Result<TcpListener> {
-    let target = Lab::target(false);
-    let bound = bed
-        .bed
-        .lab
-        .server()
-        .run(move || TcpListener::bind((target, 0)));
-    Ok(bound?)
-}
-
 /// Tries until a connection ends as expected: the agent is taken to hang a second after the first.
 fn eventually_ends(bed: &TestBed, to: SocketAddr, expected: &str) -> anyhow::Result<()> {
     let mut last = String::new();
@@ -86,7 +75,7 @@ fn new_connections_are_refused_where_the_rule_says_so_and_go_on_afterwards() -> 
         c.program = inside.clone();
         c.capture_extra = String::from("when_agent_dead = \"refuse\"\n");
     })?;
-    let listener = listener(&bed)?;
+    let listener = bed.listen()?;
     let to = listener.local_addr()?;
     let stopped = Stopped::new(&bed)?;
     let waiting = connecting(&bed, to)?;
@@ -114,7 +103,7 @@ fn new_connections_are_refused_where_the_rule_says_so_and_go_on_afterwards() -> 
 #[test]
 fn new_connections_go_direct_otherwise() -> anyhow::Result<()> {
     let bed = TestBed::new()?;
-    let listener = listener(&bed)?;
+    let listener = bed.listen()?;
     let to = listener.local_addr()?;
     let stopped = Stopped::new(&bed)?;
     let waiting = connecting(&bed, to)?;

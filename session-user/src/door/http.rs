@@ -5,7 +5,6 @@ use session_proto::wire::Target;
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
 use tokio::sync::OwnedSemaphorePermit;
 
-use super::listener::Client;
 use super::{Door, NEGOTIATION_TIMEOUT, Unmet, seat};
 use crate::requests::{Answer, AppStream};
 
@@ -13,19 +12,7 @@ use crate::requests::{Answer, AppStream};
 const HEAD_BYTES_MAX: usize = 16 * 1024;
 const FIELDS_MAX: usize = 64;
 
-pub(super) async fn meet(
-    door: &Door,
-    client: Client,
-    permit: OwnedSemaphorePermit,
-) -> Result<(), Unmet> {
-    let name = client.name();
-    match client {
-        Client::Tcp(socket, _) => serve(door, name, socket, permit).await,
-        Client::Unix(socket) => serve(door, name, socket, permit).await,
-    }
-}
-
-async fn serve<S>(
+pub(super) async fn serve<S>(
     door: &Door,
     name: String,
     mut socket: S,

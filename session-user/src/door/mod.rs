@@ -172,10 +172,15 @@ impl Door {
     }
 
     async fn meet(&self, client: Client, permit: OwnedSemaphorePermit) -> Result<(), Unmet> {
-        match &self.leads {
-            Leads::To(target) => self.forward(client, target),
-            Leads::Socks5 => socks::meet(self, client, permit).await,
-            Leads::Http => http::meet(self, client, permit).await,
+        let name = client.name();
+        match (&self.leads, client) {
+            (Leads::To(target), client) => self.forward(client, target),
+            (Leads::Socks5, Client::Tcp(socket, _)) => {
+                socks::serve(self, name, socket, permit).await
+            }
+            (Leads::Socks5, Client::Unix(socket)) => socks::serve(self, name, socket, permit).await,
+            (Leads::Http, Client::Tcp(socket, _)) => http::serve(self, name, socket, permit).await,
+            (Leads::Http, Client::Unix(socket)) => http::serve(self, name, socket, permit).await,
         }
     }
 

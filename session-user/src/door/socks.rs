@@ -9,26 +9,13 @@ use session_proto::wire::Target;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::OwnedSemaphorePermit;
 
-use super::listener::Client;
 use super::{Door, NEGOTIATION_TIMEOUT, Unmet, seat};
 use crate::requests::{Answer, AppStream};
 
 /// BND.ADDR and BND.PORT: what the target sees is the gateway's, and not known here.
 const BOUND: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::UNSPECIFIED), 0);
 
-pub(super) async fn meet(
-    door: &Door,
-    client: Client,
-    permit: OwnedSemaphorePermit,
-) -> Result<(), Unmet> {
-    let name = client.name();
-    match client {
-        Client::Tcp(socket, _) => serve(door, name, socket, permit).await,
-        Client::Unix(socket) => serve(door, name, socket, permit).await,
-    }
-}
-
-async fn serve<S>(
+pub(super) async fn serve<S>(
     door: &Door,
     name: String,
     socket: S,

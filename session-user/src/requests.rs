@@ -1,8 +1,9 @@
-//! Streams that applications ask for, on their way to the driver of the session with their peer.
+//! Streams that applications ask for, on their way to the driver of the session with their peer; and their datagrams.
 //!
 //! An application is either connected already, and its bytes go out with the stream's OPEN; or it waits in `connect()`,
 //! or for a proxy's reply, until the target has answered. Then it is told ([`Answer`]), and its socket comes afterwards.
 
+mod flow;
 mod stream;
 
 use std::collections::VecDeque;
@@ -11,6 +12,7 @@ use std::sync::{Mutex, PoisonError};
 use session_proto::wire::Target;
 use tokio::sync::{Notify, oneshot};
 
+pub use flow::{AppFlow, FlowEnd, FlowInput, FlowQueue};
 pub use stream::AppStream;
 
 /// Most requests that wait for one peer. Beyond it the oldest waiters keep their place and new ones
@@ -94,6 +96,8 @@ impl StreamRequest {
 /// A bounded queue between those who take applications' connections and the driver of whatever session stands.
 #[derive(Debug, Default)]
 pub struct RequestQueue {
+    /// Datagrams beside them.
+    pub flows: FlowQueue,
     waiting: Mutex<VecDeque<StreamRequest>>,
     arrived: Notify,
 }

@@ -449,6 +449,7 @@ fn open_doors(config: &Config, queues: &[Arc<RequestQueue>]) -> anyhow::Result<D
         leads: listen.leads.clone(),
         from: listen.from.clone(),
         group: listen.group.clone(),
+        flow_idle: config.session.flow_idle,
         requests: Arc::clone(&queues[listen.peer]),
     });
     Ok(Doors::open(doors)?)

@@ -85,6 +85,7 @@ pub(super) struct Listen {
     pub peer: Text,
     pub to: Option<Text>,
     pub serve: Option<Text>,
+    pub protocol: Option<Text>,
     #[serde(default)]
     pub from: Vec<Text>,
     pub group: Option<Text>,

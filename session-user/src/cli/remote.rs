@@ -235,7 +235,7 @@ fn flows_text(s: &SessionReport) -> String {
         let state = if udp.usable {
             "usable"
         } else {
-            "not answered, so TCP carries datagrams"
+            "not answered yet, so TCP carries datagrams too"
         };
         let rtt = udp.rtt_ms.map(|ms| format!("  rtt {ms:.1} ms"));
         out.push_str(&format!(

@@ -93,7 +93,7 @@ impl Association {
                     Ok(n) if n > 0 => {}
                     Ok(_) | Err(_) => return,
                 },
-                _ = look.tick() => open.forget_silent(),
+                _ = look.tick(), if !open.is_empty() => open.forget_silent(),
             }
         }
     }

@@ -95,6 +95,10 @@ impl<K: Clone + Eq + std::hash::Hash> Conversations<K> {
         }
     }
 
+    pub fn is_empty(&self) -> bool {
+        self.open.is_empty()
+    }
+
     /// How often [`Self::forget_silent`] is of use.
     pub fn look_every(&self) -> Duration {
         (self.idle / LOOKS).max(Duration::from_millis(100))
@@ -173,7 +177,8 @@ pub(super) async fn keep(socket: PacketSocket, door: Arc<Door>, target: Target) 
                     tokio::time::sleep(RETRY).await;
                 }
             },
-            _ = look.tick() => open.forget_silent(),
+            // Where nobody speaks, nothing wakes the host.
+            _ = look.tick(), if !open.is_empty() => open.forget_silent(),
         }
     }
 }

@@ -10,12 +10,13 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Semaphore, mpsc, watch};
 
+use super::packets::PACKETS_WAITING_MAX;
 use super::registry::{Entry, Registry};
 use crate::dial::{AllowList, Caller, PeerAddresses};
-use crate::driver::{Command, Common, Driver, Responder, Side, establish};
+use crate::driver::{Command, Common, Driver, Listening, Responder, Side, establish};
 use crate::handshake::PeerIdentity;
 use crate::link::LinkSnapshot;
-use crate::transport::tune_accepted;
+use crate::transport::{PacketSocket, tune_accepted};
 
 /// Handshakes that may run at once: each costs a fraction of a millisecond of CPU and a socket.
 const HANDSHAKES_MAX: usize = 256;
@@ -46,6 +47,8 @@ pub struct Acceptor {
     pub handshake_timeout: Duration,
     /// Sessions accepted at once.
     pub max_sessions: usize,
+    /// UDP sockets beside the listeners.
+    pub packets: Arc<[Arc<PacketSocket>]>,
     /// The links.
     pub links: watch::Receiver<Arc<LinkSnapshot>>,
     /// Admission of connections that have not said what they want.
@@ -187,6 +190,7 @@ impl Acceptor {
         let established = pending.accept(continued);
         let id = established.session.id();
         let (commands, mut inbox) = mpsc::channel(64);
+        let (packets, inbound) = mpsc::channel(PACKETS_WAITING_MAX);
         tracing::info!(%peer, remote = %established.path.remote, session = %hex::encode(id), "a session begins");
         self.registry.insert(
             id,
@@ -195,15 +199,20 @@ impl Acceptor {
                 instance,
                 initiator: false,
                 commands,
+                packets: Some(packets),
             },
         );
         self.registry.supersede(id, &peer, instance).await;
-        let responder = Responder::new(
+        let mut responder = Responder::new(
             self.caller(&established.peer).await,
             Arc::clone(&self.allow),
             self.dial_timeout,
             self.links.clone(),
         );
+        if !self.packets.is_empty() {
+            let sockets = Arc::clone(&self.packets);
+            responder.listening = Some(Listening { sockets, inbound });
+        }
         let driver = Driver::new(
             established,
             self.common.clone(),

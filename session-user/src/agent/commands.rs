@@ -207,6 +207,8 @@ impl Shared {
                 refused: state.counters.refused,
                 in_flight: state.counters.in_flight,
             }),
+            packets_unknown: super::packets::dropped().0,
+            packets_overflowed: super::packets::dropped().1,
             doors: self.config.listens.iter().map(|l| self.door(l)).collect(),
         }
     }

@@ -14,6 +14,7 @@ mod commands;
 mod explain;
 mod held;
 mod native;
+mod packets;
 mod peer;
 pub mod registry;
 mod reports;
@@ -262,6 +263,9 @@ fn session_config(config: &Config) -> anyhow::Result<session_proto::session::Con
         max_streams: config.accept.as_ref().map_or(4096, |a| a.max_streams),
         rekey_records: config.session.rekey_records,
         rekey_after: config.session.rekey_after,
+        // Without [accept] nobody is dialled for.
+        max_flows: config.accept.as_ref().map_or(0, |a| a.max_flows),
+        flow_idle: config.session.flow_idle,
         ..session_proto::session::Config::default()
     })
 }
@@ -367,7 +371,15 @@ fn accept_sessions(
             to: to.clone(),
         })
         .collect();
+    let listeners = acceptor::listen(&accept.listen, config.transport.fast_open)
+        .map_err(|(addr, error)| anyhow::anyhow!("[accept] cannot listen on {addr}: {error}"))?;
+    let packets = if config.transport.udp {
+        packets::listen(listeners.iter().flat_map(|l| l.local_addr()))
+    } else {
+        Arc::default()
+    };
     let acceptor = Acceptor {
+        packets: Arc::clone(&packets),
         registry: agent.registry.clone(),
         common: agent.common.clone(),
         session: agent.session.clone(),
@@ -380,8 +392,10 @@ fn accept_sessions(
         strangers: Acceptor::strangers(),
         admit: Arc::clone(agent.admit),
     };
-    let listeners = acceptor::listen(&accept.listen, config.transport.fast_open)
-        .map_err(|(addr, error)| anyhow::anyhow!("[accept] cannot listen on {addr}: {error}"))?;
+    for (index, socket) in packets.iter().enumerate() {
+        let (registry, socket) = (agent.registry.clone(), Arc::clone(socket));
+        tasks.spawn(packets::serve(registry, index, socket));
+    }
     for listener in listeners {
         tasks.spawn(acceptor.clone().serve(listener));
     }
@@ -403,6 +417,7 @@ fn keep_sessions(
         let peer = Peer {
             name: configured.name.clone(),
             remotes: configured.addresses.clone(),
+            udp: config.transport.udp,
             requests: Arc::clone(&requests),
             links: links.subscribe(),
             policy: policy_config(config),
@@ -434,6 +449,7 @@ fn open_doors(config: &Config, queues: &[Arc<RequestQueue>]) -> anyhow::Result<D
         leads: listen.leads.clone(),
         from: listen.from.clone(),
         group: listen.group.clone(),
+        flow_idle: config.session.flow_idle,
         requests: Arc::clone(&queues[listen.peer]),
     });
     Ok(Doors::open(doors)?)

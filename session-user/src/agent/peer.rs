@@ -25,6 +25,8 @@ pub struct Peer {
     pub name: String,
     /// Its addresses, in the configured order.
     pub remotes: Vec<std::net::SocketAddr>,
+    /// Whether datagrams go over UDP.
+    pub udp: bool,
     /// Streams that applications ask for.
     pub requests: Arc<RequestQueue>,
     /// The links.
@@ -114,6 +116,7 @@ impl Peer {
             instance,
             initiator: true,
             commands,
+            packets: None,
         };
         self.registry.insert(id, entry);
         self.state.send_replace(PeerState::Up);
@@ -124,6 +127,7 @@ impl Peer {
             services: Arc::clone(&self.services),
             lanes: self.lanes,
             remotes: self.remotes.clone(),
+            udp: self.udp,
             peer_name: self.name.clone(),
             dial_timeout: self.dial_timeout,
             peer_gone_after: self.peer_gone_after,

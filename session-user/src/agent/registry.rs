@@ -4,10 +4,10 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use session_proto::wire::{ResumeToken, close_code};
+use session_proto::wire::{ConnectionId, ResumeToken, close_code};
 use tokio::sync::{mpsc, oneshot};
 
-use crate::driver::{Command, SessionSnapshot, TokenBook};
+use crate::driver::{Command, Inbound, SessionSnapshot, TokenBook};
 
 /// How long a driver may take to answer a question. It answers between two turns.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(2);
@@ -27,6 +27,8 @@ pub struct Entry {
     pub initiator: bool,
     /// Its driver.
     pub commands: mpsc::Sender<Command>,
+    /// Where its packets go, if this unit accepted it and has UDP.
+    pub packets: Option<mpsc::Sender<Inbound>>,
 }
 
 impl Entry {
@@ -41,6 +43,9 @@ struct Tables {
     tokens: HashMap<ResumeToken, ([u8; 16], u64)>,
     /// The tokens of each session, so that they can be taken back.
     named: HashMap<[u8; 16], Vec<ResumeToken>>,
+    /// Whose packets come under which name, and the names of each session.
+    connections: HashMap<ConnectionId, [u8; 16]>,
+    connected: HashMap<[u8; 16], Vec<ConnectionId>>,
 }
 
 /// All sessions. Cheap to clone.
@@ -67,6 +72,20 @@ impl TokenBook for Registry {
                 .map(|(token, counter)| (token, (session, counter))),
         );
     }
+
+    fn set_connections(&self, session: [u8; 16], ids: Vec<ConnectionId>) {
+        let mut tables = self.lock();
+        for old in tables.connected.remove(&session).unwrap_or_default() {
+            tables.connections.remove(&old);
+        }
+        if ids.is_empty() {
+            return;
+        }
+        tables
+            .connections
+            .extend(ids.iter().map(|id| (*id, session)));
+        tables.connected.insert(session, ids);
+    }
 }
 
 impl Registry {
@@ -79,9 +98,10 @@ impl Registry {
         self.lock().sessions.insert(id, entry);
     }
 
-    /// Removes a session and its tokens.
+    /// Removes a session and its names.
     pub fn remove(&self, id: [u8; 16]) {
         self.set(id, Vec::new());
+        self.set_connections(id, Vec::new());
         self.lock().sessions.remove(&id);
     }
 
@@ -92,6 +112,13 @@ impl Registry {
         let (id, counter) = tables.tokens.get(token)?;
         let entry = tables.sessions.get(id).filter(|e| e.is_driven())?;
         Some((entry.clone(), *counter))
+    }
+
+    /// Where the packets go that are called `id`.
+    pub fn by_connection(&self, id: &ConnectionId) -> Option<mpsc::Sender<Inbound>> {
+        let tables = self.lock();
+        let session = tables.connections.get(id)?;
+        tables.sessions.get(session)?.packets.clone()
     }
 
     /// The session `id`, if it is one with `peer`.

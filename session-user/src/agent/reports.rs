@@ -8,8 +8,8 @@ use session_proto::wire::Mode;
 use super::commands::PeerHandle;
 use super::peer::PeerState;
 use crate::control::{
-    HandoverReport, LinkReport, PeerReport, SessionReport, StreamReport, TransportReport,
-    UnitReport,
+    DatagramReport, FlowReport, HandoverReport, LinkReport, PeerReport, SessionReport,
+    StreamReport, TransportReport, UdpReport, UnitReport,
 };
 use crate::driver::{self, CarrierReport, SessionSnapshot};
 use crate::handshake::PeerName;
@@ -157,6 +157,9 @@ pub(super) fn session_report(s: &SessionSnapshot) -> SessionReport {
         transports: s.carriers.iter().map(transport_report).collect(),
         streams: s.streams.iter().map(stream_report).collect(),
         streams_total: s.streams_total,
+        flows: s.flows.iter().map(flow_report).collect(),
+        udp: s.udp.as_ref().map(udp_report),
+        datagrams: datagram_report(s),
         bytes_in: s.stats.bytes_received,
         bytes_out: s.stats.bytes_sent,
         resent_bytes: s.stats.bytes_resent,
@@ -207,6 +210,46 @@ fn stream_report(s: &driver::StreamReport) -> StreamReport {
         own_lane: s.service.own_lane,
         tx: s.tx,
         rx: s.rx,
+    }
+}
+
+fn flow_report(f: &driver::FlowReport) -> FlowReport {
+    FlowReport {
+        id: f.id,
+        target: f.target.clone(),
+        local: f.local.clone(),
+        tx: f.tx.0,
+        tx_bytes: f.tx.1,
+        rx: f.rx.0,
+        rx_bytes: f.rx.1,
+    }
+}
+
+fn udp_report(udp: &driver::UdpReport) -> UdpReport {
+    UdpReport {
+        link: udp.link.clone(),
+        remote: udp.remote,
+        usable: udp.usable,
+        mtu: udp.mtu,
+        rtt_ms: udp.rtt.map(millis),
+    }
+}
+
+fn datagram_report(s: &SessionSnapshot) -> DatagramReport {
+    let (core, driver) = (&s.flow_stats, &s.datagrams);
+    DatagramReport {
+        flows_total: core.flows,
+        failed: driver.failed,
+        sent: core.sent,
+        sent_udp: core.sent_udp,
+        sent_tcp: core.sent_tcp,
+        received: core.received,
+        duplicates: core.duplicates,
+        dropped: driver.dropped + core.unsent + core.overflowed + core.stray,
+        incomplete: core.incomplete,
+        packets_received: core.packets_received,
+        packets_refused: core.packets_refused,
+        packets_unsent: driver.packets_unsent + core.packets_dropped,
     }
 }
 

@@ -31,10 +31,13 @@ pub enum Direction {
     Upload,
     /// From the client to the server and back.
     Echo,
+    /// The same by UDP, a datagram each millisecond.
+    #[serde(rename = "udp-echo")]
+    UdpEcho,
 }
 
 impl Direction {
-    /// All of them.
+    /// All of them that are streams.
     pub const ALL: [Self; 3] = [Self::Download, Self::Upload, Self::Echo];
 
     /// The name, as in reports.
@@ -43,6 +46,7 @@ impl Direction {
             Self::Download => "download",
             Self::Upload => "upload",
             Self::Echo => "echo",
+            Self::UdpEcho => "udp-echo",
         }
     }
 }
@@ -144,6 +148,9 @@ pub fn run_client(orders: &ClientOrders, stop: &Arc<AtomicBool>) -> Seen {
 }
 
 fn client(orders: &ClientOrders, stop: &Arc<AtomicBool>, seen: &mut Seen) -> io::Result<()> {
+    if orders.direction == Direction::UdpEcho {
+        return super::datagrams::run_client(orders, stop, seen);
+    }
     let socket = tcp_socket(orders.server, orders.mptcp)?;
     socket.connect(&orders.server.into())?;
     socket.set_tcp_nodelay(true)?;
@@ -195,6 +202,8 @@ fn client(orders: &ClientOrders, stop: &Arc<AtomicBool>, seen: &mut Seen) -> io:
             seen.sent = sent;
             outcome.and(received)
         }
+        // It is no stream.
+        Direction::UdpEcho => Ok(()),
     }
 }
 
@@ -372,5 +381,7 @@ fn serve_direction(
                 served.seen.sent += n as u64;
             }
         }
+        // It is no stream.
+        Direction::UdpEcho => Ok(()),
     }
 }

@@ -7,6 +7,7 @@ use anyhow::Context;
 
 use super::app::{Direction, Pace, Seen, Served};
 use super::arrivals::Arrivals;
+use super::datagrams::{Fate, Times};
 use super::rates::Rates;
 use super::report::{Row, RowError, longest_run};
 use super::stats::{Lows, Summary};
@@ -23,6 +24,13 @@ pub struct Cut {
     pub window: (u64, u64),
     /// What the session did about it.
     pub handover: Option<HandoverReport>,
+}
+
+impl Cut {
+    /// All the time in which it was watched.
+    pub fn watched(&self) -> (u64, u64) {
+        (self.control.0, self.window.1)
+    }
 }
 
 /// Under which conditions the cuts were made.
@@ -47,6 +55,8 @@ pub struct Conditions {
     pub pace: Pace,
     /// For how long.
     pub seconds: f64,
+    /// When cuts were watched that do not count.
+    pub uncounted: Vec<(u64, u64)>,
     /// Cuts that were repeated because the emulator was late.
     pub repeated: usize,
     /// How late it was in those that count, at worst (99th percentile of a cut's packets).
@@ -91,7 +101,21 @@ pub fn row(conditions: &Conditions, cuts: &[Cut], ends: &Ends<'_>) -> anyhow::Re
         .filter_map(|c| c.handover.as_ref())
         .map(|h| h.replayed_bytes as f64)
         .collect();
-    let (sent, received, wrong) = balance(ends);
+    let (mut sent, received, wrong) = balance(ends);
+    let times = match ends.direction {
+        Direction::UdpEcho => Some(Times::read(file).context("the datagrams' times")?),
+        Direction::Download | Direction::Upload | Direction::Echo => None,
+    };
+    let fates: Option<Vec<Fate>> =
+        (times.as_ref()).map(|times| cuts.iter().map(|cut| times.fate(cut)).collect());
+    if let (Some(times), Pace::PerMillisecond(bytes)) = (&times, conditions.pace) {
+        // What a cut costs is told apart.
+        let watched = cuts
+            .iter()
+            .map(Cut::watched)
+            .chain(conditions.uncounted.iter().copied());
+        sent = received + times.lost_otherwise(watched) * bytes as u64;
+    }
     let errors = ends
         .seen
         .errors
@@ -140,6 +164,11 @@ pub fn row(conditions: &Conditions, cuts: &[Cut], ends: &Ends<'_>) -> anyhow::Re
         goodput_run_mbit: conditions.steady.then(|| Lows::of(&goodputs)),
         goodputs,
         reorder_bytes_max: None,
+        datagrams_lost: fates.as_ref().map(|f| of_fates(f, |f| f.lost)),
+        datagrams_in_flight: fates.as_ref().map(|f| of_fates(f, |f| f.in_flight)),
+        datagrams_beyond: fates
+            .as_ref()
+            .map(|f| f.iter().filter(|f| f.lost > f.in_flight).count()),
         goodput_around: (bulk && conditions.soft).then(|| around(&arrivals, cuts)),
         repeated: conditions.repeated,
         lateness_ms: conditions.lateness.as_secs_f64() * 1e3,
@@ -186,6 +215,11 @@ fn series(arrivals: &Arrivals, cuts: &[Cut]) -> Vec<u64> {
     arrivals.series(from, cut.window.1.min(from + 1_000_000_000), 1_000_000)
 }
 
+fn of_fates(fates: &[Fate], get: fn(&Fate) -> u64) -> Summary {
+    let counts: Vec<f64> = fates.iter().map(|fate| get(fate) as f64).collect();
+    Summary::of(&counts)
+}
+
 /// Sent, received and wrong bytes of a direction.
 fn balance(ends: &Ends<'_>) -> (u64, u64, u64) {
     let seen = ends.seen;
@@ -200,6 +234,6 @@ fn balance(ends: &Ends<'_>) -> (u64, u64, u64) {
         (Direction::Upload, served) => {
             (seen.sent, seen.received, served.map_or(0, |s| s.seen.wrong))
         }
-        (Direction::Echo, _) => (seen.sent, seen.received, seen.wrong),
+        (Direction::Echo | Direction::UdpEcho, _) => (seen.sent, seen.received, seen.wrong),
     }
 }

@@ -9,9 +9,8 @@ use super::report::{Key, Links, Row};
 
 /// The goal of the 95th percentile of the stall, in milliseconds; none where nothing is promised.
 pub fn goal_ms(key: &Key) -> Option<f64> {
-    let direction = Direction::ALL
-        .into_iter()
-        .find(|d| d.name() == key.direction)?;
+    let mut known = Direction::ALL.into_iter().chain([Direction::UdpEcho]);
+    let direction = known.find(|d| d.name() == key.direction)?;
     match key.mode.as_str() {
         "redundant" => redundant_ms(&key.scenario),
         "single" => single_ms(&key.scenario, direction, key),

@@ -46,7 +46,7 @@ pub struct HandoverArgs {
     /// with --rtt have 50 unless said otherwise, and `steady` has 20,30.
     #[arg(long, requires = "lab", value_name = "RATE[,RATE]")]
     rate: Option<Rates>,
-    /// Only this direction.
+    /// Only this direction. `udp-echo`, datagrams through a UDP door, only if it is asked for; with --lab.
     #[arg(long, value_enum)]
     direction: Option<Direction>,
     /// How many cuts.
@@ -83,6 +83,10 @@ pub struct HandoverArgs {
 /// Runs the measurement and prints it.
 pub fn run(args: &HandoverArgs, control: &Path) -> anyhow::Result<ExitCode> {
     args.output.check()?;
+    ensure!(
+        args.lab || args.direction != Some(Direction::UdpEcho),
+        "udp-echo needs a door: it is measured with --lab"
+    );
     let mut keeper = Keeper::new(args.out.as_deref(), args.resume)?;
     let rows = match (args.lab, args.target) {
         (true, _) => in_lab(args, &mut keeper)?,
@@ -127,7 +131,10 @@ fn in_lab(args: &HandoverArgs, keeper: &mut Keeper) -> anyhow::Result<Vec<Kept>>
                 rows.extend(keeper.rows(HOLDFAST, plan, &mut progress, measure)?);
             }
         }
-        rows.extend(peers.measure(plans, keeper, &mut progress));
+        // The others carry streams only in this application.
+        if args.direction != Some(Direction::UdpEcho) {
+            rows.extend(peers.measure(plans, keeper, &mut progress));
+        }
     }
     Ok(rows)
 }
@@ -168,7 +175,10 @@ impl HandoverArgs {
             v6: self.v6,
             rtt,
             rates: self.rate,
-            directions: Direction::ALL.into_iter().filter(wanted).collect(),
+            directions: match self.direction {
+                Some(only) => vec![only],
+                None => Direction::ALL.to_vec(),
+            },
             pace: Pace::PerMillisecond(PACED_BYTES),
             mode,
         };
@@ -193,7 +203,7 @@ impl HandoverArgs {
         if !self.bulk_only {
             plans.push(paced);
         }
-        if !self.paced_only {
+        if !self.paced_only && self.direction != Some(Direction::UdpEcho) {
             let directions: Vec<Direction> = each.into_iter().filter(wanted).collect();
             if limited && !directions.is_empty() {
                 plans.push(Plan { directions, ..bulk });

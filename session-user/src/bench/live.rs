@@ -149,6 +149,7 @@ pub fn run(
         steady: false,
         pace,
         seconds,
+        uncounted: Vec::new(),
         repeated: 0,
         lateness: Duration::ZERO,
     };

@@ -1,6 +1,6 @@
 //! One scenario in the lab: an application runs, and something happens to its link again and again.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::time::Duration;
 
 use anyhow::{Context, ensure};
@@ -29,6 +29,18 @@ pub const LATENESS_MAX: Duration = Duration::from_millis(1);
 const IDLE: Duration = Duration::from_secs(60);
 /// Every so many cuts.
 const IDLE_EVERY: usize = 25;
+
+/// Where datagrams come in at the client, and where the server is.
+const UDP_DOOR: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 5300);
+const UDP_PORT: u16 = 7100;
+
+/// The door of datagrams.
+fn door(v6: bool) -> String {
+    let to = SocketAddr::new(Lab::target(v6), UDP_PORT);
+    format!(
+        "[[listen]]\nat = \"{UDP_DOOR}\"\nprotocol = \"udp\"\npeer = \"gateway\"\nto = \"{to}\"\n"
+    )
+}
 
 /// Holdfast's own name in rows.
 pub const HOLDFAST: &str = "holdfast";
@@ -130,24 +142,36 @@ pub fn measure(plan: &Plan) -> anyhow::Result<Vec<Row>> {
     };
     plan.scenario.bed(&mut config);
     plan.mode.bed(&mut config);
+    let by_udp = plan.directions.contains(&Direction::UdpEcho);
+    if by_udp {
+        config.client_extra.push_str(&door(plan.v6));
+    }
     let mut bed = Bed::new(dir.path(), config)?;
     plan.scenario.prepare(&bed)?;
     plan.scenario.ready(&mut bed)?;
     if plan.scenario == Scenario::Return {
         plan.scenario.strike(&mut bed, 0)?;
     }
-    let listen = SocketAddr::new(Lab::target(plan.v6), 0);
+    let port = if by_udp { UDP_PORT } else { 0 };
+    let listen = SocketAddr::new(Lab::target(plan.v6), port);
     let server = Server::start(listen, dir.path(), |c| bed.lab.server().spawn(c))?;
     let mut clients = Vec::new();
     for &direction in &plan.directions {
         let arrivals = dir.path().join(format!("client-{}", direction.name()));
+        let is_udp = direction == Direction::UdpEcho;
         clients.push(Client::start(
-            server.addr,
+            if is_udp { UDP_DOOR } else { server.addr },
             direction,
             plan.pace,
             Duration::ZERO,
             arrivals,
-            |command| bed.spawn_captured(command),
+            |command| {
+                if is_udp {
+                    bed.lab.client().spawn(command)
+                } else {
+                    bed.spawn_captured(command)
+                }
+            },
         )?);
     }
     // Not before the transfer has found out what the links carry.
@@ -157,6 +181,8 @@ pub fn measure(plan: &Plan) -> anyhow::Result<Vec<Row>> {
     let mut died_in = vec![None; clients.len()];
     let mut cuts = Vec::new();
     let mut repeated = 0;
+    let mut uncounted = Vec::new();
+    let mut watched: Option<(u64, u64)> = None;
     let mut lateness = Duration::ZERO;
     while cuts.len() < plan.runs {
         let run = cuts.len() + repeated;
@@ -169,9 +195,15 @@ pub fn measure(plan: &Plan) -> anyhow::Result<Vec<Row>> {
                 bed.last_words()
             )
         })?;
+        if plan.scenario.cuts_between()
+            && let Some(last) = watched.replace(cut.watched())
+        {
+            uncounted.push((last.1, cut.control.0));
+        }
         // A machine that is always late is measured all the same, and the figure says so.
         if late > LATENESS_MAX && repeated < plan.runs {
             repeated += 1;
+            uncounted.push(cut.watched());
             continue;
         }
         lateness = lateness.max(late);
@@ -196,6 +228,7 @@ pub fn measure(plan: &Plan) -> anyhow::Result<Vec<Row>> {
         steady: plan.scenario.is_steady(),
         pace: plan.pace,
         seconds,
+        uncounted,
         repeated,
         lateness,
     };
@@ -204,7 +237,9 @@ pub fn measure(plan: &Plan) -> anyhow::Result<Vec<Row>> {
         let (direction, arrivals) = (client.direction, client.arrivals.clone());
         seen.push((direction, arrivals, client.finish(FINISH_LIMIT)?, died_in));
     }
-    let served = collect(&server, seen.len(), FINISH_LIMIT);
+    // Of datagrams the server knows no end.
+    let streams = plan.directions.iter().filter(|d| **d != Direction::UdpEcho);
+    let served = collect(&server, streams.count(), FINISH_LIMIT);
     seen.iter()
         .map(|(direction, arrivals, seen, died_in)| {
             let ends = Ends {
@@ -227,7 +262,7 @@ pub fn measure(plan: &Plan) -> anyhow::Result<Vec<Row>> {
 fn reorder_bytes(bed: &Bed, direction: Direction) -> Option<u64> {
     let session = match direction {
         Direction::Upload => bed.gateway_session()?,
-        Direction::Download | Direction::Echo => bed.session()?,
+        Direction::Download | Direction::Echo | Direction::UdpEcho => bed.session()?,
     };
     Some(session.reorder_bytes_max as u64)
 }

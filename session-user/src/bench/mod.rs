@@ -5,6 +5,7 @@ mod arrivals;
 pub mod bed;
 mod capture;
 mod cuts;
+mod datagrams;
 mod disturbance;
 mod goals;
 mod handover;

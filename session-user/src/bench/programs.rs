@@ -65,7 +65,9 @@ pub struct ClientArgs {
 pub fn server(args: &ServerArgs) -> anyhow::Result<ExitCode> {
     let listener = app::listen(args.listen, args.mptcp)
         .with_context(|| format!("cannot listen on {}", args.listen))?;
-    print_line(listener.local_addr()?);
+    let at = listener.local_addr()?;
+    super::datagrams::serve(at).with_context(|| format!("no UDP at {at}"))?;
+    print_line(at);
     let report = |served: Served| {
         if let Ok(line) = serde_json::to_string(&served) {
             print_line(line);

@@ -13,7 +13,7 @@ pub struct Row {
     pub system: String,
     /// What happened to the link.
     pub scenario: String,
-    /// `download`, `upload` or `echo`.
+    /// `download`, `upload`, `echo` or `udp-echo`.
     pub direction: String,
     /// How records use the links.
     pub mode: String,
@@ -33,7 +33,8 @@ pub struct Row {
     pub runs: usize,
     /// Whether the application got to its end without an error.
     pub survived: bool,
-    /// Bytes that were sent and did not arrive, or arrived wrong.
+    /// Bytes that were sent and did not arrive, or arrived wrong. Of datagrams: that arrived wrong or twice,
+    /// or were lost while nothing happened.
     pub bytes_lost: u64,
     /// Errors that the application saw.
     pub app_errors: usize,
@@ -65,6 +66,15 @@ pub struct Row {
     /// tells.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reorder_bytes_max: Option<u64>,
+    /// Datagrams: those that never came back, at each cut.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub datagrams_lost: Option<Summary>,
+    /// Datagrams: those that were under way at each cut, there or back.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub datagrams_in_flight: Option<Summary>,
+    /// Datagrams: cuts at which more were lost than had been under way.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub datagrams_beyond: Option<usize>,
     /// Bulk: bytes delivered in the second around each cut, as a part of those of the second before.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub goodput_around: Option<Summary>,
@@ -271,6 +281,9 @@ pub mod tests {
             goodput_mbit: 8.0,
             goodput_run_mbit: None,
             goodputs: Vec::new(),
+            datagrams_lost: Some(Summary::of(&stalls)),
+            datagrams_in_flight: Some(Summary::of(&stalls)),
+            datagrams_beyond: Some(1),
             reorder_bytes_max: None,
             goodput_around: None,
             repeated: 1,

@@ -154,6 +154,11 @@ impl Scenario {
         matches!(self, Self::Soft | Self::Return)
     }
 
+    /// Whether links are cut in between, to make everything as it was.
+    pub fn cuts_between(self) -> bool {
+        self.is_silent() || self == Self::Return
+    }
+
     /// Waits until all is as it should be before something happens.
     pub fn ready(self, bed: &mut Bed) -> anyhow::Result<()> {
         bed.await_link(LinkName::Wifi, MOVE_LIMIT)?;

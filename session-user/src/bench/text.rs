@@ -35,6 +35,9 @@ pub fn render<'a>(rows: impl Iterator<Item = &'a Row>, verbose: bool) -> String 
         if let Some(together) = together(row) {
             out.push_str(&format!("{}: {together}\n", name(row)));
         }
+        if let Some(datagrams) = datagrams(row) {
+            out.push_str(&format!("{}: {datagrams}\n", name(row)));
+        }
         for error in &row.errors {
             out.push_str(&format!("{}: error: {error}\n", name(row)));
         }
@@ -46,6 +49,20 @@ pub fn render<'a>(rows: impl Iterator<Item = &'a Row>, verbose: bool) -> String 
         }
     }
     out
+}
+
+/// What cuts cost in datagrams.
+fn datagrams(row: &Row) -> Option<String> {
+    let (lost, in_flight) = (row.datagrams_lost?, row.datagrams_in_flight?);
+    Some(format!(
+        "datagrams lost p50 {}, p95 {}, max {}; under way at the cut p50 {}, max {}; more lost than that at {} cuts",
+        lost.p50,
+        lost.p95,
+        lost.max,
+        in_flight.p50,
+        in_flight.max,
+        row.datagrams_beyond.unwrap_or_default()
+    ))
 }
 
 /// What both links carry together, where that is what was measured.

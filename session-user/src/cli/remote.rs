@@ -227,6 +227,39 @@ pub fn sessions(control: &Path, as_json: bool) -> Result<ExitCode, Failure> {
     Ok(ExitCode::SUCCESS)
 }
 
+/// The path of datagrams, where there are any, and the flows.
+fn flows_text(s: &SessionReport) -> String {
+    let mut out = String::new();
+    if let Some(udp) = s.udp.as_ref().filter(|_| s.datagrams.flows_total > 0) {
+        let link = if udp.link.is_empty() { "?" } else { &udp.link };
+        let state = if udp.usable {
+            "usable"
+        } else {
+            "not answered yet, so TCP carries datagrams too"
+        };
+        let rtt = udp.rtt_ms.map(|ms| format!("  rtt {ms:.1} ms"));
+        out.push_str(&format!(
+            "  udp {link}  -> {}  {state}  mtu {}{}\n",
+            udp.remote,
+            udp.mtu,
+            rtt.unwrap_or_default()
+        ));
+    }
+    for flow in &s.flows {
+        out.push_str(&format!(
+            "  flow {}  {}  {}  tx {} ({})  rx {} ({})\n",
+            flow.id,
+            flow.local,
+            flow.target,
+            flow.tx,
+            bytes(flow.tx_bytes),
+            flow.rx,
+            bytes(flow.rx_bytes)
+        ));
+    }
+    out
+}
+
 fn session_text(s: &SessionReport) -> String {
     let held = s
         .held_s
@@ -279,6 +312,7 @@ fn session_text(s: &SessionReport) -> String {
             stream.id, stream.target, stream.state
         ));
     }
+    out.push_str(&flows_text(s));
     if let Some(h) = s.handovers.last() {
         let took = h
             .resumed_ns

@@ -25,7 +25,28 @@ pub(super) fn listens(
 }
 
 fn listen(source: &Source<'_>, raw: &raw::Listen, peers: &[Peer]) -> Result<Listen> {
-    let at = source.one("listen.at", &raw.at, at)?;
+    let udp = source.or(
+        "listen.protocol",
+        raw.protocol.as_ref(),
+        false,
+        |text| match text {
+            "tcp" => Ok(false),
+            "udp" => Ok(true),
+            other => Err(format!("`{other}` is neither \"tcp\" nor \"udp\"")),
+        },
+    )?;
+    let at = match source.one("listen.at", &raw.at, at)? {
+        At::Tcp(addr) if udp => At::Udp(addr),
+        At::Unix(_) if udp => {
+            let what = "a Unix socket takes streams only";
+            return Err(source.error(&raw.at.span(), "listen.protocol", what));
+        }
+        at => at,
+    };
+    if let (Some(serve), true) = (&raw.serve, udp) {
+        let what = "a UDP port has `to`; \"socks5\" at a TCP port serves UDP as well";
+        return Err(source.error(&serve.span(), "listen.serve", what));
+    }
     let leads = match (&raw.to, &raw.serve) {
         (Some(to), None) => Leads::To(source.one("listen.to", to, |text| {
             text.parse()
@@ -45,7 +66,7 @@ fn listen(source: &Source<'_>, raw: &raw::Listen, peers: &[Peer]) -> Result<List
             return Err(source.error(&raw.at.span(), "listen.to", what));
         }
     };
-    if let (Some(group), At::Tcp(_)) = (&raw.group, &at) {
+    if let (Some(group), At::Tcp(_) | At::Udp(_)) = (&raw.group, &at) {
         let what = "only a Unix socket has a group; `from` says who may use a port";
         return Err(source.error(&group.span(), "listen.group", what));
     }

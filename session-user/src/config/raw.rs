@@ -85,6 +85,7 @@ pub(super) struct Listen {
     pub peer: Text,
     pub to: Option<Text>,
     pub serve: Option<Text>,
+    pub protocol: Option<Text>,
     #[serde(default)]
     pub from: Vec<Text>,
     pub group: Option<Text>,
@@ -127,6 +128,7 @@ pub(super) struct Accept {
     pub listen: Spanned<Vec<Text>>,
     pub max_sessions: Option<Spanned<u64>>,
     pub max_streams: Option<Spanned<u64>>,
+    pub max_flows: Option<Spanned<u64>>,
     pub handshake_timeout: Option<Text>,
     pub dial_timeout: Option<Text>,
     pub state: Option<PathBuf>,
@@ -154,6 +156,7 @@ pub(super) struct Session {
     pub rekey_after: Option<Text>,
     pub reauth_after: Option<Text>,
     pub expiry_grace: Option<Text>,
+    pub flow_idle: Option<Text>,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -165,6 +168,7 @@ pub(super) struct Transport {
     pub congestion: Option<Text>,
     pub lanes: Option<Spanned<Lanes>>,
     pub fast_open: Option<bool>,
+    pub udp: Option<bool>,
     pub dial_timeout: Option<Text>,
 }
 

@@ -181,6 +181,12 @@ pub(super) fn accept(source: &Source<'_>, raw: &raw::Accept) -> Result<Accept> {
             4096,
             1..=1 << 20,
         )?,
+        max_flows: source.within(
+            "accept.max_flows",
+            raw.max_flows.as_ref(),
+            4096,
+            0..=1 << 20,
+        )?,
         handshake_timeout: source.or(
             "accept.handshake_timeout",
             raw.handshake_timeout.as_ref(),
@@ -237,6 +243,13 @@ pub(super) fn session(source: &Source<'_>, raw: &raw::Session) -> Result<Session
             Duration::from_secs(300),
             duration,
         )?,
+        // RFC 4787 REQ-5: two minutes at least, five better.
+        flow_idle: source.or(
+            "session.flow_idle",
+            raw.flow_idle.as_ref(),
+            Duration::from_secs(300),
+            duration,
+        )?,
     })
 }
 
@@ -268,6 +281,7 @@ pub(super) fn transport(source: &Source<'_>, raw: &raw::Transport) -> Result<Tra
     Ok(Transport {
         lanes,
         fast_open: raw.fast_open.unwrap_or(true),
+        udp: raw.udp.unwrap_or(true),
         user_timeout: source.or(
             "transport.user_timeout",
             raw.user_timeout.as_ref(),

@@ -126,6 +126,8 @@ pub struct Accept {
     pub max_sessions: usize,
     /// Open streams of one session.
     pub max_streams: u64,
+    /// Open flows of one session.
+    pub max_flows: u64,
     /// Time for a preamble and a handshake.
     pub handshake_timeout: Duration,
     /// Time for a target to answer.
@@ -157,6 +159,8 @@ pub struct Session {
     pub reauth_after: Duration,
     /// How long a session outlives its certificates.
     pub expiry_grace: Duration,
+    /// A flow without datagrams for so long is over.
+    pub flow_idle: Duration,
 }
 
 /// Options of transports.
@@ -173,6 +177,8 @@ pub struct Transport {
     pub congestion: String,
     /// Whether transports are dialled and accepted with data in the SYN.
     pub fast_open: bool,
+    /// Whether datagrams go over UDP; otherwise over TCP alone.
+    pub udp: bool,
     /// Further transports on the link in use.
     pub lanes: Lanes,
     /// Time for a TCP connection to a peer.

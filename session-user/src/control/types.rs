@@ -153,6 +153,12 @@ pub struct StatusReport {
     /// Doors for applications that are not captured.
     #[serde(default)]
     pub doors: Vec<DoorReport>,
+    /// Packets on the UDP ports of `[accept]` that named no session that is known: strangers, or late ones.
+    #[serde(default)]
+    pub packets_unknown: u64,
+    /// Packets that came faster than their session took them.
+    #[serde(default)]
+    pub packets_overflowed: u64,
 }
 
 /// A unit that this one knows.
@@ -287,6 +293,15 @@ pub struct SessionReport {
     pub streams: Vec<StreamReport>,
     /// Streams opened since it was made.
     pub streams_total: u64,
+    /// Its flows: UDP conversations.
+    #[serde(default)]
+    pub flows: Vec<FlowReport>,
+    /// The path that datagrams go over, once there is one.
+    #[serde(default)]
+    pub udp: Option<UdpReport>,
+    /// What was counted of datagrams.
+    #[serde(default)]
+    pub datagrams: DatagramReport,
     /// Application bytes received.
     pub bytes_in: u64,
     /// Application bytes sent.
@@ -359,6 +374,69 @@ pub struct StreamReport {
     pub tx: u64,
     /// Bytes written to the local socket.
     pub rx: u64,
+}
+
+/// A flow: one UDP conversation.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct FlowReport {
+    /// Its number.
+    pub id: u64,
+    /// Where it leads.
+    pub target: String,
+    /// The application, or our own address towards the target.
+    pub local: String,
+    /// Datagrams that came from the local end.
+    pub tx: u64,
+    /// Their bytes.
+    pub tx_bytes: u64,
+    /// Datagrams that went to the local end.
+    pub rx: u64,
+    /// Their bytes.
+    pub rx_bytes: u64,
+}
+
+/// The path that datagrams go over.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct UdpReport {
+    /// Our link; empty if none holds our address.
+    pub link: String,
+    /// The peer's address.
+    pub remote: SocketAddr,
+    /// Whether it answers; otherwise datagrams go over TCP, or over both.
+    pub usable: bool,
+    /// Largest UDP payload that is known to pass, in bytes.
+    pub mtu: usize,
+    /// The smoothed round-trip time, in milliseconds.
+    pub rtt_ms: Option<f64>,
+}
+
+/// What a session has counted of datagrams since it was made.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DatagramReport {
+    /// Flows opened by either end.
+    pub flows_total: u64,
+    /// Flows that ended by an error of their target.
+    pub failed: u64,
+    /// Datagrams sent to the peer.
+    pub sent: u64,
+    /// How many of them went over UDP, and how many over TCP; some go both ways.
+    pub sent_udp: u64,
+    /// See `sent_udp`.
+    pub sent_tcp: u64,
+    /// Datagrams that came from the peer.
+    pub received: u64,
+    /// Copies of datagrams that had come already.
+    pub duplicates: u64,
+    /// Datagrams that were dropped at this end.
+    pub dropped: u64,
+    /// Datagrams of which a part never came.
+    pub incomplete: u64,
+    /// Packets that were opened.
+    pub packets_received: u64,
+    /// Packets that were not this session's, or not authentic.
+    pub packets_refused: u64,
+    /// Packets that this end could not send.
+    pub packets_unsent: u64,
 }
 
 /// A handover.

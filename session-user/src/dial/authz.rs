@@ -10,6 +10,7 @@
 //! | `10.0.0.0/8:8000-8999` | a range of ports |
 //! | `db.internal:5432` | the target asked for by this name |
 //! | `*.corp.example:443` | by any name that ends so (not `corp.example` itself) |
+//! | `10.0.0.0/8:53/udp` | as above, by UDP alone; `/tcp`: by TCP alone; without either: by both |
 //!
 //! Two checks that wide rules invite one to forget:
 //!
@@ -96,11 +97,25 @@ enum Host {
     Name(String),
 }
 
+/// How a target is reached.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Protocol {
+    /// By a stream.
+    Tcp,
+    /// By a flow.
+    Udp,
+}
+
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct Entry {
     host: Host,
     ports: RangeInclusive<u16>,
+    /// None: either.
+    protocol: Option<Protocol>,
 }
+
+/// A port of some protocol.
+type Service = (Protocol, u16);
 
 /// All rules, ready to be asked.
 #[derive(Debug, Clone, Default)]
@@ -130,16 +145,17 @@ impl AllowList {
         })
     }
 
-    /// Whether `peer` may connect to `target`, of which `resolved` and `port` are the address
-    /// really dialled.
+    /// Whether `peer` may reach `target` by `protocol`; `resolved` and `port` are the address really dialled.
     pub fn check(
         &self,
         peer: &str,
+        protocol: Protocol,
         target: &Target,
         resolved: IpAddr,
         port: u16,
     ) -> Result<(), Denied> {
         let resolved = resolved.to_canonical();
+        let service = (protocol, port);
         let denied = |why| {
             Err(Denied {
                 peer: peer.to_owned(),
@@ -153,11 +169,12 @@ impl AllowList {
         if !self.knows(peer) {
             return denied(WhyDenied::NoRuleForPeer);
         }
-        if let Some((ip, range, name)) = self.closed_range(peer, resolved, port) {
+        if let Some((ip, range, name)) = self.closed_range(peer, resolved, service) {
             return denied(WhyDenied::Special { ip, range, name });
         }
-        let by_address = self.any_net(peer, port, |net| net.contains(&resolved));
-        let by_name = matches!(target, Target::Name(name, _) if self.allows_name(peer, name, port));
+        let by_address = self.any_net(peer, service, |net| net.contains(&resolved));
+        let by_name =
+            matches!(target, Target::Name(name, _) if self.allows_name(peer, name, service));
         if by_address || by_name {
             Ok(())
         } else {
@@ -167,7 +184,14 @@ impl AllowList {
 
     /// Whether any answer to resolving `name` could be allowed: a rule covers the name, or one
     /// for addresses covers the port. If not, resolving would only tell the peer what is there.
-    pub fn check_before_resolving(&self, peer: &str, name: &str, port: u16) -> Result<(), Denied> {
+    pub fn check_before_resolving(
+        &self,
+        peer: &str,
+        protocol: Protocol,
+        name: &str,
+        port: u16,
+    ) -> Result<(), Denied> {
+        let service = (protocol, port);
         let denied = |why| {
             Err(Denied {
                 peer: peer.to_owned(),
@@ -177,7 +201,7 @@ impl AllowList {
         };
         if !self.knows(peer) {
             denied(WhyDenied::NoRuleForPeer)
-        } else if self.allows_name(peer, name, port) || self.any_net(peer, port, |_| true) {
+        } else if self.allows_name(peer, name, service) || self.any_net(peer, service, |_| true) {
             Ok(())
         } else {
             denied(WhyDenied::NotCovered)
@@ -210,21 +234,21 @@ impl AllowList {
         (self.rules.iter()).any(|(pattern, _)| glob::matches(pattern, peer))
     }
 
-    fn entries(&self, peer: &str, port: u16) -> impl Iterator<Item = &Entry> {
+    fn entries(&self, peer: &str, (protocol, port): Service) -> impl Iterator<Item = &Entry> {
         (self.rules.iter())
             .filter(move |(pattern, _)| glob::matches(pattern, peer))
             .flat_map(|(_, entries)| entries)
-            .filter(move |entry| entry.ports.contains(&port))
+            .filter(move |e| e.ports.contains(&port) && e.protocol.is_none_or(|p| p == protocol))
     }
 
-    fn any_net(&self, peer: &str, port: u16, fits: impl Fn(&IpNet) -> bool) -> bool {
-        self.entries(peer, port)
+    fn any_net(&self, peer: &str, service: Service, fits: impl Fn(&IpNet) -> bool) -> bool {
+        self.entries(peer, service)
             .any(|entry| matches!(&entry.host, Host::Net(net) if fits(net)))
     }
 
-    fn allows_name(&self, peer: &str, name: &str, port: u16) -> bool {
+    fn allows_name(&self, peer: &str, name: &str, service: Service) -> bool {
         let name = plain_name(name);
-        self.entries(peer, port).any(
+        self.entries(peer, service).any(
             |entry| matches!(&entry.host, Host::Name(pattern) if glob::matches(pattern, &name)),
         )
     }
@@ -234,7 +258,7 @@ impl AllowList {
         &self,
         peer: &str,
         ip: IpAddr,
-        port: u16,
+        service: Service,
     ) -> Option<(IpAddr, IpNet, &'static str)> {
         let embedded = match ip {
             IpAddr::V6(v6) => embedded_v4(v6).map(IpAddr::V4),
@@ -243,7 +267,7 @@ impl AllowList {
         for ip in [Some(ip), embedded].into_iter().flatten() {
             for (range, name) in ranges_of(ip) {
                 let opens = |net: &IpNet| range.contains(net) && net.contains(&ip);
-                if !self.any_net(peer, port, opens) {
+                if !self.any_net(peer, service, opens) {
                     return Some((ip, range, name));
                 }
             }
@@ -261,9 +285,21 @@ fn parse_entry(text: &str) -> Result<Entry, String> {
     let (host, ports) = text
         .rsplit_once(':')
         .ok_or("a port is missing; expected HOST:PORT, HOST:FIRST-LAST or HOST:* (any port)")?;
-    let ports = parse_ports(ports)?;
-    let host = parse_host(host)?;
-    Ok(Entry { host, ports })
+    let (ports, protocol) = match ports.split_once('/') {
+        None => (ports, None),
+        Some((ports, "tcp")) => (ports, Some(Protocol::Tcp)),
+        Some((ports, "udp")) => (ports, Some(Protocol::Udp)),
+        Some((_, other)) => {
+            return Err(format!(
+                "`{other}` is neither tcp nor udp; left out, it means both"
+            ));
+        }
+    };
+    Ok(Entry {
+        host: parse_host(host)?,
+        ports: parse_ports(ports)?,
+        protocol,
+    })
 }
 
 fn parse_ports(text: &str) -> Result<RangeInclusive<u16>, String> {

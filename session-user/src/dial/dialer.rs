@@ -18,7 +18,7 @@ use tokio::net::{TcpSocket, TcpStream};
 use tokio::sync::Semaphore;
 use tokio::time::{Instant, timeout_at};
 
-use super::{AllowList, Denied, SeenAs};
+use super::{AllowList, Denied, Protocol, SeenAs};
 
 /// Addresses of one name that are tried; more only help somebody who wants to keep us busy.
 const ADDRESSES_MAX: usize = 16;
@@ -115,21 +115,8 @@ pub async fn dial_target(
         target: target.to_string(),
         after: timeout,
     };
-    let addresses = match target {
-        Target::Addr(addr) => vec![*addr],
-        Target::Name(name, port) => {
-            check_name(name)?;
-            allow.check_before_resolving(peer, name, *port)?;
-            timeout_at(deadline, resolve(name.clone(), *port))
-                .await
-                .map_err(|_| late("resolving"))?
-                .map_err(|error| DialError::Resolve {
-                    target: target.to_string(),
-                    error,
-                })?
-        }
-    };
-    let allowed = only_allowed(peer, target, allow, &addresses)?;
+    let addresses = addresses_of(peer, Protocol::Tcp, target, allow, deadline, timeout).await?;
+    let allowed = only_allowed(peer, Protocol::Tcp, target, allow, &addresses)?;
     let mut last = late("connecting to");
     for (tried, addr) in allowed.iter().enumerate() {
         let now = Instant::now();
@@ -163,9 +150,39 @@ pub async fn dial_target(
     Err(last)
 }
 
-/// The addresses that `peer` may reach, as they are dialled; if none, why the first may not.
-fn only_allowed(
+/// The addresses of `target`, those of a name only if `peer` could be allowed one; `after`: the time that there
+/// is until `deadline`.
+pub(super) async fn addresses_of(
     peer: &str,
+    protocol: Protocol,
+    target: &Target,
+    allow: &AllowList,
+    deadline: Instant,
+    after: Duration,
+) -> Result<Vec<SocketAddr>, DialError> {
+    let (name, port) = match target {
+        Target::Addr(addr) => return Ok(vec![*addr]),
+        Target::Name(name, port) => (name, *port),
+    };
+    check_name(name)?;
+    allow.check_before_resolving(peer, protocol, name, port)?;
+    timeout_at(deadline, resolve(name.clone(), port))
+        .await
+        .map_err(|_| DialError::Timeout {
+            doing: "resolving",
+            target: target.to_string(),
+            after,
+        })?
+        .map_err(|error| DialError::Resolve {
+            target: target.to_string(),
+            error,
+        })
+}
+
+/// The addresses that `peer` may reach, as they are dialled; if none, why the first may not.
+pub(super) fn only_allowed(
+    peer: &str,
+    protocol: Protocol,
     target: &Target,
     allow: &AllowList,
     addresses: &[SocketAddr],
@@ -174,7 +191,7 @@ fn only_allowed(
     let mut refused = None;
     for addr in addresses {
         let canonical = canonical(*addr);
-        match allow.check(peer, target, canonical.ip(), canonical.port()) {
+        match allow.check(peer, protocol, target, canonical.ip(), canonical.port()) {
             Ok(()) if allowed.contains(&canonical) => {}
             Ok(()) if allowed.len() < ADDRESSES_MAX => allowed.push(canonical),
             Ok(()) => {}

@@ -1,10 +1,12 @@
-//! The gateway's side of a stream: may this peer reach that target, and what does the target say.
+//! The gateway's side of streams and flows: may this peer reach that target, and what does the target say.
 
 mod authz;
 mod dialer;
+mod flows;
 mod peer_addresses;
 mod special;
 
-pub use authz::{AllowList, AllowRule, Denied, RuleError, WhyDenied};
+pub use authz::{AllowList, AllowRule, Denied, Protocol, RuleError, WhyDenied};
 pub use dialer::{Caller, DialError, dial_target};
+pub use flows::{dial_flow, open_flow};
 pub use peer_addresses::{BookError, PeerAddresses, SeenAs};

@@ -32,6 +32,8 @@ impl Listener {
     pub fn open(door: &Door) -> io::Result<Self> {
         match &door.at {
             At::Tcp(addr) => Ok(Self::Tcp(tcp(*addr)?)),
+            // The configuration lets a UDP port lead to a target only.
+            At::Udp(_) => Err(io::ErrorKind::Unsupported.into()),
             At::Unix(path) => Ok(Self::Unix(unix(path, door.group.as_deref())?, path.clone())),
         }
     }

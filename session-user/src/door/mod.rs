@@ -2,8 +2,10 @@
 //! this host has no eBPF for us. What comes through them goes into the same sessions.
 //!
 //! A door leads to one target, or it speaks SOCKS5 (RFC 1928) or HTTP CONNECT (RFC 9110, 9.3.6) and lets its clients
-//! say where they want to go. Whether they may is the gateway's to say, as for captured connections.
+//! say where they want to go; a UDP port leads to one target, and SOCKS5 knows UDP as well. Whether they may is the gateway's to say, as for captured connections.
 
+mod associate;
+mod datagrams;
 mod http;
 mod listener;
 mod socks;
@@ -36,6 +38,8 @@ const ACCEPT_RETRY: Duration = Duration::from_millis(100);
 pub enum At {
     /// A TCP port.
     Tcp(std::net::SocketAddr),
+    /// A UDP port.
+    Udp(std::net::SocketAddr),
     /// A Unix socket.
     Unix(PathBuf),
 }
@@ -44,6 +48,7 @@ impl std::fmt::Display for At {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
             Self::Tcp(addr) => addr.fmt(f),
+            Self::Udp(addr) => write!(f, "{addr} (UDP)"),
             Self::Unix(path) => path.display().fmt(f),
         }
     }
@@ -81,7 +86,9 @@ pub struct Door {
     pub from: Vec<IpNet>,
     /// Group whose members may use a Unix socket, beside its owner.
     pub group: Option<String>,
-    /// Streams for the peer that carries what comes through it.
+    /// A UDP conversation in which nothing was said for so long is over.
+    pub flow_idle: Duration,
+    /// Streams and flows for the peer that carries what comes through it.
     pub requests: Arc<RequestQueue>,
 }
 
@@ -118,10 +125,18 @@ impl Doors {
     pub fn open(doors: impl IntoIterator<Item = Door>) -> Result<Self, DoorError> {
         let mut tasks = JoinSet::new();
         for door in doors {
-            let listener = Listener::open(&door).map_err(|source| DoorError {
+            let failed = |source| DoorError {
                 at: door.at.clone(),
                 source,
-            })?;
+            };
+            if let (At::Udp(addr), Leads::To(target)) = (&door.at, &door.leads) {
+                let socket = datagrams::open(*addr).map_err(failed)?;
+                let target = target.clone();
+                tracing::info!(at = %door.at, "a door is open");
+                tasks.spawn(datagrams::keep(socket, Arc::new(door), target));
+                continue;
+            }
+            let listener = Listener::open(&door).map_err(failed)?;
             tracing::info!(at = %door.at, "a door is open");
             tasks.spawn(keep(listener, Arc::new(door)));
         }
@@ -175,10 +190,13 @@ impl Door {
         let name = client.name();
         match (&self.leads, client) {
             (Leads::To(target), client) => self.forward(client, target),
-            (Leads::Socks5, Client::Tcp(socket, _)) => {
-                socks::serve(self, name, socket, permit).await
+            (Leads::Socks5, Client::Tcp(socket, from)) => {
+                let ends = (socket.local_addr()?.ip(), from.ip());
+                socks::serve(self, name, socket, Some(ends), permit).await
             }
-            (Leads::Socks5, Client::Unix(socket)) => socks::serve(self, name, socket, permit).await,
+            (Leads::Socks5, Client::Unix(socket)) => {
+                socks::serve(self, name, socket, None, permit).await
+            }
             (Leads::Http, Client::Tcp(socket, _)) => http::serve(self, name, socket, permit).await,
             (Leads::Http, Client::Unix(socket)) => http::serve(self, name, socket, permit).await,
         }

@@ -1,24 +1,30 @@
 //! SOCKS version 5 (RFC 1928): the client says where it wants to go, and hears what became of it.
 
-use std::net::{Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
 use fast_socks5::server::Socks5ServerProtocol;
 use fast_socks5::util::target_addr::TargetAddr;
 use fast_socks5::{ReplyError, Socks5Command};
 use session_proto::wire::Target;
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::sync::OwnedSemaphorePermit;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
+use super::associate::Association;
 use super::{Door, NEGOTIATION_TIMEOUT, Unmet, seat};
 use crate::requests::{Answer, AppStream};
 
 /// BND.ADDR and BND.PORT: what the target sees is the gateway's, and not known here.
-const BOUND: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::UNSPECIFIED), 0);
+const BOUND: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::UNSPECIFIED), 0);
 
+/// Associations of all doors at once: each has a socket.
+static ASSOCIATIONS: Semaphore = Semaphore::const_new(1024);
+
+/// `ends`: our address and the client's, if it came over a network.
 pub(super) async fn serve<S>(
     door: &Door,
     name: String,
     socket: S,
+    ends: Option<(IpAddr, IpAddr)>,
     permit: OwnedSemaphorePermit,
 ) -> Result<(), Unmet>
 where
@@ -32,6 +38,26 @@ where
     let (proto, command, target) = negotiated
         .map_err(|_| Unmet::Timeout)?
         .map_err(|error| Unmet::Protocol(error.to_string()))?;
+    if let (Socks5Command::UDPAssociate, Some((ours, client))) = (&command, ends) {
+        drop(permit);
+        let asked = match target {
+            TargetAddr::Ip(addr) => Some(addr),
+            TargetAddr::Domain(..) => None,
+        };
+        let wrong =
+            |error: fast_socks5::server::SocksServerError| Unmet::Protocol(error.to_string());
+        let (Ok(_place), Ok(association)) = (
+            ASSOCIATIONS.try_acquire(),
+            Association::open(ours, client, asked).await,
+        ) else {
+            let said = proto.reply_error(&ReplyError::GeneralFailure).await;
+            return said.map_err(wrong);
+        };
+        let bound = association.bound()?;
+        let connection = proto.reply_success(bound).await.map_err(wrong)?;
+        association.keep(door, connection).await;
+        return Ok(());
+    }
     let answer = match (command, target_of(target)) {
         (Socks5Command::TCPConnect, Some(target)) => door.ask(name, target, permit).await,
         (Socks5Command::TCPConnect, None) => Some(Answer::Refused(libc::EHOSTUNREACH)),
@@ -51,7 +77,7 @@ where
     said.map_err(|error| Unmet::Protocol(error.to_string()))
 }
 
-fn target_of(target: TargetAddr) -> Option<Target> {
+pub(super) fn target_of(target: TargetAddr) -> Option<Target> {
     match target {
         TargetAddr::Ip(addr) => Some(Target::Addr(addr)),
         TargetAddr::Domain(name, port) => Target::of_host(&name, port).ok(),

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::{Buf, BytesMut};
+use ring::rand::{SecureRandom as _, SystemRandom};
 use session_proto::seal::{Secret, SessionSecret};
 use session_proto::session::{Config, Event, Handle, Session, TransportFault};
 use session_proto::wire::{Kind, Params, Preamble, Reply, Status, WireError, close_code};
@@ -212,8 +213,8 @@ async fn initiate_on(
     .await?;
     let clock = Clock::start();
     let secret = session_secret(&outcome);
-    let (session, handle) =
-        Session::initiate(clock.now(), request.session, secret, request.continues);
+    let config = seeded(request.session).map_err(broke)?;
+    let (session, handle) = Session::initiate(clock.now(), config, secret, request.continues);
     let mut made = Established {
         session,
         handle,
@@ -269,6 +270,7 @@ async fn respond_on(
     let local = stream.local_addr().map_err(broke)?;
     let outcome = handshake::accept(&mut stream, &mut input, &identity).await?;
     let clock = Clock::start();
+    let config = seeded(config).map_err(broke)?;
     let (session, handle) = Session::respond(clock.now(), config, session_secret(&outcome));
     let path = Path {
         link: String::new(),
@@ -301,6 +303,18 @@ async fn respond_on(
             None => made.read().await.map_err(broke)?,
         }
     }
+}
+
+/// Each session challenges addresses with what no other does.
+fn seeded(config: Config) -> io::Result<Config> {
+    let mut seed = [0; 32];
+    SystemRandom::new()
+        .fill(&mut seed)
+        .map_err(|_| io::Error::other("the kernel gives no random bytes"))?;
+    Ok(Config {
+        challenge_seed: Secret::new(seed),
+        ..config
+    })
 }
 
 fn session_secret(outcome: &Outcome) -> SessionSecret {

@@ -28,6 +28,8 @@ pub struct InitiatorConfig {
     pub lanes: Lanes,
     /// The peer's addresses, in the configured order.
     pub remotes: Vec<SocketAddr>,
+    /// Whether datagrams go over UDP; otherwise over TCP alone.
+    pub udp: bool,
     /// The name that the peer's certificate must carry.
     pub peer_name: String,
     /// Time for one TCP connection.

@@ -29,6 +29,7 @@ impl Driver {
             initiator.abandon_attempts_if(|path| !link_stands(&snapshot, &path.link));
         }
         self.drop_lost(&snapshot, since);
+        self.tend_udp();
         self.decide();
     }
 

@@ -7,6 +7,7 @@
 
 mod app;
 mod carrier;
+mod datagrams;
 mod dialling;
 pub mod establish;
 mod handover;
@@ -34,13 +35,15 @@ use std::time::{Duration, Instant};
 
 use bytes::BytesMut;
 use session_proto::Time;
-use session_proto::session::{Event, Handle, Session, StreamId};
-use session_proto::wire::{ResumeToken, close_code};
+use session_proto::session::{Event, FlowId, Handle, Session, StreamId, UdpPath};
+use session_proto::wire::{ConnectionId, ResumeToken, close_code};
 use tokio::net::TcpStream;
 use tokio::sync::{mpsc, oneshot};
 
 use app::App;
 use carrier::Carrier;
+use datagrams::Datagrams;
+pub use datagrams::{DatagramCounters, FlowReport, Inbound, Listening, UdpReport};
 pub use establish::Established;
 pub use initiator::{Initiator, InitiatorConfig};
 use ready::ReadySet;
@@ -114,6 +117,9 @@ pub enum Command {
 pub trait TokenBook: Send + Sync {
     /// The session's tokens are now these.
     fn set(&self, session: [u8; 16], tokens: Vec<(ResumeToken, u64)>);
+
+    /// The session's packets come under these names now.
+    fn set_connections(&self, session: [u8; 16], ids: Vec<ConnectionId>);
 }
 
 /// What is the same for every session of a unit.
@@ -171,6 +177,10 @@ pub enum Ended {
 enum Name {
     App(StreamId),
     Carrier(Handle),
+    /// One of the session's own UDP sockets.
+    Udp(UdpPath),
+    /// The socket of a flow to its target.
+    Flow(FlowId),
 }
 
 /// What the driver's own tasks bring back.
@@ -183,6 +193,10 @@ enum Internal {
     Target {
         id: StreamId,
         result: Result<TcpStream, crate::dial::DialError>,
+    },
+    Flow {
+        id: FlowId,
+        result: Result<tokio::net::UdpSocket, crate::dial::DialError>,
     },
     Seated {
         id: StreamId,
@@ -203,6 +217,7 @@ pub struct Driver {
     /// Streams whose application waits for the target's answer.
     awaiting: BTreeMap<StreamId, streams::Awaiting>,
     carriers: BTreeMap<Handle, Carrier>,
+    datagrams: Datagrams,
     /// What each path delivered when its rate was last limited, in bytes a second, by our address and the
     /// peer's.
     rates: BTreeMap<(IpAddr, IpAddr), u64>,
@@ -241,7 +256,7 @@ const SOURCES_PER_TURN: usize = 64;
 
 impl Driver {
     /// A driver for a session that has just been established.
-    pub fn new(established: Established, common: Common, side: Side) -> Self {
+    pub fn new(established: Established, common: Common, mut side: Side) -> Self {
         let Established {
             session,
             handle,
@@ -252,6 +267,7 @@ impl Driver {
             path,
         } = established;
         let (internal_tx, internal_rx) = mpsc::unbounded_channel();
+        let listening = side.take_listening();
         let trace = SessionTrace::begin(
             Arc::clone(&common.trace),
             session.id(),
@@ -269,6 +285,7 @@ impl Driver {
             apps: BTreeMap::new(),
             awaiting: BTreeMap::new(),
             carriers: BTreeMap::new(),
+            datagrams: Datagrams::new(listening),
             rates: BTreeMap::new(),
             session_rate: None,
             carrying: None,
@@ -296,6 +313,7 @@ impl Driver {
         driver.add_carrier(handle, stream, input, path);
         driver.stands(handle);
         driver.carrying = driver.session.active();
+        driver.tend_udp();
         driver.plan_renewal();
         driver.check_identity();
         driver
@@ -319,6 +337,7 @@ impl Driver {
                 },
                 Some(internal) = self.internal_rx.recv() => self.handle_internal(internal),
                 () = self.side.changed() => self.side_changed(),
+                inbound = self.datagrams.arrived() => self.packets_arrived(inbound),
                 name = poll_fn(|cx| self.ready.poll_next(cx)) => self.handle_ready(name),
                 () = sleep_until(deadline) => self.handle_deadline(),
             }
@@ -334,6 +353,8 @@ impl Driver {
             match name {
                 Name::App(id) => self.app_ready(id),
                 Name::Carrier(handle) => self.carrier_ready(handle),
+                Name::Udp(path) => self.udp_ready(path),
+                Name::Flow(id) => self.far_ready(id),
             }
             next = self.ready.try_next();
         }
@@ -346,6 +367,8 @@ impl Driver {
         let source = match name {
             Name::App(id) => self.apps.get(&id).map(|a| &a.source),
             Name::Carrier(handle) => self.carriers.get(&handle).map(|c| &c.source),
+            Name::Udp(path) => self.datagrams.source_of_path(path),
+            Name::Flow(id) => self.datagrams.source_of_flow(id),
         };
         if let Some(source) = source {
             source.requeue();
@@ -376,16 +399,20 @@ impl Driver {
             Internal::Dialled(dialled) => self.dialled(dialled),
             Internal::Rejoined { path, result } => self.rejoined(&path, result),
             Internal::Target { id, result } => self.target_dialled(id, result),
+            Internal::Flow { id, result } => self.far_dialled(id, result),
             Internal::Seated { id, socket, target } => self.seated(id, socket, target),
         }
     }
 
     /// Acts on the session's events and writes what it has, until neither brings anything new.
     fn settle(&mut self) {
+        self.follow_udp();
         loop {
             while let Some(event) = self.session.poll_event() {
                 self.handle_event(event);
             }
+            self.settle_flows();
+            self.flush_udp();
             self.flush();
             if self
                 .session
@@ -514,6 +541,9 @@ impl Driver {
     async fn part(&mut self, ended: &Ended) {
         self.tell_end(ended);
         self.common.tokens.set(self.session.id(), Vec::new());
+        self.common
+            .tokens
+            .set_connections(self.session.id(), Vec::new());
         self.reset_all_apps();
         self.side.abort_tasks();
         let carriers = std::mem::take(&mut self.carriers);

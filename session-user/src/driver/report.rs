@@ -3,10 +3,10 @@
 use std::net::SocketAddr;
 use std::time::{Duration, Instant, SystemTime};
 
-use session_proto::session::Stats;
+use session_proto::session::{FlowStats, Stats};
 use session_proto::wire::Service;
 
-use super::{Driver, Side};
+use super::{DatagramCounters, Driver, FlowReport, Side, UdpReport};
 use crate::trace::Handover;
 use crate::transport::{congestion, tcp_info};
 
@@ -83,6 +83,14 @@ pub struct SessionSnapshot {
     pub streams: Vec<StreamReport>,
     /// Streams opened since it was made.
     pub streams_total: u64,
+    /// Its flows.
+    pub flows: Vec<FlowReport>,
+    /// The path that datagrams go over, if there is one.
+    pub udp: Option<UdpReport>,
+    /// What was counted of flows, by the core and by the driver.
+    pub flow_stats: FlowStats,
+    /// See `flow_stats`.
+    pub datagrams: DatagramCounters,
     /// Captured sockets that wait for a stream.
     pub waiting: usize,
     /// The core's counters.
@@ -156,6 +164,10 @@ impl Driver {
             carriers: carriers.collect(),
             streams: streams.chain(awaiting).collect(),
             streams_total: self.report.opened,
+            flows: self.flow_reports(),
+            udp: self.udp_report(),
+            flow_stats: self.session.flow_stats(),
+            datagrams: self.datagrams.counters,
             waiting,
             stats: self.session.stats(),
             memory_bytes: self.session.memory_bytes(),

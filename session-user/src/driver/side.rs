@@ -6,7 +6,7 @@ use std::time::Instant;
 
 use tokio::sync::watch;
 
-use super::{Driver, Side};
+use super::{Driver, Listening, Side};
 use crate::link::LinkSnapshot;
 
 impl Side {
@@ -19,6 +19,7 @@ impl Side {
                 tokio::select! {
                     () = links_changed(&mut initiator.config.links) => {}
                     () = initiator.config.requests.available(), if open => {}
+                    () = initiator.config.requests.flows.available() => {}
                 }
             }
         }
@@ -89,6 +90,14 @@ impl Side {
         }
     }
 
+    /// What an acceptor's session needs for UDP; it is taken once.
+    pub(super) fn take_listening(&mut self) -> Option<Listening> {
+        match self {
+            Self::Initiator(_) => None,
+            Self::Responder(responder) => responder.listening.take(),
+        }
+    }
+
     pub(super) fn streams_available(&mut self) {
         if let Self::Initiator(initiator) = self {
             initiator.streams_full = false;
@@ -119,6 +128,8 @@ impl Driver {
     pub(super) fn side_changed(&mut self) {
         self.take_requests();
         self.links_changed();
+        // Behind the links, so that what waits already goes over the new one.
+        self.take_datagrams();
     }
 
     fn take_requests(&mut self) {

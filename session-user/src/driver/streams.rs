@@ -10,7 +10,7 @@ use session_proto::wire::{Service, Target};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::AbortHandle;
 
-use super::{Driver, Internal, Side};
+use super::{Driver, Internal, Listening, Side};
 use crate::dial::{AllowList, Caller, dial_target};
 use crate::link::LinkSnapshot;
 use crate::requests::{AppStream, Asker, StreamRequest, Supply};
@@ -33,6 +33,8 @@ pub struct Responder {
     pub dial_timeout: Duration,
     /// The links: a transport ends with the one that holds its address.
     pub links: watch::Receiver<Arc<LinkSnapshot>>,
+    /// UDP, where the unit has it.
+    pub listening: Option<Listening>,
     pub(super) seen_version: u64,
     /// The dials under way end with the driver.
     pub(super) dials: tokio::task::JoinSet<()>,
@@ -53,6 +55,7 @@ impl Responder {
             allow,
             dial_timeout,
             links,
+            listening: None,
             seen_version: 0,
             dials: tokio::task::JoinSet::new(),
             dialling: BTreeMap::new(),

@@ -126,8 +126,19 @@ pub(super) fn fast_open_queue(listener: &Socket, length: libc::c_int) -> io::Res
     set_int(listener, libc::IPPROTO_TCP, libc::TCP_FASTOPEN, length)
 }
 
+/// Lets the kernel cut packets that are larger than the link (ip(7), ipv6(7)), as it does by default for IPv4.
+pub(super) fn let_fragment(socket: &impl AsFd, v6: bool) -> io::Result<()> {
+    use libc::{IP_MTU_DISCOVER, IP_PMTUDISC_DONT, IPPROTO_IP, IPPROTO_IPV6};
+    if v6 {
+        set_int(socket, IPPROTO_IPV6, libc::IPV6_DONTFRAG, 0)?;
+        let dont = libc::IPV6_PMTUDISC_DONT;
+        set_int(socket, IPPROTO_IPV6, libc::IPV6_MTU_DISCOVER, dont)?;
+    }
+    set_int(socket, IPPROTO_IP, IP_MTU_DISCOVER, IP_PMTUDISC_DONT)
+}
+
 fn set_int(
-    socket: &Socket,
+    socket: &impl AsFd,
     level: libc::c_int,
     name: libc::c_int,
     value: libc::c_int,

@@ -1,4 +1,4 @@
-//! Transport sockets: TCP connections that are bound to one link.
+//! Transport sockets: TCP connections that are bound to one link, and UDP sockets beside them.
 //!
 //! A socket bound with SO_BINDTODEVICE uses only routes over that device, so that two transports
 //! run over two links at once without any rule or mark in the host's routing.
@@ -6,6 +6,7 @@
 mod error;
 mod info;
 mod pacing;
+mod packets;
 #[cfg(test)]
 mod tests;
 mod window;
@@ -17,6 +18,7 @@ use std::time::Duration;
 pub use error::TransportError;
 pub use info::{TcpInfo, tcp_info};
 pub use pacing::{Losses, Paced, Pacing};
+pub use packets::{Batch, PacketSocket, ReceiveRoom, WRITE_BYTES_MAX};
 use socket2::{Domain, Protocol, SockRef, Socket, TcpKeepalive, Type};
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
 pub use window::{InitialWindow, WindowError};

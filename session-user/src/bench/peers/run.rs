@@ -314,6 +314,7 @@ impl Run<'_> {
             steady: self.plan.scenario.is_steady(),
             pace: self.plan.pace,
             seconds: (now_ns() - began) as f64 / 1e9,
+            uncounted: Vec::new(),
             repeated: self.repeated,
             lateness: self.lateness,
         }

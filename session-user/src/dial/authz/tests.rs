@@ -14,6 +14,7 @@ fn check_ip(list: &AllowList, target: &str) -> Result<(), Denied> {
     let addr: SocketAddr = target.parse().unwrap();
     list.check(
         "client.example",
+        Protocol::Tcp,
         &Target::Addr(addr),
         addr.ip(),
         addr.port(),
@@ -22,7 +23,13 @@ fn check_ip(list: &AllowList, target: &str) -> Result<(), Denied> {
 
 fn check_name(list: &AllowList, name: &str, port: u16, ip: &str) -> Result<(), Denied> {
     let target = Target::Name(name.to_owned(), port);
-    list.check("client.example", &target, ip.parse().unwrap(), port)
+    list.check(
+        "client.example",
+        Protocol::Tcp,
+        &target,
+        ip.parse().unwrap(),
+        port,
+    )
 }
 
 #[test]
@@ -193,7 +200,10 @@ fn names() {
 #[test]
 fn names_that_no_rule_can_admit_are_not_resolved() {
     let list = list(&["db.internal:5432", "10.0.0.0/8:80"]);
-    let may = |peer, name, port| list.check_before_resolving(peer, name, port).is_ok();
+    let may = |peer, name, port| {
+        list.check_before_resolving(peer, Protocol::Tcp, name, port)
+            .is_ok()
+    };
     assert!(may("client.example", "db.internal", 5432));
     assert!(may("client.example", "any.example", 80));
     assert!(!may("client.example", "any.example", 5432));
@@ -213,7 +223,13 @@ fn peers() {
     .unwrap();
     let may = |peer: &str, target: &str| {
         let addr: SocketAddr = target.parse().unwrap();
-        list.check(peer, &Target::Addr(addr), addr.ip(), addr.port())
+        list.check(
+            peer,
+            Protocol::Tcp,
+            &Target::Addr(addr),
+            addr.ip(),
+            addr.port(),
+        )
     };
     assert!(may("laptop-1.example", "10.0.0.1:22").is_ok());
     assert!(may("laptop-1.example", "10.0.0.2:80").is_ok());
@@ -222,7 +238,7 @@ fn peers() {
     assert_eq!(stranger.why, WhyDenied::NoRuleForPeer);
     let nothing = AllowList::parse(&[]).unwrap();
     let addr: SocketAddr = "10.0.0.2:80".parse().unwrap();
-    let denied = nothing.check("a", &Target::Addr(addr), addr.ip(), 80);
+    let denied = nothing.check("a", Protocol::Tcp, &Target::Addr(addr), addr.ip(), 80);
     assert_eq!(denied.unwrap_err().why, WhyDenied::NoRuleForPeer);
 }
 
@@ -340,8 +356,8 @@ proptest! {
         let list = list(&rules);
         let address = Target::Addr(SocketAddr::new(ip, port));
         let name = Target::Name("any.example".to_owned(), port);
-        prop_assert!(list.check("client.example", &address, ip, port).is_err());
-        prop_assert!(list.check("client.example", &name, ip, port).is_err());
+        prop_assert!(list.check("client.example", Protocol::Tcp, &address, ip, port).is_err());
+        prop_assert!(list.check("client.example", Protocol::Tcp, &name, ip, port).is_err());
     }
 
     #[test]
@@ -360,4 +376,27 @@ proptest! {
     fn no_rule_like_text_panics(to in "[\\[\\]:./*0-9a-f-]{0,40}") {
         let _ = AllowList::parse(&[AllowRule { peer: "p".to_owned(), to: vec![to] }]);
     }
+}
+
+#[test]
+fn a_rule_may_be_for_one_protocol() {
+    let list = list(&["10.0.0.0/8:53/udp", "10.0.0.0/8:80/tcp", "10.0.0.0/8:443"]);
+    let may = |protocol, target: &str| {
+        let addr: SocketAddr = target.parse().unwrap();
+        let target = Target::Addr(addr);
+        let checked = list.check("client.example", protocol, &target, addr.ip(), addr.port());
+        checked.is_ok()
+    };
+    for (port, tcp, udp) in [(53, false, true), (80, true, false), (443, true, true)] {
+        let target = format!("10.1.2.3:{port}");
+        assert_eq!(may(Protocol::Tcp, &target), tcp, "{target}");
+        assert_eq!(may(Protocol::Udp, &target), udp, "{target}");
+    }
+    let before = |protocol| list.check_before_resolving("client.example", protocol, "a", 53);
+    assert!(before(Protocol::Udp).is_ok() && before(Protocol::Tcp).is_err());
+    let wrong = AllowList::parse(&[AllowRule {
+        peer: "*".to_owned(),
+        to: vec!["10.0.0.0/8:53/sctp".to_owned()],
+    }]);
+    assert!(wrong.unwrap_err().problem.contains("sctp"));
 }

@@ -1,0 +1,324 @@
+//! The end of the targets: a connected UDP socket for each flow of the peer.
+
+use std::collections::VecDeque;
+use std::io;
+use std::sync::Arc;
+use std::task::Poll;
+
+use bytes::Bytes;
+use session_proto::session::FlowId;
+use session_proto::wire::Target;
+use tokio::net::UdpSocket;
+use tokio::task::AbortHandle;
+
+use super::watch::ErrorWatch;
+use super::{DATAGRAM_ROOM, FlowReport, TAKEN_PER_TURN};
+use crate::dial::{DialError, dial_flow, open_flow};
+use crate::driver::ready::Source;
+use crate::driver::{Driver, Internal, Name, Side};
+
+/// Datagrams of one flow that wait while its target's name is resolved, at most; what comes after them is dropped.
+const WAITING_MAX: usize = 16;
+/// Their bytes, in all flows of the session together, at most.
+const WAITING_BYTES_MAX: usize = 1 << 20;
+
+/// A flow that the peer opened.
+pub(super) struct FarFlow {
+    target: String,
+    end: End,
+    /// The peer has closed it: it goes when what waits is sent.
+    closed: bool,
+    tx: (u64, u64),
+    rx: (u64, u64),
+}
+
+enum End {
+    /// The target's name is being resolved.
+    Resolving {
+        task: AbortHandle,
+        waiting: VecDeque<Bytes>,
+        bytes: usize,
+    },
+    Open(Open),
+}
+
+/// A socket that is connected with the target.
+struct Open {
+    socket: Arc<UdpSocket>,
+    source: Source<Name>,
+    errors: ErrorWatch,
+}
+
+impl Open {
+    fn new(socket: UdpSocket, source: Source<Name>) -> Self {
+        let socket = Arc::new(socket);
+        Self {
+            errors: ErrorWatch::of(&socket),
+            socket,
+            source,
+        }
+    }
+
+    /// The next datagram of the target, in `room`; none if there is none now: then the source is told of the next one,
+    /// and of an error.
+    fn receive(&mut self, room: &mut [u8]) -> io::Result<Option<usize>> {
+        let mut cx = self.source.context();
+        if let Poll::Ready(error) = self.errors.poll(&self.socket, &mut cx) {
+            return Err(error);
+        }
+        loop {
+            match self.socket.try_recv(room) {
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    if self.socket.poll_recv_ready(&mut cx).is_pending() {
+                        return Ok(None);
+                    }
+                }
+                done => return done.map(Some),
+            }
+        }
+    }
+}
+
+impl FarFlow {
+    pub fn source(&self) -> Option<&Source<Name>> {
+        match &self.end {
+            End::Resolving { .. } => None,
+            End::Open(open) => Some(&open.source),
+        }
+    }
+
+    pub fn report(&self, id: FlowId) -> FlowReport {
+        let local = match &self.end {
+            End::Resolving { .. } => None,
+            End::Open(open) => open.socket.local_addr().ok(),
+        };
+        FlowReport {
+            id,
+            target: self.target.clone(),
+            local: local.map(|addr| addr.to_string()).unwrap_or_default(),
+            tx: self.tx,
+            rx: self.rx,
+        }
+    }
+}
+
+impl Driver {
+    /// The peer opened a flow.
+    pub(super) fn flow_opened(&mut self, id: FlowId, target: Target) {
+        let links = self.side.links();
+        let Side::Responder(responder) = &mut self.side else {
+            let peer = &self.peer.name;
+            tracing::warn!(%peer, %target, "this unit dials for nobody: the peer's flow is refused");
+            return self
+                .session
+                .flow_error(id, libc::EACCES.unsigned_abs().into());
+        };
+        let is_own = move |ip| links.links.iter().any(|link| link.holds(ip));
+        let (allow, caller) = (Arc::clone(&responder.allow), Arc::clone(&responder.caller));
+        if let Target::Addr(addr) = target {
+            let opened = open_flow(&caller, is_own, &target, &allow, &[addr]);
+            return self.begin_far(id, target.to_string(), opened);
+        }
+        let name = target.to_string();
+        let (timeout, internal) = (responder.dial_timeout, self.internal_tx.clone());
+        while responder.dials.try_join_next().is_some() {}
+        let task = responder.dials.spawn(async move {
+            let result = dial_flow(&caller, is_own, &target, &allow, timeout).await;
+            // The driver may have ended meanwhile; then the socket ends here.
+            let _ = internal.send(Internal::Flow { id, result });
+        });
+        let resolving = End::Resolving {
+            task,
+            waiting: VecDeque::new(),
+            bytes: 0,
+        };
+        self.insert_far(id, name, resolving);
+    }
+
+    fn insert_far(&mut self, id: FlowId, target: String, end: End) {
+        let flow = FarFlow {
+            target,
+            end,
+            closed: false,
+            tx: (0, 0),
+            rx: (0, 0),
+        };
+        self.datagrams.far.insert(id, flow);
+    }
+
+    fn begin_far(&mut self, id: FlowId, target: String, opened: Result<UdpSocket, DialError>) {
+        match opened {
+            Ok(socket) => {
+                let source = self.ready.add(Name::Flow(id));
+                self.insert_far(id, target, End::Open(Open::new(socket, source)));
+            }
+            Err(error) => self.far_refused(id, &error),
+        }
+    }
+
+    fn far_refused(&mut self, id: FlowId, error: &DialError) {
+        let peer = &self.peer.name;
+        if matches!(error, DialError::Denied(_)) {
+            tracing::warn!(flow = id, "{error}");
+        } else {
+            tracing::info!(%peer, flow = id, %error, "a target has no flow");
+        }
+        self.far_failed(id, error.errno());
+    }
+
+    /// The flow ends with its target's error.
+    fn far_failed(&mut self, id: FlowId, errno: i32) {
+        let flow = self.datagrams.far.remove(&id);
+        if let Some(End::Resolving { bytes, .. }) = flow.map(|flow| flow.end) {
+            self.datagrams.resolving_bytes -= bytes;
+        }
+        self.datagrams.counters.failed += 1;
+        self.session.flow_error(id, errno.unsigned_abs().into());
+    }
+
+    /// The name of a flow's target is resolved, or not.
+    pub(in crate::driver) fn far_dialled(
+        &mut self,
+        id: FlowId,
+        result: Result<UdpSocket, DialError>,
+    ) {
+        let Some(flow) = self.datagrams.far.get_mut(&id) else {
+            return;
+        };
+        let socket = match result {
+            Ok(socket) => socket,
+            Err(error) => return self.far_refused(id, &error),
+        };
+        let open = End::Open(Open::new(socket, self.ready.add(Name::Flow(id))));
+        let End::Resolving { waiting, bytes, .. } = std::mem::replace(&mut flow.end, open) else {
+            return;
+        };
+        let closed = flow.closed;
+        self.datagrams.resolving_bytes -= bytes;
+        for data in waiting {
+            self.deliver_far(id, data);
+        }
+        if closed {
+            self.datagrams.far.remove(&id);
+        }
+    }
+
+    /// A datagram of the peer goes to its target.
+    pub(super) fn deliver_far(&mut self, id: FlowId, data: Bytes) {
+        let Some(flow) = self.datagrams.far.get_mut(&id) else {
+            self.datagrams.counters.dropped += 1;
+            return;
+        };
+        let len = data.len() as u64;
+        let socket = match &mut flow.end {
+            End::Open(open) => &open.socket,
+            End::Resolving { waiting, bytes, .. } => {
+                let all = &mut self.datagrams.resolving_bytes;
+                if waiting.len() < WAITING_MAX && *all + data.len() <= WAITING_BYTES_MAX {
+                    *bytes += data.len();
+                    *all += data.len();
+                    // A copy, since the original may hold a whole batch of packets.
+                    waiting.push_back(Bytes::copy_from_slice(&data));
+                } else {
+                    self.datagrams.counters.dropped += 1;
+                }
+                return;
+            }
+        };
+        match send_now(socket, &data) {
+            Ok(()) => flow.rx = (flow.rx.0 + 1, flow.rx.1 + len),
+            Err(error) => {
+                self.datagrams.counters.dropped += 1;
+                self.far_error(id, &error);
+            }
+        }
+    }
+
+    /// What the kernel said of a target's socket: of this datagram, or by ICMP of an earlier one.
+    fn far_error(&mut self, id: FlowId, error: &io::Error) {
+        let Some(errno) = error.raw_os_error().filter(|errno| is_final(*errno)) else {
+            tracing::debug!(flow = id, %error, "a datagram is dropped");
+            return;
+        };
+        if let Some(flow) = self.datagrams.far.get(&id) {
+            let (peer, target) = (&self.peer.name, &flow.target);
+            tracing::info!(%peer, flow = id, %target, %error, "a flow has failed");
+        }
+        self.far_failed(id, errno);
+    }
+
+    /// Something came from a target, or the news that nobody is there.
+    pub(in crate::driver) fn far_ready(&mut self, id: FlowId) {
+        let mut scratch = std::mem::take(&mut self.datagrams.scratch);
+        scratch.resize(DATAGRAM_ROOM, 0);
+        let mut more = true;
+        for _ in 0..TAKEN_PER_TURN {
+            let Some(flow) = self.datagrams.far.get_mut(&id) else {
+                break;
+            };
+            let End::Open(open) = &mut flow.end else {
+                break;
+            };
+            match open.receive(&mut scratch) {
+                Ok(Some(n)) => {
+                    flow.tx = (flow.tx.0 + 1, flow.tx.1 + n as u64);
+                    let now = self.clock.now();
+                    if let Err(error) = self.session.send_datagram(now, id, &scratch[..n]) {
+                        tracing::debug!(flow = id, %error, "a datagram is dropped");
+                        self.datagrams.counters.dropped += 1;
+                    }
+                }
+                Ok(None) => {
+                    more = false;
+                    break;
+                }
+                Err(error) => self.far_error(id, &error),
+            }
+        }
+        self.datagrams.scratch = scratch;
+        if let Some(flow) = self.datagrams.far.get(&id)
+            && let Some(source) = flow.source()
+            && more
+        {
+            source.requeue();
+        }
+    }
+
+    /// The peer closed the flow, or it was idle for too long. What waits for its target's name still goes there.
+    pub(super) fn far_over(&mut self, id: FlowId) {
+        let Some(flow) = self.datagrams.far.get_mut(&id) else {
+            return;
+        };
+        match &flow.end {
+            End::Resolving { waiting, .. } if !waiting.is_empty() => flow.closed = true,
+            End::Resolving { task, .. } => {
+                task.abort();
+                self.datagrams.far.remove(&id);
+            }
+            End::Open(_) => {
+                self.datagrams.far.remove(&id);
+            }
+        }
+    }
+}
+
+/// Sends without waiting, also where tokio has not heard from the socket yet.
+fn send_now(socket: &UdpSocket, data: &[u8]) -> io::Result<()> {
+    socket2::SockRef::from(socket).send(data).map(|_| ())
+}
+
+/// Whether an error says that the target is not to be reached, as an application with a connected socket would hear
+/// it; others are of one datagram.
+fn is_final(errno: i32) -> bool {
+    matches!(
+        errno,
+        libc::ECONNREFUSED
+            | libc::EHOSTUNREACH
+            | libc::ENETUNREACH
+            | libc::ENETDOWN
+            | libc::EHOSTDOWN
+            | libc::ENOPROTOOPT
+            | libc::EPROTO
+            | libc::EACCES
+    )
+}

@@ -1,0 +1,224 @@
+//! Flows: what applications say by UDP, and the UDP transport that carries it.
+//!
+//! `sockets` says which UDP sockets there are and which is preferred, `packets` moves the session's packets, `near` is
+//! the end of the applications that open flows, `far` that of the targets.
+
+mod far;
+mod near;
+mod packets;
+mod sockets;
+mod watch;
+
+use std::collections::{BTreeMap, VecDeque};
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use bytes::BytesMut;
+use session_proto::session::{FlowEvent, FlowId, UdpPath, UdpTransmit};
+use tokio::sync::mpsc;
+
+use super::ready::Source;
+use super::{Driver, Name};
+use crate::transport::{PacketSocket, ReceiveRoom};
+use far::FarFlow;
+use near::Near;
+use sockets::{Local, Which};
+
+/// Datagrams of applications, or batches of packets, that are taken in one turn before other sources get theirs.
+const TAKEN_PER_TURN: usize = 64;
+/// Largest datagram, and what one more byte would show, in bytes.
+const DATAGRAM_ROOM: usize = 64 * 1024;
+
+/// Packets that came to one of the unit's UDP sockets for one of its sessions, from one address to one other.
+#[derive(Debug)]
+pub struct Inbound {
+    /// Which of [`Listening::sockets`].
+    pub socket: usize,
+    /// The address of ours that they were sent to.
+    pub to: IpAddr,
+    /// Their sender.
+    pub from: SocketAddr,
+    /// All of them.
+    pub bytes: BytesMut,
+    /// Bytes of each; the last may have fewer.
+    pub stride: usize,
+}
+
+/// What a session of an acceptor needs for UDP.
+pub struct Listening {
+    /// The sockets, which all sessions share.
+    pub sockets: Arc<[Arc<PacketSocket>]>,
+    /// What came to them for this session.
+    pub inbound: mpsc::Receiver<Inbound>,
+}
+
+/// A flow, as it is now.
+#[derive(Clone, Debug)]
+pub struct FlowReport {
+    /// Its number.
+    pub id: FlowId,
+    /// Where it leads.
+    pub target: String,
+    /// The application, or our own address towards the target.
+    pub local: String,
+    /// Datagrams that came from the local end, and their bytes.
+    pub tx: (u64, u64),
+    /// The same towards it.
+    pub rx: (u64, u64),
+}
+
+/// The path that datagrams go over, as it is now.
+#[derive(Clone, Debug)]
+pub struct UdpReport {
+    /// Our link; empty if none holds our address.
+    pub link: String,
+    /// The peer's address.
+    pub remote: SocketAddr,
+    /// Whether it answers; otherwise datagrams go over TCP, or over both.
+    pub usable: bool,
+    /// Largest UDP payload that is known to pass, in bytes.
+    pub mtu: usize,
+    /// The smoothed round-trip time, once it is known.
+    pub rtt: Option<Duration>,
+}
+
+/// What a driver has counted of datagrams beside the core.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct DatagramCounters {
+    /// Datagrams that an application's or a target's socket did not take, or that no flow was to be had for.
+    pub dropped: u64,
+    /// Packets that no socket took.
+    pub packets_unsent: u64,
+    /// Flows that ended by an error of their target.
+    pub failed: u64,
+}
+
+/// All that a driver has for flows.
+#[derive(Default)]
+pub(super) struct Datagrams {
+    listening: Option<Listening>,
+    locals: BTreeMap<UdpPath, Local>,
+    /// Sockets that there have been.
+    made: u64,
+    /// Links on which no socket could be bound; it is told once.
+    unbound: Vec<String>,
+    near: Near,
+    far: BTreeMap<FlowId, FarFlow>,
+    /// Bytes that wait in flows whose targets' names are being resolved.
+    resolving_bytes: usize,
+    /// Packets that wait until their socket takes some.
+    held: VecDeque<UdpTransmit>,
+    /// Packets that go out in one write, apart and put together.
+    group: Vec<UdpTransmit>,
+    joined: Vec<u8>,
+    room: Option<Box<ReceiveRoom>>,
+    arena: BytesMut,
+    /// A datagram from a target.
+    scratch: Vec<u8>,
+    events: Vec<FlowEvent>,
+    pub counters: DatagramCounters,
+}
+
+impl Datagrams {
+    pub fn new(listening: Option<Listening>) -> Self {
+        Self {
+            listening,
+            ..Self::default()
+        }
+    }
+
+    pub fn source_of_path(&self, path: UdpPath) -> Option<&Source<Name>> {
+        match &self.locals.get(&path)?.socket {
+            Which::Own(_, source) => Some(source),
+            Which::Shared(..) => None,
+        }
+    }
+
+    pub fn source_of_flow(&self, id: FlowId) -> Option<&Source<Name>> {
+        self.far.get(&id)?.source()
+    }
+
+    /// Packets for this session. Never returns where the unit does not listen. Cancel-safe.
+    pub async fn arrived(&mut self) -> Inbound {
+        let arrived = match &mut self.listening {
+            Some(listening) => listening.inbound.recv().await,
+            None => None,
+        };
+        match arrived {
+            Some(inbound) => inbound,
+            // The unit ends, and the session with it.
+            None => std::future::pending().await,
+        }
+    }
+}
+
+impl Driver {
+    /// Acts on what the session has of flows, both what came and what became of them.
+    pub(super) fn settle_flows(&mut self) {
+        let mut events = std::mem::take(&mut self.datagrams.events);
+        while let Some(event) = self.session.poll_flow_event() {
+            match event {
+                FlowEvent::FlowOpened { id, target } => self.flow_opened(id, target),
+                other => events.push(other),
+            }
+        }
+        // Before the flow's end, which may have come with its last datagram.
+        while let Some((id, data)) = self.session.poll_datagram() {
+            if !self.deliver_near(id, &data) {
+                self.deliver_far(id, data);
+            }
+        }
+        for event in events.drain(..) {
+            match event {
+                FlowEvent::FlowFailed { id, errno } => self.flow_over(id, Some(errno)),
+                FlowEvent::FlowClosed { id } => self.flow_over(id, None),
+                FlowEvent::ConnectionIdsChanged => self.tell_connections(),
+                FlowEvent::UdpUsable(path) => {
+                    tracing::info!(link = self.link_of_path(path), "datagrams go over UDP");
+                }
+                FlowEvent::UdpBlocked(path) => {
+                    tracing::info!(
+                        link = self.link_of_path(path),
+                        "UDP is not answered: datagrams go over TCP"
+                    );
+                }
+                FlowEvent::FlowOpened { .. } => {}
+            }
+        }
+        self.datagrams.events = events;
+    }
+
+    fn flow_over(&mut self, id: FlowId, errno: Option<u64>) {
+        self.near_over(id, errno);
+        self.far_over(id);
+    }
+
+    /// Where datagrams come in without end, other sources and deadlines get their turn here: the driver takes what it
+    /// waits for in a fixed order.
+    pub(super) fn be_fair(&mut self) {
+        if let Some(name) = self.ready.try_next() {
+            self.handle_ready(name);
+        }
+        if self.next_deadline().is_some_and(|at| Instant::now() >= at) {
+            self.handle_deadline();
+        }
+    }
+
+    pub(super) fn flow_reports(&self) -> Vec<FlowReport> {
+        let near = self.datagrams.near.reports();
+        near.chain(self.datagrams.far.iter().map(|(&id, flow)| flow.report(id)))
+            .collect()
+    }
+
+    pub(super) fn udp_report(&self) -> Option<UdpReport> {
+        let status = self.session.udp_status()?;
+        Some(UdpReport {
+            link: self.link_of_path(status.path).to_owned(),
+            remote: status.remote,
+            usable: status.usable,
+            mtu: status.mtu,
+            rtt: status.rtt,
+        })
+    }
+}

@@ -1,0 +1,147 @@
+//! The end of the applications that open flows.
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
+
+use bytes::Bytes;
+use session_proto::session::{FlowError, FlowId};
+
+use super::{FlowReport, TAKEN_PER_TURN};
+use crate::driver::{Driver, Side};
+use crate::requests::{AppFlow, FlowInput};
+
+/// Flows whose applications are here.
+#[derive(Default)]
+pub(super) struct Near {
+    flows: BTreeMap<FlowId, NearFlow>,
+    /// The flow of each conversation, by its number.
+    of_app: HashMap<u64, FlowId>,
+    /// Whether it was told that the peer takes no (more) flows.
+    told_full: bool,
+}
+
+struct NearFlow {
+    app: Arc<AppFlow>,
+    tx: (u64, u64),
+    rx: (u64, u64),
+}
+
+impl Near {
+    pub fn reports(&self) -> impl Iterator<Item = FlowReport> {
+        self.flows.iter().map(|(&id, flow)| FlowReport {
+            id,
+            target: flow.app.target.to_string(),
+            local: flow.app.app.clone(),
+            tx: flow.tx,
+            rx: flow.rx,
+        })
+    }
+
+    fn remove(&mut self, id: FlowId) -> Option<Arc<AppFlow>> {
+        let flow = self.flows.remove(&id)?;
+        self.of_app.remove(&flow.app.number());
+        Some(flow.app)
+    }
+}
+
+impl Driver {
+    /// Takes what applications have sent.
+    pub(in crate::driver) fn take_datagrams(&mut self) {
+        let Side::Initiator(initiator) = &self.side else {
+            return;
+        };
+        let queue = Arc::clone(&initiator.config.requests);
+        for taken in 0..TAKEN_PER_TURN {
+            match queue.flows.pop() {
+                Some(FlowInput::Datagram(app, data)) => self.carry(&app, &data),
+                Some(FlowInput::Closed(app)) => self.app_closed(&app),
+                None if taken == 0 => return,
+                None => break,
+            }
+        }
+        self.be_fair();
+    }
+
+    /// A datagram goes out on its conversation's flow, which is opened if there is none.
+    fn carry(&mut self, app: &Arc<AppFlow>, data: &Bytes) {
+        let now = self.clock.now();
+        let known = self.datagrams.near.of_app.get(&app.number()).copied();
+        let Some(id) = known.or_else(|| self.open_for(app)) else {
+            self.datagrams.counters.dropped += 1;
+            return;
+        };
+        match self.session.send_datagram(now, id, data) {
+            Ok(()) => {
+                if let Some(flow) = self.datagrams.near.flows.get_mut(&id) {
+                    flow.tx = (flow.tx.0 + 1, flow.tx.1 + data.len() as u64);
+                }
+            }
+            // Its end waits to be told: the next one opens another flow.
+            Err(FlowError::Gone | FlowError::NotOpen | FlowError::TooMany) => {
+                self.datagrams.near.remove(id);
+                self.datagrams.counters.dropped += 1;
+            }
+            Err(FlowError::TooLarge) => {
+                self.datagrams.counters.dropped += 1;
+                app.end().failed(libc::EMSGSIZE);
+            }
+        }
+    }
+
+    fn open_for(&mut self, app: &Arc<AppFlow>) -> Option<FlowId> {
+        match self.session.open_flow(self.clock.now(), app.target.clone()) {
+            Ok(id) => {
+                tracing::debug!(flow = id, app = %app.app, target = %app.target, "a flow is opened");
+                let flow = NearFlow {
+                    app: Arc::clone(app),
+                    tx: (0, 0),
+                    rx: (0, 0),
+                };
+                let near = &mut self.datagrams.near;
+                near.flows.insert(id, flow);
+                near.of_app.insert(app.number(), id);
+                near.told_full = false;
+                Some(id)
+            }
+            Err(error) => {
+                if !std::mem::replace(&mut self.datagrams.near.told_full, true) {
+                    let peer = &self.peer.name;
+                    tracing::warn!(%peer, %error, app = %app.app, target = %app.target, "datagrams are dropped: no flow can be opened");
+                }
+                None
+            }
+        }
+    }
+
+    fn app_closed(&mut self, app: &AppFlow) {
+        let Some(id) = self.datagrams.near.of_app.get(&app.number()).copied() else {
+            return;
+        };
+        self.datagrams.near.remove(id);
+        self.session.close_flow(id);
+    }
+
+    /// A datagram came from a target; false if no application here has the flow.
+    pub(super) fn deliver_near(&mut self, id: FlowId, data: &[u8]) -> bool {
+        let Some(flow) = self.datagrams.near.flows.get_mut(&id) else {
+            return false;
+        };
+        flow.rx = (flow.rx.0 + 1, flow.rx.1 + data.len() as u64);
+        flow.app.end().deliver(data);
+        true
+    }
+
+    /// The flow is over; what its application sends next opens another.
+    pub(super) fn near_over(&mut self, id: FlowId, errno: Option<u64>) {
+        let Some(app) = self.datagrams.near.remove(id) else {
+            return;
+        };
+        if let Some(errno) = errno {
+            self.datagrams.counters.failed += 1;
+            let errno = i32::try_from(errno).unwrap_or(libc::EHOSTUNREACH);
+            let error = std::io::Error::from_raw_os_error(errno);
+            tracing::info!(flow = id, app = %app.app, target = %app.target, %error, "a flow has failed");
+            app.end().failed(errno);
+        }
+    }
+}

@@ -30,7 +30,7 @@ const BASE_PACKAGES: [&str; 9] = [
     "ca-certificates",
 ];
 /// Real programs that the system tests run.
-const TEST_PACKAGES: [&str; 9] = [
+const TEST_PACKAGES: [&str; 12] = [
     "nginx-light",
     "curl",
     "openssh-server",
@@ -40,6 +40,9 @@ const TEST_PACKAGES: [&str; 9] = [
     "redis-server",
     "redis-tools",
     "passwd",
+    "openssl",
+    "dnsmasq-base",
+    "bind9-dnsutils",
 ];
 /// Systems that `holdfast bench handover --against` measures.
 const PEER_PACKAGES: [&str; 3] = ["wireguard-go", "wireguard-tools", "openvpn"];

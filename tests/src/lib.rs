@@ -10,6 +10,7 @@ mod mounts;
 mod reader;
 mod servers;
 mod services;
+pub mod suites;
 
 use std::net::TcpListener;
 use std::path::{Path, PathBuf};

@@ -1,12 +1,16 @@
 //! What the system tests share: a bed with agents, real servers behind the gateway, and somebody
 //! who cuts links.
 
+mod both;
+mod captures;
 pub mod conformance;
 mod cutter;
 mod lacking;
 mod mounts;
 mod reader;
+mod servers;
 mod services;
+pub mod suites;
 
 use std::net::TcpListener;
 use std::path::{Path, PathBuf};
@@ -14,10 +18,13 @@ use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail, ensure};
+pub use both::{Both, Said};
+pub use captures::Captures;
 pub use cutter::Cutter;
 pub use lacking::without_syscall;
 pub use mounts::Mounts;
 pub use reader::{begun, endless, reader, said};
+pub use servers::{Dns, Web};
 pub use services::{Nginx, Postgres, Redis, Sshd};
 use session_lab::{Lab, Netns};
 use session_user::bench::bed::{Bed, BedConfig};
@@ -89,6 +96,16 @@ impl TestBed {
         self.bed
             .spawn_captured(command)
             .with_context(|| format!("`{program}` cannot be started"))
+    }
+
+    /// Starts a program by `holdfast run`; what it prints can be taken at its end.
+    pub fn start_run(&self, words: &[&str]) -> anyhow::Result<Child> {
+        let mut command = command(&self.bed.client_control(), &["run", "--"]);
+        command
+            .args(words)
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped());
+        Ok(self.bed.lab.client().spawn(command)?)
     }
 
     /// Runs a program captured, to its end.

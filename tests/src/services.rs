@@ -13,10 +13,10 @@ use session_lab::Lab;
 use crate::await_listener;
 
 /// A program in the server's namespace, ended with this value.
-struct Daemon(Child);
+pub(crate) struct Daemon(Child);
 
 impl Daemon {
-    fn start(lab: &Lab, mut command: Command, log: &Path) -> anyhow::Result<Self> {
+    pub(crate) fn start(lab: &Lab, mut command: Command, log: &Path) -> anyhow::Result<Self> {
         let log = fs::File::create(log)?;
         // In a group of its own, so that nothing that it has started outlives it.
         command
@@ -55,7 +55,7 @@ impl Drop for Daemon {
     }
 }
 
-fn folder(dir: &Path, name: &str) -> anyhow::Result<PathBuf> {
+pub(crate) fn folder(dir: &Path, name: &str) -> anyhow::Result<PathBuf> {
     let path = dir.join(name);
     fs::create_dir_all(&path)?;
     // Servers that drop their privileges must get in.

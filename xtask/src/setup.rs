@@ -30,7 +30,7 @@ const BASE_PACKAGES: [&str; 9] = [
     "ca-certificates",
 ];
 /// Real programs that the system tests run.
-const TEST_PACKAGES: [&str; 9] = [
+const TEST_PACKAGES: [&str; 13] = [
     "nginx-light",
     "curl",
     "openssh-server",
@@ -40,7 +40,13 @@ const TEST_PACKAGES: [&str; 9] = [
     "redis-server",
     "redis-tools",
     "passwd",
+    "openssl",
+    "dnsmasq-base",
+    "bind9-dnsutils",
+    "python3",
 ];
+/// The suites of Debian's own Python, where no other version is found.
+const PYTHON_SUITES: &str = "libpython3.11-testsuite";
 /// Systems that `holdfast bench handover --against` measures.
 const PEER_PACKAGES: [&str; 3] = ["wireguard-go", "wireguard-tools", "openvpn"];
 const BPF_LINKER: &str = "0.13.0";
@@ -48,10 +54,12 @@ const LLVM_PREFIX: &str = "/usr/lib/llvm-22";
 
 /// Looks, asks, installs.
 pub fn run(yes: bool) -> anyhow::Result<()> {
+    let suites = python_suites();
     let mut packages: Vec<&str> = BASE_PACKAGES
         .iter()
         .chain(&TEST_PACKAGES)
         .copied()
+        .chain([suites.as_str()])
         .filter(|p| !installed(p))
         .collect();
     // nginx in any flavour serves.
@@ -105,6 +113,13 @@ pub fn peers(yes: bool) -> anyhow::Result<()> {
         &format!("install with apt-get: {}", packages.join(" ")),
     )?;
     install(&packages)
+}
+
+/// The package of the test suites of the Python that is there: `python3` leads to, say, `python3.11`.
+fn python_suites() -> String {
+    let python = std::fs::read_link("/usr/bin/python3").ok();
+    let name = python.as_deref().and_then(|p| p.file_name()?.to_str());
+    name.map_or_else(|| PYTHON_SUITES.to_owned(), |n| format!("lib{n}-testsuite"))
 }
 
 fn installed(package: &str) -> bool {

@@ -7,16 +7,13 @@ use aya_ebpf::{
 };
 use aya_log_ebpf::{debug, info, warn};
 use session_ebpf_common::{
-    AppSocket, FlowKey, GATE_ON, HANDSHAKES_ADMITTED, Original, Settings, V6_PORTS, action,
-    counter, gate, octets, protocol,
+    AppSocket, FlowKey, GATE_ON, HANDSHAKES_ADMITTED, NAMES_KNOWN, Namespace, Original, Ports,
+    Settings, V6_PORTS, action, counter, gate, octets, protocol,
 };
 
 use crate::{
-    ctx::{
-        ALLOW, SockAddr as _, Words, is_local, is_mapped, is_of_one_link, listener_alive, mapped,
-        refuse,
-    },
-    maps::{self, SETTINGS},
+    ctx::{ALLOW, SockAddr as _, Words, is_local, is_mapped, is_of_one_link, mapped, refuse},
+    maps::{self, NAMESPACES, SETTINGS},
     rules::{Claim, claim_on, is_left_out},
 };
 
@@ -138,10 +135,10 @@ fn redirect(ctx: &SockAddrContext, addr: Words) -> Outcome {
         maps::forget_app_socket(ctx.sock());
         return Outcome::Direct;
     }
-    if let Some(obstacle) = obstacle(ctx, settings, &addr) {
-        return give_up(ctx, claim, obstacle);
+    match way(ctx, settings, &addr) {
+        Ok(way) => capture(ctx, settings, &way, claim, addr, port),
+        Err(obstacle) => give_up(ctx, claim, obstacle),
     }
-    capture(ctx, settings, claim, addr, port)
 }
 
 /// Whether the application itself has bound the socket to a loopback address. One that was captured before may still
@@ -151,24 +148,66 @@ fn is_bound_to_loopback(ctx: &SockAddrContext) -> bool {
     maps::app_socket(ctx.sock()).is_none() && ctx.source_is_loopback()
 }
 
-/// What keeps a matching connection from being captured now: the index of the counter that says so.
+/// How a connection reaches the agent.
+struct Way<'a> {
+    /// The listeners in its network namespace.
+    ports: &'a Ports,
+    /// The namespace; None where the agent has only now been told of it.
+    known: Option<&'a Namespace>,
+}
+
+/// The way to the agent; or what keeps a matching connection from being captured now: the index of the counter that says
+/// so.
 #[inline(always)]
-fn obstacle(ctx: &SockAddrContext, settings: &Settings, addr: &Words) -> Option<u32> {
-    // On a host without ::1 the agent has no IPv6 listeners.
-    let reachable = is_mapped(addr) || settings.v6_ports[0] != 0;
-    if !reachable || !listener_alive(ctx.raw().cast(), settings.marker_port) {
-        debug!(ctx, "no agent listens in this network namespace");
-        return Some(counter::AGENT_GONE);
+fn way<'a>(ctx: &SockAddrContext, settings: &'a Settings, addr: &Words) -> Result<Way<'a>, u32> {
+    if !maps::agent_lives() {
+        debug!(ctx, "no agent lives");
+        return Err(counter::AGENT_GONE);
     }
     if maps::agent_hangs() {
         debug!(ctx, "the agent does not answer");
-        return Some(counter::AGENT_HUNG);
+        return Err(counter::AGENT_HUNG);
     }
     if maps::in_flight() >= HANDSHAKES_ADMITTED {
         warn!(ctx, "too many handshakes in flight");
-        return Some(counter::HANDSHAKES_FULL);
+        return Err(counter::HANDSHAKES_FULL);
     }
-    None
+    let way = way_here(ctx.netns_cookie(), settings);
+    // On a host without ::1 the agent has no IPv6 listeners.
+    let reachable = |way: &Way<'_>| is_mapped(addr) || way.ports.v6[0] != 0;
+    let Some(way) = way.filter(reachable) else {
+        debug!(ctx, "no agent listens in this network namespace");
+        return Err(counter::AGENT_GONE);
+    };
+    Ok(way)
+}
+
+/// The way to the agent's listeners in a network namespace.
+///
+/// In one that the agent does not know it opens them now that it is told: where SYNs are held, and the agent may go there,
+/// the connection is captured all the same, for its SYN waits until they are there.
+#[inline(always)]
+fn way_here(netns_cookie: u64, settings: &Settings) -> Option<Way<'_>> {
+    // SAFETY: the ports of a namespace do not change while it has an entry, and what else it says may be of either time.
+    let Some(known) = (unsafe { NAMESPACES.get(netns_cookie) }) else {
+        let told = maps::tell_newcomer(netns_cookie);
+        let waits = told && settings.gate == GATE_ON && settings.usual.v4 != 0;
+        return waits.then_some(Way {
+            ports: &settings.usual,
+            known: None,
+        });
+    };
+    if known.ports.v4 == 0 {
+        // SAFETY: the helper takes no arguments and reads a clock.
+        if unsafe { bpf_ktime_get_ns() } >= known.retry_at {
+            maps::tell_newcomer(netns_cookie);
+        }
+        return None;
+    }
+    Some(Way {
+        ports: &known.ports,
+        known: Some(known),
+    })
 }
 
 /// A connection that should be captured and cannot be: direct or refused, as its rule says.
@@ -188,6 +227,7 @@ fn give_up(ctx: &SockAddrContext, claim: Claim, why: u32) -> Outcome {
 fn capture(
     ctx: &SockAddrContext,
     settings: &Settings,
+    way: &Way<'_>,
     claim: Claim,
     addr: Words,
     port: u16,
@@ -198,7 +238,12 @@ fn capture(
     };
     // A socket that is captured again has been freed already.
     let before = (app.original.port != 0).then_some((app.device, app.congestion));
-    let device = before.map_or(ctx.device(), |(device, _)| device);
+    let named = way.known.is_some_and(|here| here.flags & NAMES_KNOWN != 0);
+    let device = match before {
+        Some((device, _)) => device,
+        None if named => ctx.device(),
+        None => 0,
+    };
     // After the last thing that can fail: a socket that goes direct keeps its device.
     if !ctx.unbind_device() {
         info!(
@@ -209,9 +254,9 @@ fn capture(
     }
     let v4 = is_mapped(&addr);
     let target = if v4 {
-        target4(settings, addr[3], port)
+        target4(way.ports, addr[3], port)
     } else {
-        target6(settings, &addr, port)
+        target6(way.ports, &addr, port)
     };
     *app = AppSocket {
         key: FlowKey {
@@ -233,22 +278,27 @@ fn capture(
         },
         agent_word: target.addr[3],
         agent_port: u32::from(target.port),
-        gate: if settings.gate == GATE_ON && !claim.early {
+        // Where there is no listener yet even an early connection has to wait for one.
+        gate: if settings.gate == GATE_ON && (!claim.early || way.known.is_none()) {
             gate::ARMED
         } else {
             gate::OPEN
         },
         device,
-        source: if v4 {
-            settings.native.source4
-        } else {
-            settings.native.source6
-        },
-        mtu: if v4 {
-            settings.native.mtu4
-        } else {
-            settings.native.mtu6
-        },
+        source: way.known.map_or([0; 4], |here| {
+            if v4 {
+                here.native.source4
+            } else {
+                here.native.source6
+            }
+        }),
+        mtu: way.known.map_or(0, |here| {
+            if v4 {
+                here.native.mtu4
+            } else {
+                here.native.mtu6
+            }
+        }),
         fail_closed: u32::from(claim.fail_closed),
         congestion: before.map_or_else(|| ctx.congestion(), |(_, congestion)| congestion),
     };
@@ -289,18 +339,18 @@ fn mix(hash: u32, word: u32) -> u32 {
 /// An address in 127.0.0.0/9, fixed by the destination, so that each destination has ephemeral ports of its own. The
 /// upper half of 127.0.0.0/8 is left to UDP, and 127.0.0.0 to 127.0.0.1 to others.
 #[inline(always)]
-fn target4(settings: &Settings, addr: u32, port: u16) -> Target {
+fn target4(ports: &Ports, addr: u32, port: u16) -> Target {
     let host = mix(mix(addr, u32::from(port)), 0) >> 9;
     let host = if host < 2 { host + 2 } else { host };
     Target {
         addr: mapped((0x7f00_0000 | host).to_be()),
-        port: settings.v4_port,
+        port: ports.v4,
     }
 }
 
 /// A port on `::1`, fixed by the destination.
 #[inline(always)]
-fn target6(settings: &Settings, addr: &Words, port: u16) -> Target {
+fn target6(ports: &Ports, addr: &Words, port: u16) -> Target {
     let mut hash = u32::from(port);
     for word in addr {
         hash = mix(hash, *word);
@@ -308,6 +358,6 @@ fn target6(settings: &Settings, addr: &Words, port: u16) -> Target {
     let slot = (hash >> 16) as usize & (V6_PORTS - 1);
     Target {
         addr: [0, 0, 0, 1_u32.to_be()],
-        port: settings.v6_ports[slot],
+        port: ports.v6[slot],
     }
 }

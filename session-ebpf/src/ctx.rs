@@ -5,14 +5,9 @@
 //! both are refused ("dereference of modified ctx ptr"). Every access here is therefore volatile and one word wide,
 //! and fields are read before a choice between them is made.
 
-use core::ffi::c_void;
-
 use aya_ebpf::{
     bindings::{bpf_sock, bpf_sock_addr},
-    helpers::{
-        bpf_getsockopt, bpf_setsockopt,
-        generated::{bpf_set_retval, bpf_sk_lookup_tcp, bpf_sk_release},
-    },
+    helpers::{bpf_get_netns_cookie, bpf_getsockopt, bpf_setsockopt, generated::bpf_set_retval},
     programs::SockAddrContext,
 };
 
@@ -37,10 +32,6 @@ const SOL_SOCKET: i32 = 1;
 const SO_BINDTODEVICE: i32 = 25;
 const SOL_TCP: i32 = 6;
 const TCP_CONGESTION: i32 = 13;
-/// `BPF_TCP_LISTEN` of the kernel's bpf.h.
-const TCP_LISTEN: u32 = 10;
-/// "The current network namespace", `BPF_F_CURRENT_NETNS`.
-const CURRENT_NETNS: u64 = u64::MAX;
 
 /// Writes one field of a context.
 macro_rules! store {
@@ -66,6 +57,13 @@ pub trait SockAddr {
     #[inline(always)]
     fn protocol(&self) -> u32 {
         load!((*self.raw()).protocol)
+    }
+
+    /// Cookie of the socket's network namespace.
+    #[inline(always)]
+    fn netns_cookie(&self) -> u64 {
+        // SAFETY: the context is valid while the program runs.
+        unsafe { bpf_get_netns_cookie(self.raw().cast()) }
     }
 
     /// The address of an IPv4 hook, as v4-mapped.
@@ -185,28 +183,6 @@ pub trait SockAddr {
             ) == 0
         }
     }
-}
-
-/// Whether something listens on 127.0.0.1:`port` in the network namespace of a hook's context.
-#[inline(always)]
-pub fn listener_alive(ctx: *mut c_void, port: u16) -> bool {
-    let loopback = 0x7f00_0001_u32.to_be();
-    // struct bpf_sock_tuple, ipv4: saddr, daddr, sport, dport. Source port 0 matches no connection, only a listener.
-    let tuple: [u32; 3] = [
-        loopback,
-        loopback,
-        u32::from_ne_bytes([0, 0, (port >> 8) as u8, port as u8]),
-    ];
-    // SAFETY: the tuple outlives the call and its length is given.
-    let sk =
-        unsafe { bpf_sk_lookup_tcp(ctx, tuple.as_ptr().cast_mut().cast(), 12, CURRENT_NETNS, 0) };
-    if sk.is_null() {
-        return false;
-    }
-    let state = load!((*sk).state);
-    // SAFETY: the lookup took a reference to this socket; it is given back exactly once.
-    unsafe { bpf_sk_release(sk.cast()) };
-    state == TCP_LISTEN
 }
 
 impl SockAddr for SockAddrContext {

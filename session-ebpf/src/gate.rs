@@ -18,8 +18,7 @@ use session_ebpf_common::{AppSocket, Knock, SYN_BYTES_MAX, counter, gate, knock}
 
 use crate::{
     access::load,
-    ctx::listener_alive,
-    maps::{self, HANDSHAKES, KNOCKS, SETTINGS},
+    maps::{self, HANDSHAKES, KNOCKS, NAMESPACES},
 };
 
 /// Verdicts of a cgroup_skb program.
@@ -52,7 +51,7 @@ pub fn hold_syn(ctx: SkBuffContext) -> i32 {
         return PASS;
     };
     if app.gate == gate::HELD {
-        return again(skb, app);
+        return again(app);
     }
     first(skb, app, headers)
 }
@@ -94,15 +93,17 @@ fn byte(skb: *mut __sk_buff, offset: u32) -> Option<u8> {
     (loaded == 0).then_some(byte)
 }
 
-/// A retransmission: it may go on if the agent has let the handshake through; or if it has gone, so that its port answers
-/// with a reset; or if it hangs and the connection's rule would rather have it wait there than not be made.
+/// A retransmission: it may go on if the agent has let the handshake through; or if it has gone or could not come here, so
+/// that its port answers with a reset; or if it hangs and the connection's rule would rather have it wait there than not
+/// be made.
 #[inline(always)]
-fn again(skb: *mut __sk_buff, app: &mut AppSocket) -> i32 {
+fn again(app: &AppSocket) -> i32 {
     // SAFETY: one field is read at once; the agent's update of it is the only one there is.
     let admitted = unsafe { HANDSHAKES.get(app.key) }.is_some_and(|filed| filed.admitted != 0);
-    let gone = !SETTINGS
-        .get(0)
-        .is_some_and(|settings| listener_alive(skb.cast(), settings.marker_port));
+    // SAFETY: one field is read at once; the agent replaces the value as a whole.
+    let kept_out =
+        unsafe { NAMESPACES.get(app.key.netns_cookie) }.is_some_and(|here| here.ports.v4 == 0);
+    let gone = kept_out || !maps::agent_lives();
     let released = app.fail_closed == 0 && maps::agent_hangs();
     if admitted || gone || released {
         return PASS;

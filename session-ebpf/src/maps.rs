@@ -7,17 +7,25 @@ use aya_ebpf::{
     bindings::{BPF_ANY, BPF_NOEXIST, BPF_SK_STORAGE_GET_F_CREATE, bpf_sock},
     btf_maps::SkStorage,
     helpers::{
-        bpf_ktime_get_ns,
-        generated::{bpf_sk_storage_delete, bpf_sk_storage_get},
+        bpf_get_current_pid_tgid, bpf_ktime_get_ns,
+        generated::{
+            bpf_map_lookup_elem, bpf_sk_release, bpf_sk_storage_delete, bpf_sk_storage_get,
+        },
     },
     macros::{btf_map, map},
-    maps::{Array, HashMap, LpmTrie, RingBuf},
+    maps::{Array, HashMap, LpmTrie, RingBuf, SockMap},
 };
 use session_ebpf_common::{
     AppSocket, COUNTERS as COUNTER_SLOTS, DEVICES_MAX, FILTER_PREFIXES_MAX, FILTERS_MAX,
-    FilterPolicy, FlowKey, HANDSHAKE_SLOTS, HUNG_AFTER_NS, KNOCKS_BYTES, NAME_BYTES, Original,
-    POLICY_SLOTS, PREFIXES_MAX, Policy, Settings, counter,
+    FilterPolicy, FlowKey, HANDSHAKE_SLOTS, HUNG_AFTER_NS, KNOCKS_BYTES, NAME_BYTES,
+    NAMESPACES_MAX, Namespace, Newcomer, Original, POLICY_SLOTS, PREFIXES_MAX, Policy, Settings,
+    counter,
 };
+
+use crate::access::load;
+
+/// `BPF_TCP_LISTEN` of the kernel's bpf.h.
+const TCP_LISTEN: u32 = 10;
 
 /// 1 where the kernel has `bpf_set_retval` (5.18). Below, a refusal shows as EPERM instead of ECONNREFUSED; the
 /// verifier removes the branch that is not taken.
@@ -26,6 +34,13 @@ pub static HAS_SET_RETVAL: Global<u8> = Global::new(1);
 
 #[map]
 pub static SETTINGS: Array<Settings> = Array::with_max_entries(1, 0);
+/// The network namespaces that the agent has looked at, by their cookies.
+#[map]
+pub static NAMESPACES: HashMap<u64, Namespace> = HashMap::with_max_entries(NAMESPACES_MAX, 0);
+/// A socket on which the agent listens for nobody. The kernel takes it out when the agent has closed it, and so when the
+/// agent has died: however that came, and whichever network namespace asks.
+#[map]
+static AGENT: SockMap = SockMap::with_max_entries(1, 0);
 #[map]
 pub static PREFIXES4: LpmTrie<[u8; 4], u32> =
     LpmTrie::with_max_entries(PREFIXES_MAX, 1 /* BPF_F_NO_PREALLOC */);
@@ -87,6 +102,44 @@ pub fn in_flight() -> u64 {
     COUNTERS
         .get_ptr(counter::IN_FLIGHT)
         .map_or(0, |cell| unsafe { cell.read_volatile() })
+}
+
+/// Whether the agent lives.
+#[inline(always)]
+pub fn agent_lives() -> bool {
+    let first = 0_u32;
+    // SAFETY: the verifier checks the map and its key; the socket that it returns is null or referenced.
+    let sk: *mut bpf_sock = unsafe {
+        bpf_map_lookup_elem(
+            core::ptr::from_ref(&AGENT).cast_mut().cast(),
+            core::ptr::from_ref(&first).cast(),
+        )
+    }
+    .cast();
+    if sk.is_null() {
+        return false;
+    }
+    let state = load!((*sk).state);
+    // SAFETY: the lookup took a reference to this socket; it is given back exactly once.
+    unsafe { bpf_sk_release(sk.cast()) };
+    state == TCP_LISTEN
+}
+
+/// Tells the agent of the calling thread, whose socket's network namespace has no listeners; false if there is no room
+/// to tell.
+#[inline(always)]
+pub fn tell_newcomer(netns_cookie: u64) -> bool {
+    let Some(mut slot) = KNOCKS.reserve::<Newcomer>(0) else {
+        return false;
+    };
+    let process = bpf_get_current_pid_tgid();
+    slot.write(Newcomer {
+        netns_cookie,
+        tid: process as u32,
+        tgid: (process >> 32) as u32,
+    });
+    slot.submit(0);
+    true
 }
 
 /// The agent was told of a connection.

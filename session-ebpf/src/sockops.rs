@@ -22,7 +22,7 @@ use session_ebpf_common::{AppSocket, FlowKey, Knock, SYN_BYTES_MAX, counter, gat
 
 use crate::{
     access::load,
-    maps::{self, HANDSHAKES, KNOCKS, SETTINGS},
+    maps::{self, HANDSHAKES, KNOCKS, NAMESPACES},
     ops::SockOps,
 };
 
@@ -115,12 +115,13 @@ fn tell_gone(app: &AppSocket) {
 /// The agent's side is established: move the destination into the accepted socket.
 #[inline(always)]
 fn deliver(ctx: &SockOpsContext) {
-    let Some(settings) = SETTINGS.get(0) else {
+    // SAFETY: the ports of a namespace do not change while it has an entry.
+    let Some(here) = (unsafe { NAMESPACES.get(ctx.netns_cookie()) }) else {
         return;
     };
     let port = ctx.local_port();
-    let is_ours = port == u32::from(settings.v4_port)
-        || settings.v6_ports.iter().any(|own| u32::from(*own) == port);
+    let is_ours =
+        port == u32::from(here.ports.v4) || here.ports.v6.iter().any(|own| u32::from(*own) == port);
     if !is_ours {
         return;
     }

@@ -50,7 +50,7 @@ pub mod counter {
     pub const CAPTURED4: u32 = 0;
     /// Captured connections whose destination is IPv6.
     pub const CAPTURED6: u32 = 1;
-    /// Matching connections that found no living agent in their network namespace.
+    /// Matching connections that found no living agent, or none in their network namespace.
     pub const AGENT_GONE: u32 = 2;
     /// Matching connections not captured because too many handshakes were in flight.
     pub const HANDSHAKES_FULL: u32 = 3;
@@ -128,21 +128,61 @@ pub fn octets(addr: &Words) -> [u8; 16] {
 pub struct Settings {
     /// Process id (thread group) of the agent in the initial pid namespace; its own sockets are never captured.
     pub agent_tgid: u32,
-    /// Port of the IPv4 listener.
-    pub v4_port: u16,
-    /// Port of the marker listener on 127.0.0.1, whose presence says that the agent lives.
-    pub marker_port: u16,
-    /// Ports of the IPv6 listeners on `::1`.
-    pub v6_ports: [u16; V6_PORTS],
     /// [`GATE_ON`], or 0.
     pub gate: u32,
     /// Scopes that have a filter: while there is none, no filter is looked for.
     pub filters: u32,
-    /// What a connection would have without capture.
+    /// The ports that the agent will listen on in a network namespace that it does not know yet; all 0 where it may not
+    /// enter any.
+    pub usual: Ports,
+    /// None.
+    pub padding: u16,
+}
+
+/// Ports of the agent's listeners in a network namespace.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Ports {
+    /// Of the IPv4 listener; 0 where there are no listeners at all.
+    pub v4: u16,
+    /// Of the IPv6 listeners on `::1`; all 0 where that does not exist.
+    pub v6: [u16; V6_PORTS],
+}
+
+/// Network namespaces that the programs can know at once: those with listeners and those without.
+pub const NAMESPACES_MAX: u32 = 1024;
+/// [`Namespace::flags`]: `DEVICES` has the names of its links.
+pub const NAMES_KNOWN: u16 = 1;
+
+/// A network namespace that the agent has looked at.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Namespace {
+    /// Where the agent listens in it; the IPv4 port is 0 where it cannot.
+    pub ports: Ports,
+    /// [`NAMES_KNOWN`], or 0.
+    pub flags: u16,
+    /// None.
+    pub padding: u32,
+    /// Where it cannot: when the agent is to be told of it again, in nanoseconds of CLOCK_MONOTONIC.
+    pub retry_at: u64,
+    /// What a connection there would have without capture.
     pub native: Native,
 }
 
-/// What a connection over the host's default routes has: captured applications that ask are told so.
+/// Tells the agent of a connect() in a network namespace where it does not listen.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Newcomer {
+    /// Cookie of the socket's network namespace.
+    pub netns_cookie: u64,
+    /// The thread that called, in the initial pid namespace.
+    pub tid: u32,
+    /// Its process.
+    pub tgid: u32,
+}
+
+/// What a connection over the default routes has: captured applications that ask are told so.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Native {
@@ -292,7 +332,10 @@ const _: () = {
     assert!(size_of::<Listening>() == 32);
     assert!(size_of::<WindowKey>() == 36);
     assert!(V6_PORTS.is_power_of_two());
-    assert!(size_of::<Settings>() == 88);
+    assert!(size_of::<Settings>() == 48);
+    assert!(size_of::<Ports>() == 34);
+    assert!(size_of::<Namespace>() == 88);
+    assert!(size_of::<Newcomer>() == 16);
     assert!(size_of::<Native>() == 40);
     assert!(size_of::<PortRule>() == 24);
     assert!(size_of::<Policy>() == 4 + 24 * POLICY_RULES_MAX);
@@ -308,6 +351,8 @@ const _: () = {
 mod pod {
     // SAFETY: `repr(C)` structs of integers without implicit padding (sizes asserted above): any bytes are a value.
     unsafe impl aya::Pod for super::Settings {}
+    // SAFETY: as above.
+    unsafe impl aya::Pod for super::Namespace {}
     // SAFETY: as above.
     unsafe impl aya::Pod for super::Policy {}
     // SAFETY: as above.

@@ -9,9 +9,10 @@ use tokio::sync::{mpsc, oneshot, watch};
 use super::cgroup_watch::CgroupWatch;
 use super::held::HeldConnections;
 use super::native::native;
+use super::surveys::Surveys;
 use crate::capture::{
-    Capture, CaptureError, Captured, Counters, Explanation, Filter, Gate, GateEvent, Native,
-    Question,
+    Capture, CaptureError, Captured, Counters, Explanation, Filter, Gate, GateEvent,
+    NamespaceError, Native, Question,
 };
 use crate::link::LinkSnapshot;
 use crate::requests::{RequestQueue, StreamRequest, Supply};
@@ -24,8 +25,14 @@ enum Request {
     Attach(PathBuf, Filter, oneshot::Sender<Result<(), CaptureError>>),
     Detach(PathBuf, oneshot::Sender<Result<(), CaptureError>>),
     DetachAll(oneshot::Sender<()>),
+    Enter(u32, oneshot::Sender<Result<(), NamespaceError>>),
     State(oneshot::Sender<State>),
-    Explain(PathBuf, Vec<Question>, oneshot::Sender<Explained>),
+    Explain(
+        PathBuf,
+        Option<u64>,
+        Vec<Question>,
+        oneshot::Sender<Explained>,
+    ),
 }
 
 /// An answer to each question.
@@ -52,6 +59,9 @@ pub enum Error {
     /// The capture said no.
     #[error("{0}")]
     Capture(#[from] CaptureError),
+    /// A process is where nothing can be captured.
+    #[error("{0}")]
+    Namespace(#[from] NamespaceError),
     /// There is no capture any more.
     #[error("the agent is shutting down")]
     Gone,
@@ -99,14 +109,21 @@ impl Captures {
         self.ask(Request::DetachAll).await
     }
 
-    /// What becomes of connections that a process in `cgroup` (a folder) makes now, and why.
+    /// Has connections of a process captured in the network namespace that it is in, from the first one on.
+    pub async fn enter(&self, pid: u32) -> Result<(), Error> {
+        Ok(self.ask(|reply| Request::Enter(pid, reply)).await??)
+    }
+
+    /// What becomes of connections that a process in `cgroup` (a folder) and in the network namespace with the number
+    /// `netns` makes now, and why; without a number, in the agent's.
     pub async fn explain(
         &self,
         cgroup: &Path,
+        netns: Option<u64>,
         questions: Vec<Question>,
     ) -> Result<Vec<Explanation>, Error> {
         let cgroup = cgroup.to_owned();
-        let explain = |reply| Request::Explain(cgroup, questions, reply);
+        let explain = |reply| Request::Explain(cgroup, netns, questions, reply);
         Ok(self.ask(explain).await??)
     }
 
@@ -131,12 +148,13 @@ async fn serve(
     let mut held = HeldConnections::default();
     links.mark_changed();
     let mut native = Native::default();
+    let mut surveys = Surveys::default();
     loop {
         tokio::select! {
             request = inbox.recv() => match request {
-                Some(request) => {
-                    apply(&mut capture, request);
+                Some(request) => if apply(&mut capture, request).await {
                     look_after(&mut capture, watch.as_ref());
+                    surveys.want();
                 }
                 None => return,
             },
@@ -145,8 +163,23 @@ async fn serve(
                 // The monitor ends with the agent.
                 Err(_) => return,
             },
-            () = changed(watch.as_ref()) => look_after(&mut capture, watch.as_ref()),
+            () = changed(watch.as_ref()) => {
+                look_after(&mut capture, watch.as_ref());
+                surveys.want();
+            }
+            departed = capture.departed() => {
+                capture.forget_departed(departed);
+                surveys.want();
+            }
+            found = surveys.next(&capture) => capture.settle(&found).await,
             event = next(gate.as_mut()) => match event {
+                // Here and now: the SYN that waits for it comes next.
+                Ok(GateEvent::Newcomer(newcomer)) => {
+                    capture.note_answered();
+                    if capture.welcome(&newcomer).await.is_ok() {
+                        surveys.want();
+                    }
+                }
                 Ok(event) => {
                     capture.note_answered();
                     held.event(event, &queues);
@@ -211,7 +244,9 @@ async fn changed(watch: Option<&CgroupWatch>) {
     }
 }
 
-fn apply(capture: &mut Capture, request: Request) {
+/// Does what is asked; returns whether it changed what is captured.
+async fn apply(capture: &mut Capture, request: Request) -> bool {
+    let changes = !matches!(request, Request::State(_) | Request::Explain(..));
     // Whoever asked may have gone; what was asked is done all the same.
     match request {
         Request::Attach(cgroup, filter, reply) => {
@@ -226,8 +261,9 @@ fn apply(capture: &mut Capture, request: Request) {
             }
             let _ = reply.send(());
         }
-        Request::Explain(cgroup, questions, reply) => {
-            let explain = |question| capture.explain(&cgroup, question);
+        Request::Enter(pid, reply) => drop(reply.send(capture.enter(pid).await)),
+        Request::Explain(cgroup, netns, questions, reply) => {
+            let explain = |question| capture.explain(&cgroup, netns, question);
             drop(reply.send(questions.iter().map(explain).collect()));
         }
         Request::State(reply) => {
@@ -237,6 +273,7 @@ fn apply(capture: &mut Capture, request: Request) {
             }));
         }
     }
+    changes
 }
 
 /// What the gate tells; nothing for ever where there is none.

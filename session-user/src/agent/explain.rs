@@ -3,27 +3,40 @@
 use std::fs;
 use std::net::SocketAddr;
 use std::os::unix::fs::MetadataExt;
+use std::path::Path;
 
 use session_proto::wire::Target;
 
 use super::commands::{Shared, capture_failed};
 use super::reports::{mode_word, peer_report};
 use super::service_rules;
-use crate::capture::{Explanation, Protocol, Question, cgroup};
+use crate::capture::{Explanation, Protocol, Question, Survey, cgroup};
 use crate::control::{
     Asked, ControlError, Credentials, ErrorCode, ExplainReport, PassedReport, RuleReport,
     ServiceReport, TARGETS_MAX, TargetReport,
 };
 use crate::driver::SessionSnapshot;
 
-const ELSEWHERE: &str = "this command is in another network namespace than the agent: there is nobody there to take \
-                         connections, so what is said of the agent's death holds for it";
+const ELSEWHERE: &str = "this command is in another network namespace than the agent, which listens there as soon as \
+                         it hears of a captured process in it";
+const ALL_ELSEWHERE: &str = "its processes are in another network namespace than the agent, which listens there as soon \
+                             as it hears of them";
+const MIXED: &str =
+    "its processes are in several network namespaces: what is said is of the agent's own";
 
-/// Whether a process is in another network namespace than this one.
-fn is_elsewhere(pid: u32) -> bool {
-    let of = |process: &str| fs::metadata(format!("/proc/{process}/ns/net")).map(|data| data.ino());
-    // What cannot be read is not claimed.
-    matches!((of(&pid.to_string()), of("self")), (Ok(theirs), Ok(ours)) if theirs != ours)
+/// The number of the network namespace that is asked about, and what is to be known about that. Without a number it is
+/// the agent's own: what cannot be read is not claimed to be another.
+fn netns_of(asked: &Asked, folder: &Path, who: Credentials) -> (Option<u64>, Option<String>) {
+    if asked.cgroup.is_none() {
+        let link = format!("/proc/{}/ns/net", who.pid);
+        return (fs::metadata(link).ok().map(|data| data.ino()), None);
+    }
+    let found = Survey::of(folder).look().namespaces();
+    match found.as_slice() {
+        [] => (None, None),
+        [one] => (Some(*one), None),
+        _ => (None, Some(MIXED.to_owned())),
+    }
 }
 
 impl Shared {
@@ -52,7 +65,8 @@ impl Shared {
             protocol: asked.protocol,
         };
         let questions: Vec<Question> = asked.targets.iter().map(question).collect();
-        let answers = captures.explain(&folder, questions.clone()).await;
+        let (netns, note) = netns_of(asked, &folder, who);
+        let answers = captures.explain(&folder, netns, questions.clone()).await;
         let answers = answers.map_err(capture_failed)?;
         let sessions = self.registry.snapshots().await;
         let targets = questions.iter().zip(&answers);
@@ -64,8 +78,11 @@ impl Shared {
             uid,
             attachment: first.and_then(|answer| answer.attachment.clone()),
             filter: first.and_then(|answer| Some(answer.filter.as_ref()?.0.clone())),
-            // Whose processes are elsewhere is only known of the one that asks.
-            note: (asked.cgroup.is_none() && is_elsewhere(who.pid)).then(|| ELSEWHERE.to_owned()),
+            note: note.or_else(|| {
+                let nobody = !first?.listens;
+                let all = asked.cgroup.is_some();
+                nobody.then(|| if all { ALL_ELSEWHERE } else { ELSEWHERE }.to_owned())
+            }),
             targets: targets.collect(),
             cgroup: name,
         })

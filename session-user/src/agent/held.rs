@@ -52,6 +52,8 @@ impl HeldConnections {
         match event {
             GateEvent::Knock(knock) => self.knocked(knock, queues),
             GateEvent::Gone(hop) => self.forget(hop),
+            // It concerns the capture.
+            GateEvent::Newcomer(_) => {}
         }
     }
 

@@ -19,6 +19,7 @@ mod peer;
 pub mod registry;
 mod reports;
 mod runs;
+mod surveys;
 mod wake;
 
 use std::path::{Path, PathBuf};

@@ -38,8 +38,9 @@ impl Runs {
         }
     }
 
-    /// Makes a scope, captures in it what `filter` keeps, and moves `pid` into it. The scope is
-    /// removed when its last process has ended, and its filter with it.
+    /// Makes a scope, captures in it what `filter` keeps, also in the network namespace that `pid` is
+    /// in, and moves `pid` into it. The scope is removed when its last process has ended, and its
+    /// filter with it.
     pub async fn begin(
         &self,
         captures: &Captures,
@@ -55,6 +56,8 @@ impl Runs {
         let ready = async {
             let attached = captures.attach(&path, filter).await;
             attached.map_err(|e| e.to_string())?;
+            let entered = captures.enter(pid).await;
+            entered.map_err(|e| e.to_string())?;
             scope.add_pid(pid).map_err(|e| e.to_string())
         };
         if let Err(error) = ready.await {

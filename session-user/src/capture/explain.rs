@@ -15,6 +15,7 @@ use super::{
     CaptureError,
     cgroup::cgroup2_root,
     kernel::Kernel,
+    namespaces::Reach,
     rule::{Protocol, Question},
 };
 
@@ -59,11 +60,14 @@ pub struct Explanation {
     pub attachment: Option<PathBuf>,
     /// The filter of the command that the process belongs to, as it was typed, and whether it keeps the connection.
     pub filter: Option<(String, bool)>,
+    /// Whether the agent listens in its network namespace.
+    pub listens: bool,
 }
 
 /// Explains one connection of a process in `cgroup`.
 pub(super) fn explain(
     kernel: &Kernel,
+    reach: &Reach,
     cgroup: &Path,
     question: &Question,
 ) -> Result<Explanation, CaptureError> {
@@ -80,6 +84,7 @@ pub(super) fn explain(
     let filter = filter_of(kernel, cgroup, question.to)?;
     let case = Case {
         kernel,
+        reach,
         attached: attachment.is_some(),
         exempt,
         entry,
@@ -100,6 +105,7 @@ pub(super) fn explain(
         },
         attachment: attachment.map(Path::to_owned),
         filter,
+        listens: matches!(reach, Reach::Open { .. }),
     })
 }
 
@@ -167,6 +173,7 @@ fn words(ip: IpAddr) -> Words {
 /// What the programs see of a connection.
 struct Case<'a> {
     kernel: &'a Kernel,
+    reach: &'a Reach,
     attached: bool,
     exempt: Option<&'static str>,
     entry: Option<PortRule>,
@@ -203,23 +210,39 @@ impl Case<'_> {
             return direct("its rule captures it, but the filter of its command leaves it out");
         }
         match self.obstacle() {
-            None => (Verdict::Capture, "its rule captures it".to_owned()),
+            None => (Verdict::Capture, self.captures().to_owned()),
             Some(why) if entry.flags & RULE_FAIL_CLOSED != 0 => (
                 Verdict::Refuse,
                 format!("{why}, and its rule refuses what cannot be captured"),
             ),
-            Some(why) => direct(why),
+            Some(why) => direct(&why),
+        }
+    }
+
+    fn captures(&self) -> &'static str {
+        match self.reach {
+            Reach::New { .. } => {
+                "its rule captures it; it waits for the agent to listen in its network namespace"
+            }
+            _ => "its rule captures it",
         }
     }
 
     /// What keeps the agent from taking connections now.
-    fn obstacle(&self) -> Option<&'static str> {
+    fn obstacle(&self) -> Option<String> {
         let v4 = matches!(self.question.to.ip().to_canonical(), IpAddr::V4(_));
-        if !v4 && self.kernel.settings().v6_ports[0] == 0 {
-            return Some("there is no IPv6 on loopback, so no IPv6 is captured");
-        }
         let crowded = self.kernel.counters().in_flight >= HANDSHAKES_ADMITTED;
-        crowded.then_some("too many handshakes with the agent are under way")
+        match self.reach {
+            _ if crowded => Some("too many handshakes with the agent are under way".to_owned()),
+            Reach::Open { v6: false } if !v4 => {
+                Some("there is no IPv6 on loopback, so no IPv6 is captured".to_owned())
+            }
+            Reach::New { held: false } => {
+                Some("the agent does not listen in its network namespace yet".to_owned())
+            }
+            Reach::Never(why) => Some(why.clone()),
+            Reach::Open { .. } | Reach::New { .. } => None,
+        }
     }
 
     /// Without pins the programs end with the agent, and everything goes direct.

@@ -4,11 +4,11 @@ use std::io;
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 
 use aya::maps::{MapData, RingBuf};
-use session_ebpf_common::{FlowKey, Knock as Told, SYN_BYTES_MAX, knock};
-use socket2::{Domain, Protocol, SockAddr, Socket, Type};
+use session_ebpf_common::{FlowKey, Knock as Told, Newcomer, SYN_BYTES_MAX, knock};
 use tokio::io::unix::AsyncFd;
 
 use super::CaptureError;
+use super::injector::Injectors;
 use super::kernel::{Handshakes, Kernel, socket_addr};
 use super::syn::{Refusal, Syn};
 
@@ -67,49 +67,16 @@ pub enum GateEvent {
     Knock(Box<Knock>),
     /// It waits no more: it closed its socket, or its time is over.
     Gone(Hop),
-}
-
-/// Raw sockets, which send packets as they are given.
-#[derive(Debug)]
-pub(super) struct Injector {
-    v4: Socket,
-    /// None on a host without IPv6.
-    v6: Option<Socket>,
-}
-
-impl Injector {
-    /// Needs CAP_NET_RAW.
-    pub fn open() -> io::Result<Self> {
-        let raw = |domain| {
-            // IPPROTO_RAW: the headers are in what is sent, and nothing is received (raw(7)).
-            let protocol = Some(Protocol::from(libc::IPPROTO_RAW));
-            Socket::new(domain, Type::RAW.cloexec().nonblocking(), protocol)
-        };
-        Ok(Self {
-            v4: raw(Domain::IPV4)?,
-            v6: match raw(Domain::IPV6) {
-                Ok(socket) => Some(socket),
-                Err(error) if error.raw_os_error() == Some(libc::EAFNOSUPPORT) => None,
-                Err(error) => return Err(error),
-            },
-        })
-    }
-
-    fn send(&self, packet: &[u8], to: IpAddr) -> io::Result<()> {
-        let socket = match to {
-            IpAddr::V4(_) => &self.v4,
-            IpAddr::V6(_) => self.v6.as_ref().ok_or(io::ErrorKind::Unsupported)?,
-        };
-        socket.send_to(packet, &SockAddr::from(SocketAddr::new(to, 0)))?;
-        Ok(())
-    }
+    /// An application is in a network namespace where nobody listens yet: for [`super::Capture::welcome`], before the
+    /// gate is asked again.
+    Newcomer(Newcomer),
 }
 
 /// Holds the SYNs of captured connections.
 pub struct Gate {
     ring: AsyncFd<RingBuf<MapData>>,
     handshakes: Handshakes,
-    injector: Injector,
+    injectors: Injectors,
 }
 
 impl std::fmt::Debug for Gate {
@@ -119,7 +86,7 @@ impl std::fmt::Debug for Gate {
 }
 
 impl Gate {
-    pub(super) fn open(kernel: &mut Kernel, injector: Injector) -> Result<Self, CaptureError> {
+    pub(super) fn open(kernel: &mut Kernel, injectors: Injectors) -> Result<Self, CaptureError> {
         let (ring, handshakes) = kernel.take_gate()?;
         // SAFETY: the ring keeps its descriptor for its whole life, and the registration owns it.
         let ring = unsafe { AsyncFd::register_with_interest(ring, tokio::io::Interest::READABLE) };
@@ -129,7 +96,7 @@ impl Gate {
                 source: error.into_parts().1,
             })?,
             handshakes,
-            injector,
+            injectors,
         })
     }
 
@@ -155,16 +122,17 @@ impl Gate {
         let Some(mut filed) = filed.filter(|f| f.called_at == knock.hop.called_at) else {
             return Ok(false);
         };
-        // First, so that the application's own retransmissions pass if this one is lost.
-        filed.admitted = 1;
-        if self
-            .handshakes
-            .insert(knock.hop.key, filed, EXISTING)
-            .is_err()
-        {
+        let key = &knock.hop.key;
+        if !self.injectors.listens(key.netns_cookie, key.agent_port) {
+            self.refuse(knock, libc::ECONNREFUSED)?;
             return Ok(false);
         }
-        self.injector.send(&knock.syn.whole(), knock.syn.to())?;
+        // First, so that the application's own retransmissions pass if this one is lost.
+        filed.admitted = 1;
+        if self.handshakes.insert(key, filed, EXISTING).is_err() {
+            return Ok(false);
+        }
+        self.inject(knock, &knock.syn.whole(), knock.syn.to())?;
         Ok(true)
     }
 
@@ -172,15 +140,22 @@ impl Gate {
     /// is nothing, and its own time runs.
     pub fn refuse(&self, knock: &Knock, errno: i32) -> io::Result<()> {
         match Refusal::from_errno(errno) {
-            Some(refusal) => self
-                .injector
-                .send(&knock.syn.refused(refusal), knock.syn.from()),
+            Some(refusal) => self.inject(knock, &knock.syn.refused(refusal), knock.syn.from()),
             None => Ok(()),
         }
+    }
+
+    fn inject(&self, knock: &Knock, packet: &[u8], to: IpAddr) -> io::Result<()> {
+        self.injectors.send(knock.hop.key.netns_cookie, packet, to)
     }
 }
 
 fn decode(told: &[u8]) -> Option<GateEvent> {
+    if told.len() == size_of::<Newcomer>() {
+        // SAFETY: the length was just compared, and any bytes are a `Newcomer`; it may not be aligned.
+        let newcomer = unsafe { told.as_ptr().cast::<Newcomer>().read_unaligned() };
+        return Some(GateEvent::Newcomer(newcomer));
+    }
     if told.len() != size_of::<Told>() {
         return None;
     }

@@ -10,20 +10,20 @@ use std::{
 
 use aya::{
     Ebpf, EbpfLoader,
-    maps::{Array, HashMap, MapData, RingBuf, SkStorage},
+    maps::{Array, HashMap, MapData, RingBuf, SkStorage, SockMap},
     programs::{ProgramError, cgroup_sockopt::CgroupSockoptLink, sock_ops::SockOpsLink},
     util::KernelVersion,
 };
 use aya_log::EbpfLogger;
 use session_ebpf_common::{
-    DEVICES_MAX, FlowKey, GATE_ON, NAME_BYTES, Native, Original, Settings, counter,
+    DEVICES_MAX, FlowKey, GATE_ON, NAME_BYTES, Namespace, Original, Ports, Settings, counter,
 };
 use tracing::level_filters::LevelFilter;
 
 use super::{
     CaptureError, CaptureRule, Filter,
     filter::Filters,
-    listeners::Ports,
+    listeners::Marker,
     pins::{Pinned, Pins},
     policy,
     programs::{self, Links},
@@ -43,7 +43,7 @@ pub struct Counters {
     pub captured4: u64,
     /// Captured connections to IPv6 destinations.
     pub captured6: u64,
-    /// Matching connections that found no living agent in their network namespace.
+    /// Matching connections that found no living agent, or none in their network namespace.
     pub agent_gone: u64,
     /// Matching connections not captured because too many handshakes were in flight.
     pub handshakes_full: u64,
@@ -99,6 +99,10 @@ pub struct Kernel {
     accepted: SkStorage<MapData, Original>,
     counters: Array<MapData, u64>,
     settings: (Array<MapData, Settings>, Settings),
+    /// Network namespaces by cookie.
+    namespaces: HashMap<MapData, u64, Namespace>,
+    /// The socket by which the programs know that this process lives.
+    agent_socket: SockMap<MapData>,
     /// Names of links by index.
     devices: HashMap<MapData, u32, [u8; NAME_BYTES]>,
     /// The rules as the programs have them now, uncompiled.
@@ -122,10 +126,10 @@ impl std::fmt::Debug for Kernel {
 }
 
 impl Kernel {
-    /// Loads maps and programs and tells them the agent's ports. With `gate` SYNs are held; with `pins`
-    /// what is attached outlives this process if it is killed.
+    /// Loads maps and programs. With `gate` SYNs are held; with `pins` what is attached outlives this process if it is
+    /// killed. `usual`: the ports that are tried first in other network namespaces; none where they cannot be entered.
     pub fn load(
-        ports: &Ports,
+        usual: Ports,
         gate: bool,
         log: LevelFilter,
         pins: Option<Pins>,
@@ -134,17 +138,17 @@ impl Kernel {
         programs::load(&mut ebpf)?;
         let settings = Settings {
             agent_tgid: std::process::id(),
-            v4_port: ports.v4,
-            marker_port: ports.marker,
-            v6_ports: ports.v6,
             gate: if gate { GATE_ON } else { 0 },
             filters: 0,
-            native: Native::default(),
+            usual,
+            padding: 0,
         };
         let mut kernel = Self {
             accepted: take(&mut ebpf, "ACCEPTED")?,
             counters: take(&mut ebpf, "COUNTERS")?,
             settings: (take(&mut ebpf, "SETTINGS")?, settings),
+            namespaces: take(&mut ebpf, "NAMESPACES")?,
+            agent_socket: take(&mut ebpf, "AGENT")?,
             devices: take(&mut ebpf, "DEVICES")?,
             rules: Vec::new(),
             tables: Tables::new(&mut ebpf)?,
@@ -159,17 +163,30 @@ impl Kernel {
         Ok(kernel)
     }
 
-    /// What the programs have been told.
-    pub(super) fn settings(&self) -> &Settings {
-        &self.settings.1
-    }
-
     /// Tells the programs their settings, with the number of filters as it is now.
     fn tell_settings(&mut self) -> Result<(), CaptureError> {
         let (map, settings) = &mut self.settings;
         settings.filters = self.filters.len();
         map.set(0, *settings, 0)
             .map_err(|error| CaptureError::map("writing the eBPF settings", error))
+    }
+
+    /// The programs take this agent to live for as long as `marker` listens.
+    pub fn show_life(&mut self, marker: &Marker) -> Result<(), CaptureError> {
+        let shown = self.agent_socket.set(0, marker, 0);
+        shown.map_err(|error| CaptureError::map("showing the programs that the agent lives", error))
+    }
+
+    /// Tells the programs of a network namespace, in place of what they knew of it.
+    pub fn set_namespace(&mut self, cookie: u64, entry: &Namespace) -> Result<(), CaptureError> {
+        let told = self.namespaces.insert(cookie, entry, 0);
+        told.map_err(|error| CaptureError::map("writing a network namespace", error))
+    }
+
+    /// The programs know nothing of a network namespace any more.
+    pub fn forget_namespace(&mut self, cookie: u64) {
+        // What they do not know is forgotten already.
+        let _ = self.namespaces.remove(&cookie);
     }
 
     /// The reader of the programs' log messages. Can be had once.
@@ -261,12 +278,8 @@ impl Kernel {
         })
     }
 
-    /// What a connection would have without capture, and the names of the links: told to applications that ask.
-    pub fn set_native(
-        &mut self,
-        native: Native,
-        devices: &BTreeMap<u32, String>,
-    ) -> Result<(), CaptureError> {
+    /// Names of the links of the agent's network namespace, by their index: told to applications that ask.
+    pub fn set_devices(&mut self, devices: &BTreeMap<u32, String>) -> Result<(), CaptureError> {
         let failed = |error| CaptureError::map("writing the names of links", error);
         let known: Vec<u32> = self.devices.keys().filter_map(Result::ok).collect();
         for index in known.iter().filter(|index| !devices.contains_key(index)) {
@@ -281,8 +294,7 @@ impl Kernel {
             }
             self.devices.insert(index, bytes, 0).map_err(failed)?;
         }
-        self.settings.1.native = native;
-        self.tell_settings()
+        Ok(())
     }
 
     /// Removes the filter of a cgroup that is not captured any more.
@@ -378,6 +390,12 @@ pub fn verified(kernel: &Kernel) -> Vec<(String, u32)> {
         .programs()
         .map(|(name, program)| (name.to_owned(), count(program).unwrap_or(u32::MAX)))
         .collect()
+}
+
+/// What the programs have been told.
+#[cfg(test)]
+pub fn settings(kernel: &Kernel) -> &Settings {
+    &kernel.settings.1
 }
 
 /// Pretends that so many handshakes are in flight.

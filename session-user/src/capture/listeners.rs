@@ -1,14 +1,16 @@
-//! The listeners on loopback where captured connections arrive.
+//! The listeners on loopback where captured connections arrive, in one network namespace; and the socket that tells the
+//! programs that the agent lives.
 
 use std::{
     io,
-    net::{Ipv4Addr, Ipv6Addr, SocketAddr},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
+    os::fd::{AsRawFd, RawFd},
     sync::atomic::{AtomicUsize, Ordering},
     task::{Context, Poll},
     time::Duration,
 };
 
-use session_ebpf_common::V6_PORTS;
+use session_ebpf_common::{Ports, V6_PORTS};
 use socket2::{Domain, Protocol, SockRef, Socket, Type};
 use tokio::net::{TcpListener, TcpStream};
 
@@ -17,41 +19,44 @@ use super::{CaptureError, Hop};
 /// Connections that may wait to be accepted, per listener.
 const BACKLOG: i32 = 4096;
 
-/// Ports of the listeners; 0 where there is none.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct Ports {
-    /// IPv4 listener.
-    pub v4: u16,
-    /// Marker listener.
-    pub marker: u16,
-    /// IPv6 listeners, all 0 where `::1` does not exist.
-    pub v6: [u16; V6_PORTS],
-}
-
-/// All listeners of one network namespace.
+/// A socket that listens and is never accepted from: the programs know by it that the agent lives.
 #[derive(Debug)]
-pub struct Listeners {
-    /// The IPv4 listener first, then those for IPv6.
-    accepting: Vec<TcpListener>,
-    /// Listens and is never accepted from: its presence tells the programs that the agent lives. Needed beside the
-    /// others, because the programs' lookup does not find a listener that is bound to a device.
-    marker: Socket,
-    /// Which listener is asked first next time, so that none starves.
-    turn: AtomicUsize,
-    /// Cookie of the network namespace.
-    netns_cookie: u64,
+pub struct Marker(Socket);
+
+impl Marker {
+    /// Opens it in the current network namespace; which one that is does not matter.
+    pub fn open() -> Result<Self, CaptureError> {
+        open((Ipv4Addr::LOCALHOST, 0).into(), None, 1).map(Self)
+    }
 }
 
-impl Listeners {
-    /// Opens the listeners in the current network namespace, at ports that the kernel chooses.
-    pub fn open() -> Result<Self, CaptureError> {
-        let mut accepting = vec![asynchronous(open_v4()?)?];
-        for _ in 0..V6_PORTS {
-            match open((Ipv6Addr::LOCALHOST, 0).into(), None, BACKLOG) {
-                Ok(socket) => accepting.push(asynchronous(socket)?),
+impl AsRawFd for Marker {
+    fn as_raw_fd(&self) -> RawFd {
+        self.0.as_raw_fd()
+    }
+}
+
+/// Listeners that no runtime drives yet.
+#[derive(Debug)]
+pub struct Opened {
+    v4: Socket,
+    /// [`V6_PORTS`] of them, or none.
+    v6: Vec<Socket>,
+}
+
+impl Opened {
+    /// Opens the listeners in the network namespace of this thread: at the ports that are usual elsewhere, where they are
+    /// given and free, and otherwise at ports that the kernel chooses.
+    pub fn open(usual: &Ports) -> Result<Self, CaptureError> {
+        // For all of 127.0.0.0/9. On every address, but only on lo: unreachable from outside.
+        let v4 = open_near(Ipv4Addr::UNSPECIFIED.into(), usual.v4, Some(b"lo"))?;
+        let mut v6 = Vec::with_capacity(V6_PORTS);
+        for port in usual.v6 {
+            match open_near(Ipv6Addr::LOCALHOST.into(), port, None) {
+                Ok(socket) => v6.push(socket),
                 // All or none: the programs spread over a full list.
                 Err(CaptureError::Listener { source, .. })
-                    if is_absent(&source) && accepting.len() == 1 =>
+                    if is_absent(&source) && v6.is_empty() =>
                 {
                     tracing::warn!(
                         "no IPv6 on the loopback interface: IPv6 connections are not captured"
@@ -61,36 +66,70 @@ impl Listeners {
                 Err(error) => return Err(error),
             }
         }
-        let marker = open((Ipv4Addr::LOCALHOST, 0).into(), None, 1)?;
-        let netns_cookie = netns_cookie(&marker).map_err(|source| CaptureError::Runtime {
-            what: "read the cookie of the network namespace",
-            source,
-        })?;
-        Ok(Self {
-            accepting,
-            marker,
-            turn: AtomicUsize::new(0),
-            netns_cookie,
-        })
+        Ok(Self { v4, v6 })
     }
 
     /// Ports of the listeners.
     pub fn ports(&self) -> Ports {
-        let port = |listener: &TcpListener| listener.local_addr().map_or(0, |addr| addr.port());
+        let port = |socket: &Socket| {
+            let bound = socket.local_addr().ok().and_then(|addr| addr.as_socket());
+            bound.map_or(0, |addr| addr.port())
+        };
         let mut ports = Ports {
-            v4: port(&self.accepting[0]),
+            v4: port(&self.v4),
             ..Ports::default()
         };
-        ports.marker = self
-            .marker
-            .local_addr()
-            .ok()
-            .and_then(|addr| addr.as_socket())
-            .map_or(0, |addr| addr.port());
-        for (slot, listener) in ports.v6.iter_mut().zip(&self.accepting[1..]) {
-            *slot = port(listener);
+        for (slot, socket) in ports.v6.iter_mut().zip(&self.v6) {
+            *slot = port(socket);
         }
         ports
+    }
+
+    /// Cookie of the network namespace (`SO_NETNS_COOKIE`, Linux 5.14), by which the programs know it.
+    pub fn netns_cookie(&self) -> io::Result<u64> {
+        netns_cookie(&self.v4)
+    }
+
+    /// Has the current runtime drive them.
+    pub fn register(self) -> Result<Listeners, CaptureError> {
+        let netns_cookie = self
+            .netns_cookie()
+            .map_err(|source| CaptureError::Runtime {
+                what: "read the cookie of the network namespace",
+                source,
+            })?;
+        let ports = self.ports();
+        let sockets = std::iter::once(self.v4).chain(self.v6);
+        Ok(Listeners {
+            accepting: sockets.map(asynchronous).collect::<Result<_, _>>()?,
+            ports,
+            turn: AtomicUsize::new(0),
+            netns_cookie,
+        })
+    }
+}
+
+/// All listeners of one network namespace.
+#[derive(Debug)]
+pub struct Listeners {
+    /// The IPv4 listener first, then those for IPv6.
+    accepting: Vec<TcpListener>,
+    ports: Ports,
+    /// Which listener is asked first next time, so that none starves.
+    turn: AtomicUsize,
+    /// Cookie of the network namespace.
+    netns_cookie: u64,
+}
+
+impl Listeners {
+    /// Ports of the listeners.
+    pub fn ports(&self) -> Ports {
+        self.ports
+    }
+
+    /// Cookie of the network namespace.
+    pub fn netns_cookie(&self) -> u64 {
+        self.netns_cookie
     }
 
     /// The loopback hop of an accepted socket, whose far end is `app` and called connect() at that time.
@@ -124,9 +163,16 @@ pub fn prepare(socket: &TcpStream) -> io::Result<()> {
     socket.set_nodelay(true)
 }
 
-/// One listener for all of 127.0.0.0/9. On every address, but only on lo: unreachable from outside.
-fn open_v4() -> Result<Socket, CaptureError> {
-    open((Ipv4Addr::UNSPECIFIED, 0).into(), Some(b"lo"), BACKLOG)
+/// A listener at `port`, or where that is taken, at one that the kernel chooses.
+fn open_near(ip: IpAddr, port: u16, device: Option<&[u8]>) -> Result<Socket, CaptureError> {
+    match open((ip, port).into(), device, BACKLOG) {
+        Err(CaptureError::Listener { source, .. })
+            if port != 0 && source.kind() == io::ErrorKind::AddrInUse =>
+        {
+            open((ip, 0).into(), device, BACKLOG)
+        }
+        other => other,
+    }
 }
 
 fn open(addr: SocketAddr, device: Option<&[u8]>, backlog: i32) -> Result<Socket, CaptureError> {
@@ -142,6 +188,8 @@ fn open(addr: SocketAddr, device: Option<&[u8]>, backlog: i32) -> Result<Socket,
         if device.is_some() {
             socket.bind_device(device)?;
         }
+        // Connections that were accepted there before do not keep a port from being listened on again.
+        socket.set_reuse_address(true)?;
         // Inherited by accepted sockets. bbr would pace the loopback hop to half its speed.
         if let Err(error) = socket.set_tcp_congestion(b"cubic") {
             tracing::debug!(%error, "cubic is not available for the loopback hop");
@@ -165,7 +213,6 @@ fn asynchronous(socket: Socket) -> Result<TcpListener, CaptureError> {
 /// Data in the SYN would be acknowledged before the agent has decided. After listen(), because a host may turn fast open
 /// on for all listeners (net.ipv4.tcp_fastopen & 0x400), which happens there.
 fn fast_open_off(socket: &Socket) -> io::Result<()> {
-    use std::os::fd::AsRawFd as _;
     let queue: libc::c_int = 0;
     // SAFETY: a live descriptor, and a pointer to an int with its length.
     let result = unsafe {
@@ -186,9 +233,7 @@ fn fast_open_off(socket: &Socket) -> io::Result<()> {
     }
 }
 
-/// `SO_NETNS_COOKIE` (Linux 5.14): the number by which the programs know the socket's network namespace.
 fn netns_cookie(socket: &Socket) -> io::Result<u64> {
-    use std::os::fd::AsRawFd as _;
     const SO_NETNS_COOKIE: libc::c_int = 71;
     let mut cookie = 0_u64;
     let mut len = size_of::<u64>() as libc::socklen_t;
@@ -239,18 +284,20 @@ fn is_about_one_connection(error: &io::Error) -> bool {
 impl Listeners {
     /// Stops accepting while the marker still stands. By shutdown, because a process forked by another test may hold
     /// copies of the descriptors for a moment.
-    pub fn close_accepting(&self) {
+    pub fn close(&self) {
         for listener in &self.accepting {
             SockRef::from(listener)
                 .shutdown(std::net::Shutdown::Both)
                 .expect("a listener");
         }
     }
+}
 
-    /// Stops listening altogether, as the death of the agent would.
+#[cfg(test)]
+impl Marker {
+    /// Stops listening, as the death of the agent would.
     pub fn close(&self) {
-        self.close_accepting();
-        self.marker
+        self.0
             .shutdown(std::net::Shutdown::Both)
             .expect("a listener");
     }

@@ -1,6 +1,7 @@
 //! Capture: takes the TCP connections of chosen cgroups and hands them to the agent.
 //!
-//! 1. [`Capture::load`] opens listeners on loopback, loads the eBPF programs and fills their maps.
+//! 1. [`Capture::load`] opens listeners on loopback, loads the eBPF programs and fills their maps. Processes in other
+//!    network namespaces get listeners there, as soon as the agent knows of them.
 //! 2. [`Capture::attach`] attaches the programs to a cgroup: from now on a `connect()` in it that matches a rule ends at
 //!    one of the listeners.
 //! 3. [`Capture::accept`] returns such a connection with the destination that the application wanted.
@@ -9,15 +10,20 @@
 //! unless they are pinned and its process is killed. When the agent dies, new connections go direct, or are refused
 //! where their rule says so and the programs are pinned.
 
+mod arrivals;
 pub mod cgroup;
 mod cgroup_id;
 mod error;
 mod explain;
 mod filter;
 mod gate;
+mod injector;
 mod kernel;
 mod listeners;
 mod log;
+mod namespace;
+mod namespaces;
+mod netns;
 mod pins;
 mod policy;
 mod privileges;
@@ -25,10 +31,12 @@ mod probe;
 mod programs;
 mod rule;
 mod scope;
+mod survey;
 mod syn;
 mod tables;
 #[cfg(test)]
 mod tests;
+mod witness;
 
 use std::{
     collections::BTreeMap,
@@ -46,17 +54,25 @@ pub use explain::{Explanation, Verdict};
 pub use filter::{Destination, Filter, FilterError};
 pub use gate::{Gate, GateEvent, Hop, Knock};
 pub use kernel::Counters;
+pub use netns::NamespaceError;
 pub use policy::{RuleError, check};
 pub use probe::{Check, probe};
 pub use programs::names as program_names;
 pub use rule::{Action, CaptureRule, Protocol, Protocols, Question};
 pub use scope::Scope;
+pub use session_ebpf_common::Newcomer;
+pub use survey::{Survey, Surveyed};
 
 pub use pins::{Orphans, can_pin};
 
+use injector::Injector;
 use kernel::Kernel;
-use listeners::Listeners;
+use listeners::{Marker, Opened};
+use namespace::{NamespaceSockets, Probes};
+use namespaces::Namespaces;
+use netns::Netns;
 use pins::Pins;
+use session_ebpf_common::Ports;
 
 /// What to capture.
 #[derive(Clone, Debug)]
@@ -117,8 +133,11 @@ pub struct Captured {
 #[derive(Debug)]
 pub struct Capture {
     kernel: Kernel,
-    listeners: Listeners,
+    namespaces: Namespaces,
     gate: Option<Gate>,
+    /// The agent lives while this is open.
+    #[cfg_attr(not(test), expect(dead_code, reason = "held to be dropped"))]
+    marker: Marker,
     _log: log::LogTask,
 }
 
@@ -135,25 +154,33 @@ impl Capture {
             what: "load capture outside of a tokio runtime",
             source: io::Error::other(error),
         })?;
-        let listeners = Listeners::open()?;
+        let (own, sockets) = own_sockets(config.gate)?;
         let pins = config.pin_at.as_deref().map(Pins::open).transpose()?;
-        let injector = if config.gate { injector() } else { None };
-        let mut kernel = Kernel::load(&listeners.ports(), injector.is_some(), config.log, pins)?;
+        let (usual, holds) = (sockets.listeners.ports(), sockets.injector.is_some());
+        let may_enter = privileges::may_enter_namespaces();
+        let elsewhere = if may_enter { usual } else { Ports::default() };
+        let mut kernel = Kernel::load(elsewhere, holds, config.log, pins)?;
         kernel.set_rules(&config.rules)?;
-        let gate = injector.map(|injector| Gate::open(&mut kernel, injector));
+        let marker = Marker::open()?;
+        kernel.show_life(&marker)?;
+        let namespaces = Namespaces::begin(&mut kernel, own, sockets, elsewhere)?;
+        let gate = config
+            .gate
+            .then(|| Gate::open(&mut kernel, namespaces.injectors.clone()));
         let gate = gate.transpose()?;
         let log = log::LogTask::start(&mut kernel)?;
         kernel.attach_agent(&cgroup::own()?)?;
         Ok(Self {
             kernel,
-            listeners,
+            namespaces,
             gate,
+            marker,
             _log: log,
         })
     }
 
     /// The gate, once, if there is one. Whoever takes it must let every [`Knock`] through or refuse it: until then the
-    /// application waits in connect().
+    /// application waits in connect(). It also tells of network namespaces: see [`Capture::welcome`].
     pub fn take_gate(&mut self) -> Option<Gate> {
         self.gate.take()
     }
@@ -203,9 +230,15 @@ impl Capture {
     }
 
     /// What becomes of a connection that a process in `cgroup` (a folder of the hierarchy) makes now, and why: as the
-    /// kernel's own tables say.
-    pub fn explain(&self, cgroup: &Path, question: &Question) -> Result<Explanation, CaptureError> {
-        explain::explain(&self.kernel, cgroup, question)
+    /// kernel's own tables say. `netns` is the number of the process's network namespace; without it, it is the agent's.
+    pub fn explain(
+        &self,
+        cgroup: &Path,
+        netns: Option<u64>,
+        question: &Question,
+    ) -> Result<Explanation, CaptureError> {
+        let reach = self.namespaces.reach(netns);
+        explain::explain(&self.kernel, &reach, cgroup, question)
     }
 
     /// Replaces the rules. Each destination changes from its old policy to its new one at once; on an error of the rules
@@ -223,7 +256,67 @@ impl Capture {
             mtu4: native.v4.map_or(0, |(_, mtu)| mtu),
             mtu6: native.v6.map_or(0, |(_, mtu)| mtu),
         };
-        self.kernel.set_native(told, &native.links)
+        self.kernel.set_devices(&native.links)?;
+        self.namespaces.set_native(&mut self.kernel, told)
+    }
+
+    /// Listens in the network namespace where an application has called connect() while nobody did. Where SYNs are held
+    /// that connection waits for it, and is captured; without a gate it went direct, or was refused, as its rule says.
+    ///
+    /// Where it fails, the programs let connections there go direct, or refuse them, as if the agent were dead; that is
+    /// logged once.
+    pub async fn welcome(&mut self, newcomer: &Newcomer) -> Result<(), NamespaceError> {
+        let known = self.namespaces.is_refused(newcomer.netns_cookie);
+        let welcomed = self.namespaces.welcome(&mut self.kernel, newcomer).await;
+        if let Err(error) = &welcomed
+            && !known
+        {
+            let cgroup = cgroup::of_process(newcomer.tid).unwrap_or_default();
+            tracing::warn!(cgroup = %cgroup.display(), thread = newcomer.tid, %error, "connections in another network namespace cannot be captured");
+        }
+        welcomed
+    }
+
+    /// Listens in the network namespace that a process (or a thread) is in, so that even its first connection finds
+    /// somebody. Nothing is done for one in a namespace that is open already, such as the agent's own.
+    pub async fn enter(&mut self, pid: u32) -> Result<(), NamespaceError> {
+        self.namespaces.enter(&mut self.kernel, pid).await
+    }
+
+    /// What [`Survey::look`] looks for on a thread that may take its time, and [`Capture::settle`] then acts on.
+    pub fn survey(&self) -> Survey {
+        Survey {
+            cgroups: self.attached(),
+            open: self.namespaces.inodes(),
+        }
+    }
+
+    /// Listens in the network namespaces where captured processes were found, and no longer in those where none was. What
+    /// cannot be done is logged once.
+    pub async fn settle(&mut self, found: &Surveyed) {
+        let trouble = self.namespaces.settle(&mut self.kernel, found).await;
+        for (resident, error) in trouble {
+            tracing::warn!(cgroup = %resident.cgroup.display(), thread = resident.tid, %error, "a captured process is in a network namespace where its connections cannot be captured");
+        }
+        if let Some((resident, error)) = &found.hidden {
+            tracing::debug!(cgroup = %resident.cgroup.display(), thread = resident.tid, %error, "a captured process may be in another network namespace");
+        }
+    }
+
+    /// Returns when a process has ended by which a network namespace was known to be lived in: a survey is due.
+    /// Cancel-safe.
+    pub async fn departed(&self) -> u64 {
+        poll_fn(|cx| self.namespaces.witnesses.poll_ended(cx)).await
+    }
+
+    /// [`Capture::departed`] has told of it.
+    pub fn forget_departed(&mut self, departed: u64) {
+        self.namespaces.witnesses.remove(departed);
+    }
+
+    /// In how many network namespaces beside its own the agent listens.
+    pub fn other_namespaces(&self) -> usize {
+        self.namespaces.others()
     }
 
     /// The next captured connection. Cancel-safe.
@@ -232,11 +325,13 @@ impl Capture {
     /// such as EMFILE: the caller decides how long to wait before it asks again.
     pub async fn accept(&self) -> io::Result<Captured> {
         loop {
-            let (socket, app) = poll_fn(|cx| self.listeners.poll_accept(cx)).await?;
+            let arrival = poll_fn(|cx| self.namespaces.arrivals.poll_next(cx)).await;
+            let (listeners, accepted) = arrival;
+            let (socket, app) = accepted?;
             listeners::prepare(&socket)?;
             // Without a destination the socket is dropped here, and its zero linger makes that a reset.
             if let Some(original) = self.kernel.destination(&socket) {
-                let hop = self.listeners.hop(&socket, app, original.called_at)?;
+                let hop = listeners.hop(&socket, app, original.called_at)?;
                 return Ok(Captured {
                     socket,
                     app,
@@ -251,13 +346,42 @@ impl Capture {
     }
 }
 
+/// The number of this thread's network namespace, and the agent's sockets in it. Without an injector where this process may
+/// not send raw packets.
+fn own_sockets(gate: bool) -> Result<(u64, NamespaceSockets), CaptureError> {
+    let own = Netns::own().map_err(|source| CaptureError::Runtime {
+        what: "look at the network namespace of the agent",
+        source,
+    })?;
+    let sockets = NamespaceSockets {
+        listeners: Opened::open(&Ports::default())?,
+        injector: if gate { injector() } else { None },
+        probes: Probes::open(),
+    };
+    Ok((own.inode(), sockets))
+}
+
 /// The means to send held packets on; none where this process may not.
-fn injector() -> Option<gate::Injector> {
-    match gate::Injector::open() {
+fn injector() -> Option<Injector> {
+    match Injector::open() {
         Ok(injector) => Some(injector),
         Err(error) => {
             tracing::warn!(%error, "captured connections succeed before their targets have answered; CAP_NET_RAW lets applications see what the target says");
             None
         }
+    }
+}
+
+#[cfg(test)]
+impl Capture {
+    /// Stops accepting while the agent still seems to live.
+    pub fn close_accepting(&self) {
+        self.namespaces.own().close();
+    }
+
+    /// What the death of the agent does to its sockets.
+    pub fn close(&self) {
+        self.close_accepting();
+        self.marker.close();
     }
 }

@@ -5,12 +5,34 @@ use std::fs;
 /// A capability by name and bit, from the kernel's capability.h.
 const NEEDED: [(&str, u32); 3] = [("CAP_BPF", 39), ("CAP_NET_ADMIN", 12), ("CAP_PERFMON", 38)];
 const CAP_SYS_ADMIN: u32 = 21;
+const CAP_SYS_PTRACE: u32 = 19;
 
 /// Capabilities that loading and attaching need and this process lacks. CAP_SYS_ADMIN stands in for CAP_BPF and
 /// CAP_PERFMON, as it does in the kernel.
 pub fn missing() -> Vec<&'static str> {
-    let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
-    missing_in(effective(&status))
+    missing_in(held())
+}
+
+/// Capabilities that other network namespaces need and this process lacks: setns(2), and proc(5) on /proc/PID/ns of
+/// other users' processes.
+pub fn missing_for_namespaces() -> Vec<&'static str> {
+    let held = held();
+    let needed = [
+        ("CAP_SYS_ADMIN", CAP_SYS_ADMIN),
+        ("CAP_SYS_PTRACE", CAP_SYS_PTRACE),
+    ];
+    let lacking = needed.iter().filter(|(_, bit)| held & (1 << bit) == 0);
+    lacking.map(|(name, _)| *name).collect()
+}
+
+/// Whether this thread may enter the network namespaces of its own user's processes at least.
+pub fn may_enter_namespaces() -> bool {
+    held() & (1 << CAP_SYS_ADMIN) != 0
+}
+
+fn held() -> u64 {
+    // Capabilities are a thread's (capabilities(7)).
+    effective(&fs::read_to_string("/proc/thread-self/status").unwrap_or_default())
 }
 
 fn effective(status: &str) -> u64 {

@@ -4,7 +4,7 @@ use std::path::Path;
 
 use aya::util::KernelVersion;
 
-use super::{cgroup, gate, kernel, privileges};
+use super::{cgroup, injector::Injector, kernel, privileges};
 
 /// One thing that capture needs.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -15,7 +15,7 @@ pub struct Check {
     pub ok: bool,
     /// What was found.
     pub detail: String,
-    /// What to do about it; empty if nothing needs doing.
+    /// What to do about it, or could be done; empty if nothing needs doing.
     pub advice: String,
 }
 
@@ -48,6 +48,7 @@ pub fn probe() -> Vec<Check> {
         programs(),
         set_retval(),
         raw_packets(),
+        namespaces(),
     ]
 }
 
@@ -133,11 +134,29 @@ fn set_retval() -> Check {
 }
 
 fn raw_packets() -> Check {
-    let found = match gate::Injector::open() {
+    let found = match Injector::open() {
         Ok(_) => Ok("an application's connect() says what its target said".to_owned()),
         Err(error) => Err(format!(
             "connect() succeeds before the target has answered: {error}"
         )),
     };
     Check::new("connect answers", found, "grant CAP_NET_RAW")
+}
+
+/// Without these privileges capture works, except in containers: advice, and no failure.
+fn namespaces() -> Check {
+    let name = "network namespaces";
+    let missing = privileges::missing_for_namespaces();
+    if missing.is_empty() {
+        let reached = "captured processes in other network namespaces are reached";
+        return Check::new(name, Ok(reached.to_owned()), "");
+    }
+    let detail = format!(
+        "captured processes in other ones, as in containers, are not reached: {} missing",
+        missing.join(", ")
+    );
+    Check {
+        advice: "grant these capabilities if you capture containers".to_owned(),
+        ..Check::new(name, Ok(detail), "")
+    }
 }

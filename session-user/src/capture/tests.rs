@@ -1,7 +1,9 @@
 //! Capture against the real kernel: each test has a network namespace, a cgroup and a small agent of its own.
 
 mod decisions;
+mod elsewhere;
 mod flows;
 pub(super) mod harness;
 mod lifecycle;
+mod namespaces;
 mod rules;

@@ -64,7 +64,7 @@ pub fn doctor(config: &Path, control: &Path, json: bool) -> Result<ExitCode, Fai
             name: c.name.to_owned(),
             ok: c.ok,
             detail: c.detail,
-            advice: if c.ok { String::new() } else { c.advice },
+            advice: c.advice,
         })
         .collect();
     findings.push(descriptors());

@@ -185,7 +185,7 @@ fn without_an_agent_connections_go_direct_or_are_refused() {
         let (near4, near6) = (direct_server(HERE4), direct_server(HERE6));
         let shut = closed(&["192.0.2.0/24", "2001:db8:1::/48"], 1);
         let (capture, scope) = capture(&[shut, everything()]);
-        capture.listeners.close();
+        capture.close();
         assert_eq!(run(&scope, move || ask(near4)).await, Ok(direct(near4)));
         assert_eq!(run(&scope, move || ask(near6)).await, Ok(direct(near6)));
         for to in [
@@ -285,7 +285,7 @@ fn a_namespace_without_an_agent_is_passed_by() {
 fn a_refused_handshake_leaves_nothing() {
     in_netns(async || {
         let (capture, scope) = capture(&[everything()]);
-        capture.listeners.close_accepting();
+        capture.close_accepting();
         for to in ["192.0.2.1:80", "[2001:db8::1]:80"] {
             assert_eq!(
                 run(&scope, move || ask(to)).await,
@@ -307,7 +307,7 @@ fn a_refused_handshake_leaves_nothing() {
 fn a_stranger_at_the_listeners_is_reset() {
     in_netns(async || {
         let (capture, _scope) = capture(&[everything()]);
-        let ports = capture.listeners.ports();
+        let ports = capture.namespaces.own().ports();
         let _reports = serve(Rc::new(capture));
         let other = super::harness::scope();
         for to in [

@@ -147,7 +147,8 @@ pub fn serve(capture: Rc<Capture>) -> mpsc::UnboundedReceiver<Seen> {
     reports
 }
 
-async fn answer(
+/// Says the original destination and the peer, then reads to the end.
+pub async fn answer(
     Captured {
         mut socket,
         original,

@@ -280,7 +280,7 @@ fn messages_below_the_level_are_never_made() {
         })
         .unwrap();
         capture.attach(scope.path()).unwrap();
-        capture.listeners.close();
+        capture.close();
         // Would be said at debug level; the default is warn.
         run(&scope, || ask("192.0.2.77:80")).await.unwrap_err();
         assert_eq!(capture.counters().agent_gone, 1);
@@ -310,7 +310,7 @@ fn the_verifier_has_room_to_spare() {
 #[test]
 fn the_probe_finds_everything_here() {
     let checks = probe();
-    assert_eq!(checks.len(), 7);
+    assert_eq!(checks.len(), 8);
     for check in checks {
         assert!(check.ok, "{check:?}");
         assert!(

@@ -73,7 +73,9 @@ async fn compare(
             uid,
             protocol,
         };
-        let answer = capture.explain(scope.path(), &question).expect("an answer");
+        let answer = capture
+            .explain(scope.path(), None, &question)
+            .expect("an answer");
         assert_eq!(explained(&answer, *to), *seen, "{question:?} {answer:?}");
     }
     seen
@@ -170,7 +172,7 @@ fn explain_says_what_the_programs_do() {
 fn a_refusal_needs_no_agent() {
     in_netns(async || {
         let (capture, scope) = capture(&[with(Action::Refuse, &["192.0.2.0/24"]), everything()]);
-        capture.listeners.close();
+        capture.close();
         for protocol in [Protocol::Tcp, Protocol::Udp] {
             let refused = run(&scope, move || {
                 Ok(outcome("192.0.2.1:80".parse().unwrap(), protocol))
@@ -200,7 +202,7 @@ fn the_reasons_are_told() {
         };
         let inner = Scope::create(scope.path(), "inner").unwrap();
         let answer = capture
-            .explain(inner.path(), &question("192.0.2.1:80"))
+            .explain(inner.path(), None, &question("192.0.2.1:80"))
             .unwrap();
         assert_eq!((answer.rule, answer.peer), (Some(1), Some(4)));
         assert_eq!(answer.passed, [(0, "port 80 is not in 22".to_owned())]);
@@ -208,13 +210,13 @@ fn the_reasons_are_told() {
         // Nothing is pinned here, so nothing outlives the agent.
         assert_eq!(answer.agent_dead, Verdict::Direct);
         let local = capture
-            .explain(inner.path(), &question("127.0.0.1:80"))
+            .explain(inner.path(), None, &question("127.0.0.1:80"))
             .unwrap();
         assert_eq!((local.verdict, local.rule), (Verdict::Direct, None));
         assert_eq!(local.reason, "loopback is never captured");
         let other = super::harness::scope();
         let outside = capture
-            .explain(other.path(), &question("192.0.2.1:80"))
+            .explain(other.path(), None, &question("192.0.2.1:80"))
             .unwrap();
         assert_eq!((outside.verdict, outside.rule), (Verdict::Direct, Some(1)));
         assert_eq!(outside.reason, "its cgroup is not captured");
@@ -292,7 +294,7 @@ fn a_filter_goes_with_its_attachment() {
         assert_eq!(capture.kernel.filters.len(), 1);
         super::harness::quiet(|| capture.detach(scope.path())).unwrap();
         assert_eq!(capture.kernel.filters.len(), 0);
-        assert_eq!(capture.kernel.settings().filters, 0);
+        assert_eq!(crate::capture::kernel::settings(&capture.kernel).filters, 0);
         capture.attach(scope.path()).unwrap();
         let many = Filter {
             only: vec!["10.0.0.0/8".parse().unwrap(); 49],

@@ -364,6 +364,41 @@ fn ids_are_given_up_when_no_socket_has_them() {
     });
 }
 
+#[test]
+fn no_connected_socket_sends_past_a_capture_that_has_ended() {
+    in_netns(async || {
+        let (capture, scope) = capture(&[everything()]);
+        let ((ready, tell), (hold, release)) = (pipe().unwrap(), pipe().unwrap());
+        let (ready, tell) = (File::from(ready), File::from(tell));
+        let (hold, release) = (File::from(hold), File::from(release));
+        let app = App::start(&scope, move || {
+            let sockets = FAR.map(|to| {
+                let socket = unbound(addr(to)).expect("a socket");
+                socket.connect(addr(to)).expect("captured");
+                socket
+            });
+            (&tell).write_all(b"+")?;
+            (&hold).read_exact(&mut [0])?;
+            let heard = sockets.map(|socket| {
+                let _ = socket.send(b"x");
+                let error = hear(&socket).expect_err("nobody is there");
+                error.raw_os_error().unwrap_or(0).to_string()
+            });
+            Ok(heard.join(" "))
+        });
+        tokio::task::spawn_blocking(move || (&ready).read_exact(&mut [0]))
+            .await
+            .unwrap()
+            .unwrap();
+        super::harness::quiet(|| drop(capture));
+        (&release).write_all(b"+").unwrap();
+        // A closed port answers where loopback is all there is; where it is not, the socket has been ended.
+        let (refused, aborted) = (libc::ECONNREFUSED, libc::ECONNABORTED);
+        let expected = format!("{refused} {aborted} {refused}");
+        assert_eq!(app.result().await, Ok(expected));
+    });
+}
+
 /// Whether the route of IPv6 datagrams is there.
 fn route_is_there() -> bool {
     let mut command = std::process::Command::new("ip");

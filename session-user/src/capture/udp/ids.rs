@@ -4,7 +4,7 @@ use std::collections::HashSet;
 use std::fmt;
 use std::fs;
 use std::io;
-use std::net::{IpAddr, Ipv6Addr};
+use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
 use aya::maps::{Array, HashMap, MapData, MapError};
@@ -120,31 +120,34 @@ fn connected() -> io::Result<HashSet<u32>> {
             Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
             Err(error) => return Err(error),
         };
-        found.extend(
-            text.lines()
-                .filter_map(remote)
-                .filter_map(|ip| id_of(&words(ip))),
-        );
+        let remotes = text.lines().filter_map(ends);
+        found.extend(remotes.filter_map(|(_, remote)| id_of(&words(remote.ip()))));
     }
     Ok(found)
 }
 
-/// The remote address in a line of /proc/net/udp or udp6: words as this host stores them, in hexadecimal
-/// (`udp4_format_sock` in the kernel's net/ipv4/udp.c).
-fn remote(line: &str) -> Option<IpAddr> {
-    let (addr, _) = line.split_ascii_whitespace().nth(2)?.split_once(':')?;
+/// The local and the remote end in a line of /proc/net/udp or udp6 (`udp4_format_sock` in the kernel's net/ipv4/udp.c).
+pub fn ends(line: &str) -> Option<(SocketAddr, SocketAddr)> {
+    let mut fields = line.split_ascii_whitespace().skip(1);
+    Some((end(fields.next()?)?, end(fields.next()?)?))
+}
+
+/// Words as this host stores them, in hexadecimal, and a port.
+fn end(field: &str) -> Option<SocketAddr> {
+    let (addr, port) = field.split_once(':')?;
     let word = |at: usize| u32::from_str_radix(addr.get(at * 8..at * 8 + 8)?, 16).ok();
-    match addr.len() {
-        8 => Some(IpAddr::V4(word(0)?.to_ne_bytes().into())),
+    let ip: IpAddr = match addr.len() {
+        8 => IpAddr::V4(word(0)?.to_ne_bytes().into()),
         32 => {
             let mut bytes = [0; 16];
             for (at, chunk) in bytes.chunks_exact_mut(4).enumerate() {
                 chunk.copy_from_slice(&word(at)?.to_ne_bytes());
             }
-            Some(IpAddr::V6(Ipv6Addr::from(bytes)))
+            IpAddr::V6(bytes.into())
         }
-        _ => None,
-    }
+        _ => return None,
+    };
+    Some(SocketAddr::new(ip, u16::from_str_radix(port, 16).ok()?))
 }
 
 #[cfg(test)]
@@ -161,12 +164,14 @@ mod tests {
     #[test]
     fn lines_that_are_none_are_passed_over() {
         let head = "   sl  local_address rem_address   st tx_queue";
-        assert_eq!(remote(head), None);
-        assert_eq!(remote(""), None);
+        assert_eq!(ends(head), None);
+        assert_eq!(ends(""), None);
         let v6 =
             "  1: 00000000000000000000000001000000:C350 B80D0120000000000000000001000000:0035 07";
         if cfg!(target_endian = "little") {
-            assert_eq!(remote(v6), Some("2001:db8::1".parse().unwrap()));
+            let (local, remote) = ends(v6).unwrap();
+            assert_eq!(local, "[::1]:50000".parse().unwrap());
+            assert_eq!(remote, "[2001:db8::1]:53".parse().unwrap());
         }
     }
 }

@@ -6,6 +6,7 @@
 mod flows;
 mod half;
 mod ids;
+mod orphans;
 mod route;
 mod socket;
 mod unreachable;

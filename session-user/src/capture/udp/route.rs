@@ -16,6 +16,8 @@ use rtnetlink::packet_route::{AddressFamily, RouteNetlinkMessage};
 use rtnetlink::sys::{Socket, SocketAddr, protocols::NETLINK_ROUTE};
 use session_ebpf_common::UDP_PREFIX6;
 
+use super::orphans;
+
 /// Index of the loopback device (`LOOPBACK_IFINDEX`).
 const LOOPBACK: u32 = 1;
 const PREFIX_BITS: u8 = 64;
@@ -37,6 +39,9 @@ impl AnyIp {
 
 impl Drop for AnyIp {
     fn drop(&mut self) {
+        if let Err(error) = orphans::end() {
+            tracing::warn!(%error, "what applications send to captured IPv6 destinations over sockets that are connected already may leave this host as it is");
+        }
         if let Err(error) = remove_stale() {
             tracing::warn!(%error, prefix = %prefix(), "the route of captured IPv6 datagrams stays");
         }

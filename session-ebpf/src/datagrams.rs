@@ -63,8 +63,12 @@ pub fn sendmsg6(ctx: SockAddrContext) -> i32 {
     }
 }
 
+/// Not for UDP-Lite, whose sockets come here too.
 #[inline(always)]
 fn send(ctx: &SockAddrContext, addr: &Words) -> Outcome {
+    if ctx.protocol() != IPPROTO_UDP {
+        return Outcome::Direct;
+    }
     match udp::fate(ctx, addr, ctx.port()) {
         Fate::Captured(hop) => captured(ctx, hop),
         Fate::Direct => Outcome::Direct,

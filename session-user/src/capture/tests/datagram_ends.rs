@@ -4,11 +4,13 @@ use std::{
     collections::HashSet,
     fs::File,
     io::{self, Read as _, Write as _},
-    net::{SocketAddr, UdpSocket},
+    net::{Ipv4Addr, SocketAddr, UdpSocket},
+    sync::Arc,
     time::Duration,
 };
 
 use nix::unistd::pipe;
+use session_ebpf_common::{DNS_PEER, Destination, MAPPED, UDP_IDS_MAX};
 use socket2::{Domain, Protocol, Socket, Type};
 
 use super::harness::{
@@ -16,6 +18,7 @@ use super::harness::{
     hear, in_netns, rule, run, scope, talk,
 };
 use crate::capture::{Action, Capture, CaptureConfig, CaptureRule, Protocols};
+use crate::requests::{FlowInput, FlowQueue};
 
 const FAR4: &str = "192.0.2.7:443";
 const FAR6: &str = "[2001:db8::7]:443";
@@ -399,6 +402,76 @@ fn no_connected_socket_sends_past_a_capture_that_has_ended() {
     });
 }
 
+#[test]
+fn a_program_that_tries_all_ports_does_not_exhaust_the_agent() {
+    in_netns(async || {
+        let (mut capture, scope) = capture(&[closed(&["192.0.2.0/24"], 1), everything()]);
+        let heard = talk(&mut capture);
+        let result = run(&scope, || {
+            let socket = unbound(addr(FAR4))?;
+            let mut refused = 0;
+            for number in 0..66_000_u32 {
+                let host = Ipv4Addr::new(192, 0, 2, (number / 60_000) as u8 + 1);
+                let to = SocketAddr::from((host, (number % 60_000 + 1) as u16));
+                match socket.send_to(b"x", to) {
+                    Err(error) if error.raw_os_error() == Some(libc::ECONNREFUSED) => refused += 1,
+                    sent => drop(sent?),
+                }
+            }
+            // Those that have an id keep it.
+            socket.send_to(b"x", "192.0.2.1:1")?;
+            Ok(refused.to_string())
+        });
+        let refused: u64 = result.await.unwrap().parse().unwrap();
+        let counters = capture.counters();
+        assert_eq!(refused, 66_000 - u64::from(UDP_IDS_MAX), "{counters:?}");
+        assert_eq!(
+            (counters.udp_full, counters.refused),
+            (refused, refused),
+            "{counters:?}"
+        );
+        assert!(counters.udp_flows <= 16_384, "{counters:?}");
+        drop(heard);
+    });
+}
+
+#[test]
+fn an_id_may_stand_for_the_agent_itself_and_for_loopback() {
+    in_netns(async || {
+        let (mut capture, scope) = capture(&[everything()]);
+        let mut datagrams = capture.take_datagrams().unwrap();
+        let stub = [0, 0, MAPPED, 0x7f00_0035_u32.to_be()];
+        let destination = Destination {
+            addr: stub,
+            port: 53,
+            peer: DNS_PEER,
+            ..Destination::default()
+        };
+        datagrams.ids.assign(0x1234, &destination).unwrap();
+        let port = capture.kernel.settings().udp4_port;
+        let own = Arc::new(FlowQueue::default());
+        tokio::task::spawn_local(datagrams.run(Vec::new(), Some(Arc::clone(&own))));
+        let app = App::start(&scope, move || {
+            let socket = unbound(addr(FAR4))?;
+            exchange(
+                &socket,
+                SocketAddr::from(([127, 128, 0x12, 0x34], port)),
+                "who",
+            )
+        });
+        own.available().await;
+        let Some(FlowInput::Datagram(flow, data)) = own.pop() else {
+            panic!("a datagram")
+        };
+        assert_eq!(
+            (&*flow.target.to_string(), &*data),
+            ("127.0.0.53:53", &b"who"[..])
+        );
+        flow.end().deliver(b"me");
+        assert_eq!(app.result().await, Ok("me from 127.0.0.53:53".into()));
+    });
+}
+
 /// Whether the route of IPv6 datagrams is there.
 fn route_is_there() -> bool {
     let mut command = std::process::Command::new("ip");
@@ -425,7 +498,7 @@ fn the_route_is_there_only_while_it_is_needed() {
         assert!(!route_is_there());
         capture.update_rules(&[everything()]).unwrap();
         assert!(route_is_there());
-        capture.update_rules(&[tcp.clone()]).unwrap();
+        capture.update_rules(std::slice::from_ref(&tcp)).unwrap();
         assert!(!route_is_there());
         capture.update_rules(&[everything()]).unwrap();
         drop(capture);

@@ -58,6 +58,12 @@ impl Ids {
         found_or_none(self.destinations.get(&id, 0))
     }
 
+    /// Gives an id by hand.
+    #[cfg(test)]
+    pub fn assign(&mut self, id: u32, destination: &Destination) -> Result<(), MapError> {
+        self.destinations.insert(id, destination, 0)
+    }
+
     /// Ids in use.
     pub fn in_use(&self) -> u64 {
         let given = self.counters.get(&counter::UDP_IDS, 0).unwrap_or_default();

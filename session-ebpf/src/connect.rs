@@ -1,4 +1,4 @@
-//! The connect hooks: decide whether a connection is captured, and send it to the agent.
+//! The connect hooks: decide whether a connection is captured, and send it to the agent; and the same for UDP sockets.
 
 use aya_ebpf::{
     helpers::{bpf_get_current_cgroup_id, bpf_get_current_pid_tgid, bpf_ktime_get_ns},
@@ -7,27 +7,24 @@ use aya_ebpf::{
 };
 use aya_log_ebpf::{debug, info, warn};
 use session_ebpf_common::{
-    AppSocket, FlowKey, GATE_ON, HANDSHAKES_ADMITTED, NAMES_KNOWN, Namespace, Original, Ports,
-    Settings, V6_PORTS, action, counter, gate, octets, protocol,
+    AppSocket, FlowKey, GATE_ON, HANDSHAKES_ADMITTED, NAME_BYTES, NAMES_KNOWN, Namespace, Original,
+    Ports, Settings, V6_PORTS, action, counter, gate, octets, protocol,
 };
 
 use crate::{
     ctx::{ALLOW, SockAddr as _, Words, is_local, is_mapped, is_of_one_link, mapped, refuse},
     maps::{self, NAMESPACES, SETTINGS},
     rules::{Claim, claim_on, is_left_out},
+    udp::{self, Fate, Hop},
 };
 
 const IPPROTO_TCP: u32 = 6;
-const IPPROTO_UDP: u32 = 17;
+pub const IPPROTO_UDP: u32 = 17;
 
 /// connect() on an IPv4 socket.
 #[cgroup_sock_addr(connect4)]
 pub fn connect4(ctx: SockAddrContext) -> i32 {
-    let addr = ctx.addr4();
-    if ctx.protocol() != IPPROTO_TCP {
-        return datagrams(&ctx, &addr);
-    }
-    match redirect(&ctx, addr) {
+    match decide(&ctx, ctx.addr4()) {
         Outcome::Redirected(target) => {
             ctx.set_addr4(&target.addr);
             ctx.set_port(target.port);
@@ -41,11 +38,7 @@ pub fn connect4(ctx: SockAddrContext) -> i32 {
 /// connect() on an IPv6 socket, to an IPv6 or a v4-mapped address.
 #[cgroup_sock_addr(connect6)]
 pub fn connect6(ctx: SockAddrContext) -> i32 {
-    let addr = ctx.addr6();
-    if ctx.protocol() != IPPROTO_TCP {
-        return datagrams(&ctx, &addr);
-    }
-    match redirect(&ctx, addr) {
+    match decide(&ctx, ctx.addr6()) {
         Outcome::Redirected(target) => {
             ctx.set_addr6(&target.addr);
             ctx.set_port(target.port);
@@ -56,28 +49,63 @@ pub fn connect6(ctx: SockAddrContext) -> i32 {
     }
 }
 
-/// Decides about connect() on a socket that is not TCP's: refused where a rule for UDP says so.
-///
-/// `sendto()` without connect() does not come here.
 #[inline(always)]
-fn datagrams(ctx: &SockAddrContext, addr: &Words) -> i32 {
-    if ctx.protocol() != IPPROTO_UDP || is_local(addr) || is_of_one_link(addr) {
-        return ALLOW;
+fn decide(ctx: &SockAddrContext, addr: Words) -> Outcome {
+    match ctx.protocol() {
+        IPPROTO_TCP => redirect(ctx, addr),
+        IPPROTO_UDP => redirect_udp(ctx, addr),
+        _ => Outcome::Direct,
     }
-    let claim = claim_on(addr, ctx.port(), protocol::UDP);
-    let (Some(settings), Some(claim)) = (SETTINGS.get(0), claim) else {
-        return ALLOW;
+}
+
+/// Decides about connect() on a UDP socket, as [`redirect`] does for TCP.
+#[inline(always)]
+fn redirect_udp(ctx: &SockAddrContext, addr: Words) -> Outcome {
+    let port = ctx.port();
+    match udp::fate(ctx, &addr, port) {
+        Fate::Captured(hop) => capture_udp(ctx, hop, addr, port),
+        Fate::Direct => {
+            forget(ctx, &addr, port);
+            Outcome::Direct
+        }
+        Fate::Refused => {
+            maps::forget_app_socket(ctx.sock());
+            Outcome::Refused
+        }
+    }
+}
+
+/// Stores the destination with the socket.
+#[inline(always)]
+fn capture_udp(ctx: &SockAddrContext, hop: Hop, addr: Words, port: u16) -> Outcome {
+    let Some(app) = maps::new_app_socket(ctx.sock()) else {
+        warn!(ctx, "no memory for the state of a socket");
+        return give_up(ctx, hop.claim, counter::NO_STORAGE);
     };
-    if claim.action != action::REFUSE || is_agent(settings) {
-        return ALLOW;
+    let target = Target {
+        addr: hop.addr,
+        port: hop.port,
+    };
+    let bound = ctx.device();
+    let device = if bound == 0 { app.device } else { bound };
+    if !ctx.unbind_device() {
+        info!(
+            ctx,
+            "a socket stays bound to its device, its owner lacks CAP_NET_RAW"
+        );
+        return give_up(ctx, hop.claim, counter::DEVICE_BOUND);
     }
-    maps::count(counter::REFUSED);
-    refuse()
+    let gate = gate::OPEN;
+    // SAFETY: what it says may be of an older or of a newer time.
+    let known = unsafe { NAMESPACES.get(ctx.netns_cookie()) };
+    *app = app_socket(known, hop.claim, addr, port, &target, gate);
+    app.device = device;
+    Outcome::Redirected(target)
 }
 
 /// Whether the agent itself is calling, whose own connections no rule is for.
 #[inline(always)]
-fn is_agent(settings: &Settings) -> bool {
+pub fn is_agent(settings: &Settings) -> bool {
     (bpf_get_current_pid_tgid() >> 32) as u32 == settings.agent_tgid
 }
 
@@ -104,12 +132,7 @@ enum Outcome {
 fn redirect(ctx: &SockAddrContext, addr: Words) -> Outcome {
     let port = ctx.port();
     if is_local(&addr) {
-        // Programs attached at two levels run twice: the second sees what the first wrote and leaves it.
-        let again = maps::app_socket(ctx.sock())
-            .is_some_and(|app| app.agent_word == addr[3] && app.agent_port == u32::from(port));
-        if !again {
-            maps::forget_app_socket(ctx.sock());
-        }
+        forget(ctx, &addr, port);
         return Outcome::Direct;
     }
     // Nobody listens at port 0; and what is bound to loopback reaches nothing, with or without us.
@@ -141,10 +164,21 @@ fn redirect(ctx: &SockAddrContext, addr: Words) -> Outcome {
     }
 }
 
+/// Forgets what the socket carried from an earlier connect. Programs attached at two levels run twice: the second sees
+/// what the first wrote and leaves it.
+#[inline(always)]
+fn forget(ctx: &SockAddrContext, addr: &Words, port: u16) {
+    let again = maps::app_socket(ctx.sock())
+        .is_some_and(|app| app.agent_word == addr[3] && app.agent_port == u32::from(port));
+    if !again {
+        maps::forget_app_socket(ctx.sock());
+    }
+}
+
 /// Whether the application itself has bound the socket to a loopback address. One that was captured before may still
 /// have the address that it got then.
 #[inline(always)]
-fn is_bound_to_loopback(ctx: &SockAddrContext) -> bool {
+pub fn is_bound_to_loopback(ctx: &SockAddrContext) -> bool {
     maps::app_socket(ctx.sock()).is_none() && ctx.source_is_loopback()
 }
 
@@ -258,50 +292,15 @@ fn capture(
     } else {
         target6(way.ports, &addr, port)
     };
-    *app = AppSocket {
-        key: FlowKey {
-            netns_cookie: 0,
-            app_addr: [0; 4],
-            agent_addr: [0; 4],
-            app_port: 0,
-            agent_port: 0,
-        },
-        original: Original {
-            addr,
-            port,
-            admitted: 0,
-            peer: claim.peer,
-            // SAFETY: the helper takes no arguments and reads the current task.
-            cgroup: unsafe { bpf_get_current_cgroup_id() },
-            // SAFETY: the helper takes no arguments and reads a clock.
-            called_at: unsafe { bpf_ktime_get_ns() },
-        },
-        agent_word: target.addr[3],
-        agent_port: u32::from(target.port),
-        // Where there is no listener yet even an early connection has to wait for one.
-        gate: if settings.gate == GATE_ON && (!claim.early || way.known.is_none()) {
-            gate::ARMED
-        } else {
-            gate::OPEN
-        },
-        device,
-        source: way.known.map_or([0; 4], |here| {
-            if v4 {
-                here.native.source4
-            } else {
-                here.native.source6
-            }
-        }),
-        mtu: way.known.map_or(0, |here| {
-            if v4 {
-                here.native.mtu4
-            } else {
-                here.native.mtu6
-            }
-        }),
-        fail_closed: u32::from(claim.fail_closed),
-        congestion: before.map_or_else(|| ctx.congestion(), |(_, congestion)| congestion),
+    // Where there is no listener yet even an early connection has to wait for one.
+    let gate = if settings.gate == GATE_ON && (!claim.early || way.known.is_none()) {
+        gate::ARMED
+    } else {
+        gate::OPEN
     };
+    *app = app_socket(way.known, claim, addr, port, &target, gate);
+    app.device = device;
+    app.congestion = before.map_or_else(|| ctx.congestion(), |(_, congestion)| congestion);
     if !ctx.set_cubic() {
         maps::count(counter::NO_CUBIC);
     }
@@ -328,6 +327,52 @@ fn capture(
         );
     }
     Outcome::Redirected(target)
+}
+
+/// What a captured socket remembers, but for what it had before.
+#[inline(always)]
+fn app_socket(
+    known: Option<&Namespace>,
+    claim: Claim,
+    addr: Words,
+    port: u16,
+    target: &Target,
+    gate: u32,
+) -> AppSocket {
+    let (source, mtu) = known.map_or(([0; 4], 0), |here| {
+        if is_mapped(&addr) {
+            (here.native.source4, here.native.mtu4)
+        } else {
+            (here.native.source6, here.native.mtu6)
+        }
+    });
+    AppSocket {
+        key: FlowKey {
+            netns_cookie: 0,
+            app_addr: [0; 4],
+            agent_addr: [0; 4],
+            app_port: 0,
+            agent_port: 0,
+        },
+        original: Original {
+            addr,
+            port,
+            admitted: 0,
+            peer: claim.peer,
+            // SAFETY: the helper takes no arguments and reads the current task.
+            cgroup: unsafe { bpf_get_current_cgroup_id() },
+            // SAFETY: the helper takes no arguments and reads a clock.
+            called_at: unsafe { bpf_ktime_get_ns() },
+        },
+        agent_word: target.addr[3],
+        agent_port: u32::from(target.port),
+        gate,
+        device: 0,
+        source,
+        mtu,
+        fail_closed: u32::from(claim.fail_closed),
+        congestion: [0; NAME_BYTES],
+    }
 }
 
 /// Fibonacci hashing: the upper bits of the product depend on all bits of the input.

@@ -11,7 +11,7 @@ use aya_ebpf::{
     programs::SockAddrContext,
 };
 
-pub use session_ebpf_common::{is_local, is_mapped, is_of_one_link};
+pub use session_ebpf_common::{id_of, is_local, is_mapped, is_of_one_link};
 
 use session_ebpf_common::NAME_BYTES;
 
@@ -25,6 +25,7 @@ use crate::{
 pub const ALLOW: i32 = 1;
 /// Verdict of a connect hook: fail, with EPERM unless a return value was set.
 const DENY: i32 = 0;
+const EINTR: i32 = 4;
 const ECONNREFUSED: i32 = 111;
 
 const AF_INET: u32 = 2;
@@ -57,13 +58,6 @@ pub trait SockAddr {
     #[inline(always)]
     fn protocol(&self) -> u32 {
         load!((*self.raw()).protocol)
-    }
-
-    /// Cookie of the socket's network namespace.
-    #[inline(always)]
-    fn netns_cookie(&self) -> u64 {
-        // SAFETY: the context is valid while the program runs.
-        unsafe { bpf_get_netns_cookie(self.raw().cast()) }
     }
 
     /// The address of an IPv4 hook, as v4-mapped.
@@ -137,6 +131,38 @@ pub trait SockAddr {
         load!((*sk).bound_dev_if)
     }
 
+    /// The socket's own port, host order; 0 while it has none.
+    #[inline(always)]
+    fn local_port(&self) -> u16 {
+        let sk = self.sock();
+        if sk.is_null() {
+            return 0;
+        }
+        load!((*sk).src_port) as u16
+    }
+
+    /// Lets the kernel choose the source address of the datagram of an IPv4 hook.
+    #[inline(always)]
+    fn free_source4(&self) {
+        store!((*self.raw()).msg_src_ip4, 0);
+    }
+
+    /// Lets the kernel choose the source address of the datagram of an IPv6 hook.
+    #[inline(always)]
+    fn free_source6(&self) {
+        store!((*self.raw()).msg_src_ip6[0], 0);
+        store!((*self.raw()).msg_src_ip6[1], 0);
+        store!((*self.raw()).msg_src_ip6[2], 0);
+        store!((*self.raw()).msg_src_ip6[3], 0);
+    }
+
+    /// Cookie of the socket's network namespace.
+    #[inline(always)]
+    fn netns_cookie(&self) -> u64 {
+        // SAFETY: the context is valid while the program runs.
+        unsafe { bpf_get_netns_cookie(self.raw().cast()) }
+    }
+
     /// Whether the socket's own address is a loopback one.
     #[inline(always)]
     fn source_is_loopback(&self) -> bool {
@@ -195,9 +221,20 @@ impl SockAddr for SockAddrContext {
 /// Makes the system call fail with ECONNREFUSED (EPERM on kernels before 5.18).
 #[inline(always)]
 pub fn refuse() -> i32 {
+    fail(ECONNREFUSED)
+}
+
+/// Makes the system call fail with EINTR: its caller makes it again (EPERM on kernels before 5.18).
+#[inline(always)]
+pub fn interrupt() -> i32 {
+    fail(EINTR)
+}
+
+#[inline(always)]
+fn fail(errno: i32) -> i32 {
     if HAS_SET_RETVAL.load() != 0 {
         // SAFETY: sets the system call's return value; has no other effect.
-        unsafe { bpf_set_retval(-ECONNREFUSED) };
+        unsafe { bpf_set_retval(-errno) };
     }
     DENY
 }

@@ -26,7 +26,7 @@ const PASS: i32 = 1;
 const HOLD: i32 = 0;
 
 /// `ETH_P_IP` as the context has it.
-const IPV4: u32 = 0x0800_u16.to_be() as u32;
+pub const IPV4: u32 = 0x0800_u16.to_be() as u32;
 const IPV6_HEADER_BYTES: u32 = 40;
 /// Offset of the flags in a TCP header, and those that tell a first SYN from everything else.
 const TCP_FLAGS_AT: u32 = 13;

@@ -1,4 +1,4 @@
-//! Holdfast's eBPF programs: capture of TCP connections by cgroup.
+//! Holdfast's eBPF programs: capture of TCP connections and of UDP by cgroup.
 //!
 //! How a connection travels:
 //! 1. `connect`: a captured application calls `connect()`; the destination matches a policy, is stored with the
@@ -11,7 +11,14 @@
 //!    the agent reads it.
 //! 5. `peername`: the application asks for its peer and is told the original destination.
 //!
-//! Nothing else on the host is touched; UDP passes through, unless a rule refuses it.
+//! How a datagram travels:
+//! 1. `connect` or `datagrams`: the destination matches a policy (`udp`), has an id, and is replaced by the address that
+//!    stands for the id, which leads to the agent's socket on loopback.
+//! 2. `fence`: it is marked as a captured application's, and does not leave loopback.
+//! 3. The agent reads the id and finds the destination in `UDP_DESTINATIONS`. It answers from the id's address.
+//! 4. `datagrams`: the application receives the answer, and sees the destination's own address as its source.
+//!
+//! Nothing else on the host is touched.
 #![no_std]
 #![no_main]
 // A call that is not inlined costs the verifier its knowledge of contexts and map values.
@@ -22,6 +29,8 @@
 mod access;
 mod connect;
 mod ctx;
+mod datagrams;
+mod fence;
 mod gate;
 mod maps;
 mod object;
@@ -31,3 +40,4 @@ mod rules;
 mod sockname;
 mod sockops;
 mod sockopt;
+mod udp;

@@ -13,13 +13,13 @@ use aya_ebpf::{
         },
     },
     macros::{btf_map, map},
-    maps::{Array, HashMap, LpmTrie, RingBuf, SockMap},
+    maps::{Array, HashMap, LpmTrie, LruHashMap, RingBuf, SockMap},
 };
 use session_ebpf_common::{
-    AppSocket, COUNTERS as COUNTER_SLOTS, DEVICES_MAX, FILTER_PREFIXES_MAX, FILTERS_MAX,
-    FilterPolicy, FlowKey, HANDSHAKE_SLOTS, HUNG_AFTER_NS, KNOCKS_BYTES, NAME_BYTES,
-    NAMESPACES_MAX, Namespace, Newcomer, Original, POLICY_SLOTS, PREFIXES_MAX, Policy, Settings,
-    counter,
+    AppSocket, Assigned, CONVERSATIONS_MAX, COUNTERS as COUNTER_SLOTS, Conversation, DEVICES_MAX,
+    Destination, FILTER_PREFIXES_MAX, FILTERS_MAX, FilterPolicy, FlowKey, HANDSHAKE_SLOTS,
+    HUNG_AFTER_NS, KNOCKS_BYTES, NAME_BYTES, NAMESPACES_MAX, Namespace, Newcomer, Original,
+    POLICY_SLOTS, PREFIXES_MAX, Policy, Settings, UDP_IDS_MAX, counter,
 };
 
 use crate::access::load;
@@ -68,6 +68,18 @@ pub static DEVICES: HashMap<u32, [u8; NAME_BYTES]> = HashMap::with_max_entries(D
 /// Tells the agent of held handshakes.
 #[map]
 pub static KNOCKS: RingBuf = RingBuf::with_byte_size(KNOCKS_BYTES, 0);
+/// Ids of UDP destinations. Not allocated in advance, like the next: most hosts need few.
+#[map]
+pub static UDP_IDS: HashMap<Destination, Assigned> =
+    HashMap::with_max_entries(UDP_IDS_MAX, 1 /* BPF_F_NO_PREALLOC */);
+/// UDP destinations by their ids.
+#[map]
+pub static UDP_DESTINATIONS: HashMap<u32, Destination> =
+    HashMap::with_max_entries(UDP_IDS_MAX, 1 /* BPF_F_NO_PREALLOC */);
+/// Who began the conversations of bound UDP sockets: `opener::*`.
+#[map]
+pub static CONVERSATIONS: LruHashMap<Conversation, u32> =
+    LruHashMap::with_max_entries(CONVERSATIONS_MAX, 0);
 #[map]
 static COUNTERS: Array<u64> = Array::with_max_entries(COUNTER_SLOTS, 0);
 /// Captured sockets of applications.
@@ -76,6 +88,9 @@ static APP_SOCKETS: SkStorage<AppSocket> = SkStorage::new();
 /// Accepted sockets of the agent. A map of its own, so that the agent's getpeername stays truthful.
 #[btf_map]
 static ACCEPTED: SkStorage<Original> = SkStorage::new();
+/// UDP sockets that were bound by their application: there is something in it.
+#[btf_map]
+static BOUND: SkStorage<u32> = SkStorage::new();
 
 /// Adds to a counter, atomically. By hand, because the target offers no atomic type with arithmetic, while the
 /// instruction set has had this one from the start.
@@ -242,4 +257,16 @@ pub fn forget_app_socket(sk: *mut bpf_sock) {
 #[inline(always)]
 pub fn accepted_socket<'a>(sk: *mut bpf_sock) -> Option<&'a mut Original> {
     storage(&ACCEPTED, sk, true)
+}
+
+/// Remembers that an application has bound a UDP socket. Without memory for it, what it sends is captured by the rules.
+#[inline(always)]
+pub fn note_bound(sk: *mut bpf_sock) {
+    storage(&BOUND, sk, true);
+}
+
+/// Whether an application has bound a UDP socket.
+#[inline(always)]
+pub fn is_bound(sk: *mut bpf_sock) -> bool {
+    storage(&BOUND, sk, false).is_some()
 }

@@ -8,13 +8,8 @@ use crate::{
     maps,
 };
 
-const IPPROTO_TCP: u32 = 6;
-
 #[inline(always)]
 fn original(ctx: &SockAddrContext) -> Option<&Original> {
-    if ctx.protocol() != IPPROTO_TCP {
-        return None;
-    }
     maps::app_socket(ctx.sock()).map(|app| &app.original)
 }
 

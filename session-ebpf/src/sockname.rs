@@ -3,16 +3,16 @@
 use aya_ebpf::{macros::cgroup_sock_addr, programs::SockAddrContext};
 
 use crate::{
-    ctx::{ALLOW, SockAddr as _, Words, is_local},
+    ctx::{ALLOW, SockAddr as _, Words, id_of, is_local},
     maps,
 };
-
-const IPPROTO_TCP: u32 = 6;
 
 /// The address to tell in place of `addr`, if it is the loopback hop's.
 #[inline(always)]
 fn source(ctx: &SockAddrContext, addr: &Words) -> Option<Words> {
-    if ctx.protocol() != IPPROTO_TCP || !is_local(addr) || addr[3] == 0 {
+    // On IPv6 the kernel may choose the address itself that stands for the destination.
+    let ours = id_of(addr).is_some() || is_local(addr);
+    if !ours || addr[3] == 0 {
         return None;
     }
     let app = maps::app_socket(ctx.sock())?;

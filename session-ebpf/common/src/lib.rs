@@ -9,6 +9,7 @@
 
 mod filter;
 mod policy;
+mod udp;
 
 pub use filter::{
     FILTER_LEVELS, FILTER_PREFIXES_MAX, FILTER_RANGES_MAX, FILTERS_MAX, FilterPolicy, FilterRange,
@@ -16,6 +17,10 @@ pub use filter::{
 pub use policy::{
     POLICY_RULES_MAX, POLICY_SLOTS, PREFIXES_MAX, Policy, PortRule, RULE_EARLY, RULE_FAIL_CLOSED,
     action, protocol,
+};
+pub use udp::{
+    Assigned, CONVERSATIONS_MAX, Conversation, DNS_PEER, Destination, UDP_IDS_MAX, UDP_PREFIX6,
+    id_address, id_of, is_for_many, opener,
 };
 
 /// Ports on `::1` over which captured IPv6 connections are spread. A power of two.
@@ -43,7 +48,7 @@ pub const SYN_BYTES_MAX: usize = 120;
 pub const KNOCKS_BYTES: u32 = 1 << 20;
 
 /// Number of counters in the `COUNTERS` map.
-pub const COUNTERS: u32 = 17;
+pub const COUNTERS: u32 = 22;
 /// Indices into the `COUNTERS` map.
 pub mod counter {
     /// Captured connections whose destination is IPv4 (v4-mapped included).
@@ -81,6 +86,17 @@ pub mod counter {
     /// When the agent was told of the oldest connection that it has not looked at, in nanoseconds of CLOCK_MONOTONIC; 0
     /// if there is none. Not a count: the programs set it, and the agent sets it back whenever it looks.
     pub const UNANSWERED_SINCE: u32 = 16;
+    /// Captured `connect()`s of UDP sockets and datagrams that were sent without it, to IPv4 destinations.
+    pub const UDP4: u32 = 17;
+    /// The same to IPv6 destinations.
+    pub const UDP6: u32 = 18;
+    /// Matching `connect()`s and datagrams for which no id was left.
+    pub const UDP_FULL: u32 = 19;
+    /// Ids that were given to destinations of UDP.
+    pub const UDP_IDS: u32 = 20;
+    /// Captured datagrams that were about to leave the host as they are, since their application had chosen a link for
+    /// each of them, and were dropped.
+    pub const UDP_STRAY: u32 = 21;
 }
 
 /// An address as four words, network order, IPv4 as v4-mapped.
@@ -126,8 +142,16 @@ pub fn octets(addr: &Words) -> [u8; 16] {
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Settings {
+    /// Cookie of the network namespace with the agent's UDP sockets, the only one in which UDP is captured.
+    pub udp_netns: u64,
     /// Process id (thread group) of the agent in the initial pid namespace; its own sockets are never captured.
     pub agent_tgid: u32,
+    /// Port of the UDP socket for IPv4 destinations; 0 while none is captured.
+    pub udp4_port: u16,
+    /// Port of the UDP socket for IPv6 destinations; 0 while none is captured.
+    pub udp6_port: u16,
+    /// Mark of the datagrams that captured applications send to the agent: others are not theirs, and dropped.
+    pub udp_mark: u32,
     /// [`GATE_ON`], or 0.
     pub gate: u32,
     /// Scopes that have a filter: while there is none, no filter is looked for.
@@ -332,7 +356,7 @@ const _: () = {
     assert!(size_of::<Listening>() == 32);
     assert!(size_of::<WindowKey>() == 36);
     assert!(V6_PORTS.is_power_of_two());
-    assert!(size_of::<Settings>() == 48);
+    assert!(size_of::<Settings>() == 64);
     assert!(size_of::<Ports>() == 34);
     assert!(size_of::<Namespace>() == 88);
     assert!(size_of::<Newcomer>() == 16);

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::{mpsc, oneshot, watch};
+use tokio::task::JoinSet;
 
 use super::cgroup_watch::CgroupWatch;
 use super::held::HeldConnections;
@@ -144,6 +145,11 @@ async fn serve(
         tracing::warn!(%error, "a service that is restarted must be attached again by hand");
     }
     let watch = watch.ok();
+    // A task of its own, so that bulk delays no connection. It ends with this one.
+    let mut datagrams = JoinSet::new();
+    if let Some(taken) = capture.take_datagrams() {
+        datagrams.spawn(taken.run(queues.clone(), None));
+    }
     let mut gate = capture.take_gate();
     let mut held = HeldConnections::default();
     links.mark_changed();

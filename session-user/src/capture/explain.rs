@@ -8,7 +8,8 @@ use std::{
 };
 
 use session_ebpf_common::{
-    HANDSHAKES_ADMITTED, PortRule, RULE_FAIL_CLOSED, Words, action, is_local, is_of_one_link,
+    HANDSHAKES_ADMITTED, PortRule, RULE_FAIL_CLOSED, Words, action, is_for_many, is_local,
+    is_of_one_link,
 };
 
 use super::{
@@ -27,7 +28,7 @@ pub enum Verdict {
     Capture,
     /// It goes as if there were no agent.
     Direct,
-    /// `connect()` fails with ECONNREFUSED.
+    /// `connect()`, or `sendto()` on a UDP socket, fails with ECONNREFUSED.
     Refuse,
 }
 
@@ -67,7 +68,7 @@ pub struct Explanation {
 /// Explains one connection of a process in `cgroup`.
 pub(super) fn explain(
     kernel: &Kernel,
-    reach: &Reach,
+    (reach, own): (&Reach, bool),
     cgroup: &Path,
     question: &Question,
 ) -> Result<Explanation, CaptureError> {
@@ -85,6 +86,7 @@ pub(super) fn explain(
     let case = Case {
         kernel,
         reach,
+        own,
         attached: attachment.is_some(),
         exempt,
         entry,
@@ -147,12 +149,16 @@ fn passed(kernel: &Kernel, entry: Option<PortRule>, question: &Question) -> Vec<
 
 /// Why no rule is asked about a destination, if that is so.
 fn exempt(question: &Question) -> Option<&'static str> {
-    if question.to.port() == 0 && question.protocol == Protocol::Tcp {
+    let udp = question.protocol == Protocol::Udp;
+    if question.to.port() == 0 {
         return Some("nobody listens at port 0");
     }
     let words = words(question.to.ip());
     if is_local(&words) {
         return Some("loopback is never captured");
+    }
+    if udp && is_for_many(&words) {
+        return Some("multicast and broadcast are never captured");
     }
     is_of_one_link(&words).then_some("an address of one link is never captured")
 }
@@ -174,6 +180,8 @@ fn words(ip: IpAddr) -> Words {
 struct Case<'a> {
     kernel: &'a Kernel,
     reach: &'a Reach,
+    /// Whether it is in the agent's own network namespace.
+    own: bool,
     attached: bool,
     exempt: Option<&'static str>,
     entry: Option<PortRule>,
@@ -182,7 +190,7 @@ struct Case<'a> {
 }
 
 impl Case<'_> {
-    /// The steps of `redirect` and `datagrams` in the programs' connect.rs, in their order.
+    /// The steps of `redirect` in the programs' connect.rs, and of `fate` in their udp.rs, in their order.
     fn now(&self) -> (Verdict, String) {
         let direct = |why: &str| (Verdict::Direct, why.to_owned());
         if !self.attached {
@@ -203,9 +211,6 @@ impl Case<'_> {
 
     fn captured(&self, entry: PortRule) -> (Verdict, String) {
         let direct = |why: &str| (Verdict::Direct, why.to_owned());
-        if self.question.protocol == Protocol::Udp {
-            return direct("its rule captures it, but this version captures no UDP");
-        }
         if self.left_out {
             return direct("its rule captures it, but the filter of its command leaves it out");
         }
@@ -231,6 +236,9 @@ impl Case<'_> {
     /// What keeps the agent from taking connections now.
     fn obstacle(&self) -> Option<String> {
         let v4 = matches!(self.question.to.ip().to_canonical(), IpAddr::V4(_));
+        if self.question.protocol == Protocol::Udp {
+            return self.udp_obstacle(v4);
+        }
         let crowded = self.kernel.counters().in_flight >= HANDSHAKES_ADMITTED;
         match self.reach {
             _ if crowded => Some("too many handshakes with the agent are under way".to_owned()),
@@ -245,15 +253,27 @@ impl Case<'_> {
         }
     }
 
+    /// The same for UDP, which the agent takes in its own network namespace alone.
+    fn udp_obstacle(&self, v4: bool) -> Option<String> {
+        let settings = self.kernel.settings();
+        let port = if v4 {
+            settings.udp4_port
+        } else {
+            settings.udp6_port
+        };
+        if !self.own {
+            return Some("the agent takes UDP in its own network namespace only".to_owned());
+        }
+        (port == 0).then(|| "the agent takes no UDP over IPv6 on this host".to_owned())
+    }
+
     /// Without pins the programs end with the agent, and everything goes direct.
     fn agent_dead(&self) -> Verdict {
         let asked = self.attached && self.exempt.is_none() && self.kernel.pins.is_some();
         let Some(entry) = self.entry.filter(|_| asked) else {
             return Verdict::Direct;
         };
-        let captured = entry.action == action::CAPTURE
-            && self.question.protocol == Protocol::Tcp
-            && !self.left_out;
+        let captured = entry.action == action::CAPTURE && !self.left_out;
         let closed = captured && entry.flags & RULE_FAIL_CLOSED != 0;
         if closed || entry.action == action::REFUSE {
             Verdict::Refuse

@@ -34,7 +34,7 @@ impl Injector {
         })
     }
 
-    fn send(&self, packet: &[u8], to: IpAddr) -> io::Result<()> {
+    pub fn send(&self, packet: &[u8], to: IpAddr) -> io::Result<()> {
         let socket = match to {
             IpAddr::V4(_) => &self.v4,
             IpAddr::V6(_) => self.v6.as_ref().ok_or(io::ErrorKind::Unsupported)?,

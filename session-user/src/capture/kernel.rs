@@ -4,13 +4,16 @@ use std::{
     collections::BTreeMap,
     fs::File,
     net::{IpAddr, Ipv6Addr, SocketAddr},
-    os::{fd::AsRawFd, unix::fs::MetadataExt as _},
+    os::{
+        fd::{AsFd as _, AsRawFd},
+        unix::fs::MetadataExt as _,
+    },
     path::{Path, PathBuf},
 };
 
 use aya::{
     Ebpf, EbpfLoader,
-    maps::{Array, HashMap, MapData, RingBuf, SkStorage, SockMap},
+    maps::{Array, HashMap, Map, MapData, MapError, RingBuf, SkStorage, SockMap},
     programs::{ProgramError, cgroup_sockopt::CgroupSockoptLink, sock_ops::SockOpsLink},
     util::KernelVersion,
 };
@@ -28,6 +31,7 @@ use super::{
     policy,
     programs::{self, Links},
     tables::{Tables, take},
+    udp::Ids,
 };
 
 /// The programs, built by `cargo xtask build`.
@@ -71,6 +75,18 @@ pub struct Counters {
     pub held_again: u64,
     /// SYNs that could not be held, so that their connections succeeded at once.
     pub not_held: u64,
+    /// Captured `connect()`s of UDP sockets and datagrams sent without it, to IPv4 destinations.
+    pub udp4: u64,
+    /// The same to IPv6 destinations.
+    pub udp6: u64,
+    /// Matching ones for which no id was left.
+    pub udp_full: u64,
+    /// Captured datagrams that would have left the host by a link that their application had chosen for each of them.
+    pub udp_stray: u64,
+    /// UDP conversations now.
+    pub udp_flows: u64,
+    /// Captured datagrams, and answers to them, that the agent dropped.
+    pub udp_dropped: u64,
 }
 
 /// Links of one captured cgroup; dropping them detaches.
@@ -115,6 +131,7 @@ pub struct Kernel {
     agent: Option<SockOpsLink>,
     /// Whether SYNs are held.
     gate: bool,
+    ids: Option<Ids>,
 }
 
 impl std::fmt::Debug for Kernel {
@@ -138,12 +155,17 @@ impl Kernel {
         programs::load(&mut ebpf)?;
         let settings = Settings {
             agent_tgid: std::process::id(),
+            udp_netns: 0,
+            udp4_port: 0,
+            udp6_port: 0,
+            udp_mark: 0,
             gate: if gate { GATE_ON } else { 0 },
             filters: 0,
             usual,
             padding: 0,
         };
         let mut kernel = Self {
+            ids: Some(ids(&mut ebpf)?),
             accepted: take(&mut ebpf, "ACCEPTED")?,
             counters: take(&mut ebpf, "COUNTERS")?,
             settings: (take(&mut ebpf, "SETTINGS")?, settings),
@@ -161,6 +183,11 @@ impl Kernel {
         };
         kernel.tell_settings()?;
         Ok(kernel)
+    }
+
+    /// What the programs have been told.
+    pub(super) fn settings(&self) -> &Settings {
+        &self.settings.1
     }
 
     /// Tells the programs their settings, with the number of filters as it is now.
@@ -206,6 +233,29 @@ impl Kernel {
             take(&mut self.ebpf, "KNOCKS")?,
             take(&mut self.ebpf, "HANDSHAKES")?,
         ))
+    }
+
+    /// The ids of UDP destinations. Can be had once.
+    pub fn take_ids(&mut self) -> Result<Ids, CaptureError> {
+        let taken = || MapError::InvalidName {
+            name: "UDP_IDS".to_owned(),
+        };
+        let ids = self.ids.take().ok_or_else(taken);
+        ids.map_err(|error| CaptureError::map("opening the ids of UDP destinations", error))
+    }
+
+    /// Tells the programs where captured datagrams go, for IPv4 and IPv6 (0: nowhere), and their mark.
+    pub fn tell_udp(
+        &mut self,
+        netns: u64,
+        ports: (u16, u16),
+        mark: u32,
+    ) -> Result<(), CaptureError> {
+        let settings = &mut self.settings.1;
+        (settings.udp4_port, settings.udp6_port) = ports;
+        settings.udp_mark = mark;
+        settings.udp_netns = netns;
+        self.tell_settings()
     }
 
     /// Compiles rules and gives them to the programs. Nothing changes if they do not compile.
@@ -376,6 +426,13 @@ impl Kernel {
             held: get(counter::HELD),
             held_again: get(counter::HELD_AGAIN),
             not_held: get(counter::NOT_HELD),
+            udp4: get(counter::UDP4),
+            udp6: get(counter::UDP6),
+            udp_full: get(counter::UDP_FULL),
+            udp_stray: get(counter::UDP_STRAY),
+            // The agent counts these itself.
+            udp_flows: 0,
+            udp_dropped: 0,
         }
     }
 }
@@ -414,6 +471,29 @@ pub fn handshakes_filed(kernel: &Kernel) -> usize {
     let map: aya::maps::HashMap<_, session_ebpf_common::FlowKey, Original> =
         map.try_into().expect("its type");
     map.keys().count()
+}
+
+/// The programs' tables of UDP destinations. Their counters are shared, so they are opened once more.
+fn ids(ebpf: &mut Ebpf) -> Result<Ids, CaptureError> {
+    let failed = |error| CaptureError::map("opening the eBPF map COUNTERS", error);
+    let counters = match ebpf.map("COUNTERS") {
+        Some(Map::Array(counters)) => {
+            let fd = counters.fd().as_fd().try_clone_to_owned();
+            let fd = fd.map_err(|source| CaptureError::Runtime {
+                what: "open an eBPF map once more",
+                source,
+            })?;
+            MapData::from_fd(fd).and_then(|data| Array::try_from(Map::Array(data)))
+        }
+        _ => Err(MapError::InvalidName {
+            name: "COUNTERS".to_owned(),
+        }),
+    };
+    Ok(Ids::new(
+        take(ebpf, "UDP_IDS")?,
+        take(ebpf, "UDP_DESTINATIONS")?,
+        counters.map_err(failed)?,
+    ))
 }
 
 /// Creates the maps; loads no program yet.

@@ -233,7 +233,8 @@ fn fast_open_off(socket: &Socket) -> io::Result<()> {
     }
 }
 
-fn netns_cookie(socket: &Socket) -> io::Result<u64> {
+/// `SO_NETNS_COOKIE` (Linux 5.14): the number by which the programs know the network namespace of a socket.
+pub fn netns_cookie(socket: &impl AsRawFd) -> io::Result<u64> {
     const SO_NETNS_COOKIE: libc::c_int = 71;
     let mut cookie = 0_u64;
     let mut len = size_of::<u64>() as libc::socklen_t;

@@ -1,10 +1,11 @@
-//! Capture: takes the TCP connections of chosen cgroups and hands them to the agent.
+//! Capture: takes the TCP connections and the UDP datagrams of chosen cgroups and hands them to the agent.
 //!
 //! 1. [`Capture::load`] opens listeners on loopback, loads the eBPF programs and fills their maps. Processes in other
 //!    network namespaces get listeners there, as soon as the agent knows of them.
 //! 2. [`Capture::attach`] attaches the programs to a cgroup: from now on a `connect()` in it that matches a rule ends at
 //!    one of the listeners.
 //! 3. [`Capture::accept`] returns such a connection with the destination that the application wanted.
+//!    [`Capture::take_datagrams`] gives what hands datagrams on ([`udp`]).
 //!
 //! Nothing outside of the attached cgroups changes, and nothing remains: the programs live as long as the [`Capture`],
 //! unless they are pinned and its process is killed. When the agent dies, new connections go direct, or are refused
@@ -36,6 +37,7 @@ mod syn;
 mod tables;
 #[cfg(test)]
 mod tests;
+mod udp;
 mod witness;
 
 use std::{
@@ -62,6 +64,7 @@ pub use rule::{Action, CaptureRule, Protocol, Protocols, Question};
 pub use scope::Scope;
 pub use session_ebpf_common::Newcomer;
 pub use survey::{Survey, Surveyed};
+pub use udp::Datagrams;
 
 pub use pins::{Orphans, can_pin};
 
@@ -135,6 +138,8 @@ pub struct Capture {
     kernel: Kernel,
     namespaces: Namespaces,
     gate: Option<Gate>,
+    /// Behind the kernel: when the route goes, no program may send anything there.
+    udp: udp::Half,
     /// The agent lives while this is open.
     #[cfg_attr(not(test), expect(dead_code, reason = "held to be dropped"))]
     marker: Marker,
@@ -160,7 +165,9 @@ impl Capture {
         let may_enter = privileges::may_enter_namespaces();
         let elsewhere = if may_enter { usual } else { Ports::default() };
         let mut kernel = Kernel::load(elsewhere, holds, config.log, pins)?;
+        let mut udp = udp::Half::open(&mut kernel)?;
         kernel.set_rules(&config.rules)?;
+        udp.follow(&mut kernel, &config.rules)?;
         let marker = Marker::open()?;
         kernel.show_life(&marker)?;
         let namespaces = Namespaces::begin(&mut kernel, own, sockets, elsewhere)?;
@@ -174,6 +181,7 @@ impl Capture {
             kernel,
             namespaces,
             gate,
+            udp,
             marker,
             _log: log,
         })
@@ -183,6 +191,11 @@ impl Capture {
     /// application waits in connect(). It also tells of network namespaces: see [`Capture::welcome`].
     pub fn take_gate(&mut self) -> Option<Gate> {
         self.gate.take()
+    }
+
+    /// What hands captured datagrams on, once. Whoever takes it must run it: until then they wait, and then are dropped.
+    pub fn take_datagrams(&mut self) -> Option<Datagrams> {
+        self.udp.take()
     }
 
     /// Captures the sockets that are made in `cgroup` and below it from now on. Sockets that exist already are not
@@ -226,7 +239,12 @@ impl Capture {
 
     /// What the programs have counted since they were loaded.
     pub fn counters(&self) -> Counters {
-        self.kernel.counters()
+        let (udp_flows, udp_dropped) = self.udp.counts();
+        Counters {
+            udp_flows,
+            udp_dropped,
+            ..self.kernel.counters()
+        }
     }
 
     /// What becomes of a connection that a process in `cgroup` (a folder of the hierarchy) makes now, and why: as the
@@ -238,13 +256,19 @@ impl Capture {
         question: &Question,
     ) -> Result<Explanation, CaptureError> {
         let reach = self.namespaces.reach(netns);
-        explain::explain(&self.kernel, &reach, cgroup, question)
+        explain::explain(
+            &self.kernel,
+            (&reach, self.namespaces.is_own(netns)),
+            cgroup,
+            question,
+        )
     }
 
     /// Replaces the rules. Each destination changes from its old policy to its new one at once; on an error of the rules
     /// the old ones stay.
     pub fn update_rules(&mut self, rules: &[CaptureRule]) -> Result<(), CaptureError> {
-        self.kernel.set_rules(rules)
+        self.kernel.set_rules(rules)?;
+        self.udp.follow(&mut self.kernel, rules)
     }
 
     /// What a connection would have without capture: captured applications that ask for their address, their link or its

@@ -120,6 +120,12 @@ impl Namespaces {
         self.refused.contains(&netns_cookie)
     }
 
+    /// Whether the namespace with this number, or none, is the agent's own.
+    pub fn is_own(&self, inode: Option<u64>) -> bool {
+        let own = self.open.get(&self.own);
+        inode.is_none_or(|inode| own.is_some_and(|own| own.inode == inode))
+    }
+
     /// How connections reach the agent in the namespace with this number, or in its own.
     pub fn reach(&self, inode: Option<u64>) -> Reach {
         let asked = |(cookie, open): &(&u64, &Open)| match inode {

@@ -13,16 +13,23 @@ use aya::{
 
 use super::CaptureError;
 
-/// Programs attached to every captured cgroup, in the order in which they are let go: a connection that the connect hooks
+/// Programs attached to every captured cgroup, in the order in which they are let go: what the connect and sendmsg hooks
 /// redirect must find the rest in place.
-const APP_SIDE: [(&str, Kind); 8] = [
+const APP_SIDE: [(&str, Kind); 15] = [
     ("connect4", Kind::SockAddr),
     ("connect6", Kind::SockAddr),
+    ("sendmsg4", Kind::SockAddr),
+    ("sendmsg6", Kind::SockAddr),
+    ("bind4", Kind::SockAddr),
+    ("bind6", Kind::SockAddr),
+    ("recvmsg4", Kind::SockAddr),
+    ("recvmsg6", Kind::SockAddr),
     ("getpeername4", Kind::SockAddr),
     ("getpeername6", Kind::SockAddr),
     ("getsockname4", Kind::SockAddr),
     ("getsockname6", Kind::SockAddr),
     (HOLD_SYN, Kind::Egress),
+    ("fence_udp", Kind::Egress),
     ("app_ops", Kind::SockOps),
 ];
 /// Holds SYNs: attached only where there is somebody to let them through.
@@ -82,7 +89,7 @@ pub fn attach(ebpf: &mut Ebpf, dir: &File, gate: bool) -> Result<Links, ProgramE
     let sockopt = program.take_link(id)?;
     let mut first = Vec::with_capacity(APP_SIDE.len());
     for (name, kind) in APP_SIDE.into_iter().rev() {
-        if kind == Kind::Egress && !gate {
+        if name == HOLD_SYN && !gate {
             continue;
         }
         // A kernel that makes no such links (before 5.7) cannot run the programs either.

@@ -37,7 +37,7 @@ pub enum Action {
     },
     /// It goes as if there were no agent.
     Direct,
-    /// It fails with ECONNREFUSED: `connect()` on a TCP or UDP socket.
+    /// It fails with ECONNREFUSED: `connect()`, and on a UDP socket `sendto()`.
     Refuse,
 }
 

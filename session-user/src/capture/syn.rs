@@ -154,7 +154,7 @@ fn alone(bytes: &[u8]) -> Option<Vec<u8>> {
 }
 
 /// Headers of an IPv6 packet from `from` to `to`.
-fn ipv6(from: IpAddr, to: IpAddr) -> IpHeaders {
+pub(super) fn ipv6(from: IpAddr, to: IpAddr) -> IpHeaders {
     let octets = |ip: IpAddr| match ip {
         IpAddr::V6(ip) => ip.octets(),
         IpAddr::V4(ip) => ip.to_ipv6_mapped().octets(),

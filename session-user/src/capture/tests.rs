@@ -1,5 +1,7 @@
 //! Capture against the real kernel: each test has a network namespace, a cgroup and a small agent of its own.
 
+mod datagram_ends;
+mod datagrams;
 mod decisions;
 mod elsewhere;
 mod flows;

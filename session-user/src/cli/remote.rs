@@ -126,6 +126,14 @@ fn status_text(status: &StatusReport) -> String {
                 "captured: {} over IPv4, {} over IPv6, {} delivered, {} refused, {} while no agent listened\n",
                 capture.captured4, capture.captured6, capture.delivered, capture.refused, capture.agent_gone
             ));
+            out.push_str(&format!(
+                "UDP captured: {} over IPv4, {} over IPv6, {} flows now, {} dropped, {} beyond the limit\n",
+                capture.udp4,
+                capture.udp6,
+                capture.udp_flows,
+                capture.udp_dropped + capture.udp_stray,
+                capture.udp_full
+            ));
             for cgroup in &capture.cgroups {
                 out.push_str(&format!("  {}\n", cgroup.display()));
             }

@@ -231,6 +231,24 @@ pub struct CaptureReport {
     pub refused: u64,
     /// Handshakes with the agent under way.
     pub in_flight: u64,
+    /// `connect()`s of UDP sockets and datagrams sent without it that were captured over IPv4.
+    #[serde(default)]
+    pub udp4: u64,
+    /// The same over IPv6.
+    #[serde(default)]
+    pub udp6: u64,
+    /// Those that went direct or were refused since there were too many destinations.
+    #[serde(default)]
+    pub udp_full: u64,
+    /// Captured datagrams that were dropped since they would have left the host by a link chosen for each of them.
+    #[serde(default)]
+    pub udp_stray: u64,
+    /// UDP conversations now.
+    #[serde(default)]
+    pub udp_flows: u64,
+    /// Captured datagrams, and answers to them, that the agent dropped.
+    #[serde(default)]
+    pub udp_dropped: u64,
 }
 
 /// A link.

@@ -104,6 +104,12 @@ impl Case {
         self
     }
 
+    /// Whether it is about UDP, and something of it is to be captured: all but a socket that sends nothing, and a
+    /// server that answers.
+    pub fn has_captured_datagrams(&self) -> bool {
+        self.name.starts_with("udp_") && !matches!(self.name, "udp_not_connected" | "udp_server")
+    }
+
     /// Alone, and with more time.
     const fn heavy(mut self) -> Self {
         self.heavy = true;

@@ -2,7 +2,7 @@
 
 use std::{
     io::{self, Read as _},
-    net::{SocketAddrV6, TcpStream, UdpSocket},
+    net::{SocketAddrV6, TcpStream},
     rc::Rc,
     time::Duration,
 };
@@ -155,26 +155,6 @@ fn processes_outside_of_the_cgroup_are_untouched() {
         let (capture, _scope) = capture(&[everything()]);
         let other = super::harness::scope();
         assert_eq!(run(&other, move || ask(server)).await, Ok(direct(server)));
-        assert_eq!(capture.counters(), Default::default());
-    });
-}
-
-#[test]
-fn udp_is_untouched() {
-    in_netns(async || {
-        let (capture, scope) = capture(&[everything()]);
-        let server = UdpSocket::bind((HERE4, 0)).unwrap();
-        server.set_read_timeout(Some(PATIENCE)).unwrap();
-        let to = server.local_addr().unwrap();
-        let sent = run(&scope, move || {
-            let socket = UdpSocket::bind((HERE4, 0))?;
-            socket.connect(to)?;
-            socket.send(b"datagram")?;
-            Ok(socket.peer_addr()?.to_string())
-        });
-        assert_eq!(sent.await, Ok(to.to_string()));
-        let mut buffer = [0; 100];
-        assert_eq!(server.recv(&mut buffer).unwrap(), 8);
         assert_eq!(capture.counters(), Default::default());
     });
 }

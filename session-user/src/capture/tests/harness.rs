@@ -3,14 +3,14 @@
 use std::{
     fs,
     io::{self, BufRead as _, BufReader, Read as _, Write as _},
-    net::{SocketAddr, TcpListener, TcpStream},
+    net::{SocketAddr, TcpListener, TcpStream, UdpSocket},
     os::fd::BorrowedFd,
     panic::{AssertUnwindSafe, catch_unwind, resume_unwind},
     path::Path,
     process::Command,
     rc::Rc,
     sync::{
-        Mutex, PoisonError,
+        Arc, Mutex, PoisonError,
         atomic::{AtomicU32, Ordering},
     },
     thread,
@@ -32,6 +32,7 @@ use tokio::{
 use tracing::level_filters::LevelFilter;
 
 use crate::capture::{Action, Capture, CaptureConfig, CaptureRule, Captured, Scope, cgroup};
+use crate::requests::{AppFlow, FlowInput, RequestQueue};
 
 /// Addresses of the namespace's own device `d0`: a destination that can be reached directly.
 pub const HERE4: &str = "10.9.0.1";
@@ -168,6 +169,105 @@ pub async fn answer(
         peer,
         data: String::from_utf8_lossy(&data).into_owned(),
     }
+}
+
+/// A datagram that came to a peer's queue.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Heard {
+    pub target: String,
+    pub peer: u32,
+    pub data: Vec<u8>,
+}
+
+/// Peers whose queues [`talk`] looks at.
+const PEERS: u32 = 16;
+
+/// Takes captured datagrams and answers them as the driver of a session would: says the destination, the peer and what
+/// was sent; long ones it sends back. A datagram `refuse` is answered as from a closed port.
+pub fn talk(capture: &mut Capture) -> mpsc::UnboundedReceiver<Heard> {
+    let (report, reports) = mpsc::unbounded_channel();
+    let queues: Vec<Arc<RequestQueue>> = (0..PEERS).map(|_| Arc::default()).collect();
+    let datagrams = capture.take_datagrams().expect("not taken yet");
+    tokio::task::spawn_local(datagrams.run(queues.clone(), None));
+    for (peer, queue) in (0..PEERS).zip(queues) {
+        let report = report.clone();
+        tokio::task::spawn_local(async move {
+            loop {
+                queue.flows.available().await;
+                while let Some(input) = queue.flows.pop() {
+                    if let FlowInput::Datagram(flow, data) = input {
+                        reply(&flow, peer, &data);
+                        let target = flow.target.to_string();
+                        let data = data.to_vec();
+                        let _ = report.send(Heard { target, peer, data });
+                    }
+                }
+            }
+        });
+    }
+    reports
+}
+
+fn reply(flow: &AppFlow, peer: u32, data: &[u8]) {
+    match data {
+        b"refuse" => flow.end().failed(libc::ECONNREFUSED),
+        b"unreachable" => flow.end().failed(libc::EHOSTUNREACH),
+        short if short.len() < 100 => {
+            let text = format!(
+                "{} for {peer} {}",
+                flow.target,
+                String::from_utf8_lossy(short)
+            );
+            flow.end().deliver(text.as_bytes());
+        }
+        long => flow.end().deliver(long),
+    }
+}
+
+/// A UDP server outside of capture, which says whom it hears.
+pub fn direct_echo(addr: &str) -> SocketAddr {
+    let socket = UdpSocket::bind((addr, 0)).expect("an address of this namespace");
+    let bound = socket.local_addr().expect("bound");
+    thread::spawn(move || {
+        let mut buffer = [0; 2000];
+        while let Ok((len, from)) = socket.recv_from(&mut buffer) {
+            let text = format!(
+                "direct {} {}",
+                from.ip(),
+                String::from_utf8_lossy(&buffer[..len])
+            );
+            let _ = socket.send_to(text.as_bytes(), from);
+        }
+    });
+    bound
+}
+
+/// In an application: a datagram, and what comes back with its source.
+pub fn exchange(socket: &UdpSocket, to: SocketAddr, text: &str) -> io::Result<String> {
+    socket.set_read_timeout(Some(PATIENCE))?;
+    // A call that a signal, or capture, has interrupted is made again.
+    while let Err(error) = socket.send_to(text.as_bytes(), to) {
+        if error.kind() != io::ErrorKind::Interrupted {
+            return Err(error);
+        }
+    }
+    hear(socket)
+}
+
+/// In an application: a datagram that comes, and its source.
+pub fn hear(socket: &UdpSocket) -> io::Result<String> {
+    socket.set_read_timeout(Some(PATIENCE))?;
+    let mut buffer = [0; 2000];
+    let (len, from) = socket.recv_from(&mut buffer)?;
+    Ok(format!(
+        "{} from {from}",
+        String::from_utf8_lossy(&buffer[..len])
+    ))
+}
+
+/// What [`exchange`] says when the datagram was captured.
+pub fn answered(to: &str, peer: u32, text: &str, from: &str) -> String {
+    format!("{to} for {peer} {text} from {from}")
 }
 
 /// A server outside of capture: says "direct" and closes in order.

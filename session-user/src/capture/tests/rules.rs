@@ -9,8 +9,8 @@ use std::{
 use nix::unistd::{Uid, setuid};
 
 use super::harness::{
-    HERE4, HERE6, ask, capture, captured, direct, direct_server, everything, in_netns, rule, run,
-    scope, serve,
+    HERE4, HERE6, ask, capture, captured, direct, direct_server, everything, hear, in_netns, rule,
+    run, scope, serve, talk,
 };
 use crate::capture::{
     Action, Capture, CaptureError, CaptureRule, Explanation, Filter, FilterError, Protocol,
@@ -23,9 +23,14 @@ fn outcome(to: SocketAddr, protocol: Protocol) -> String {
         Protocol::Tcp => ask(to),
         Protocol::Udp => {
             let here = if to.is_ipv4() { "0.0.0.0:0" } else { "[::]:0" };
-            UdpSocket::bind(here)
-                .and_then(|socket| socket.connect(to))
-                .map(|()| direct(to))
+            UdpSocket::bind(here).and_then(|socket| {
+                socket.connect(to)?;
+                // Nobody answers but the agent.
+                match exchange_connected(&socket) {
+                    Err(error) if error.kind() == ErrorKind::ConnectionRefused => Ok(direct(to)),
+                    said => said,
+                }
+            })
         }
     };
     match result {
@@ -39,6 +44,12 @@ fn outcome(to: SocketAddr, protocol: Protocol) -> String {
         Err(error) if error.kind() == ErrorKind::ConnectionRefused => "refuse".into(),
         Err(error) => error.to_string(),
     }
+}
+
+fn exchange_connected(socket: &UdpSocket) -> io::Result<String> {
+    socket.send(b"?")?;
+    let said = hear(socket)?;
+    Ok(said.replace(" ? from ", " peer "))
 }
 
 /// The same, as explained.
@@ -124,7 +135,8 @@ fn explain_says_what_the_programs_do() {
             // Never asked: the one before takes all.
             with(Action::Refuse, &["192.0.2.1/32"]),
         ];
-        let (capture, scope) = capture(&rules);
+        let (mut capture, scope) = capture(&rules);
+        let _heard = talk(&mut capture);
         let capture = Rc::new(capture);
         let _reports = serve(capture.clone());
         let mut targets = vec![near4, near6, shut, local];
@@ -160,11 +172,11 @@ fn explain_says_what_the_programs_do() {
         );
         assert_eq!((&*nobody[4], &*nobody[6]), ("192.0.2.1:80 by 7", "direct"));
         assert_eq!((&*root[10], &*root[11]), ("refuse", "direct"));
-        // Root's port 80 is a rule's that captures, which UDP is not yet; port 90 is refused.
         assert_eq!(
             (&*root_udp[4], &*root_udp[5], &*root_udp[12]),
-            ("direct", "refuse", "refuse")
+            ("192.0.2.1:80 by 3", "refuse", "refuse")
         );
+        assert_eq!(root_udp[0], format!("{near4} by 7"));
     });
 }
 

@@ -1,0 +1,273 @@
+//! The flows that there are: one for each socket of an application and each destination.
+
+use std::collections::{HashMap, HashSet};
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use session_ebpf_common::{DNS_PEER, Destination, Original};
+use session_proto::wire::Target;
+
+use super::super::kernel::socket_addr;
+use super::socket::Door;
+use super::unreachable::Unreachable;
+use super::{Ids, Stats, ids};
+use crate::requests::{AppFlow, FlowEnd, FlowQueue, RequestQueue};
+
+/// Flows at once. Beyond it those go that were not used for a moment; what then finds no room is dropped.
+const FLOWS_MAX: usize = 16_384;
+/// A flow without a datagram for so long has ended. RFC 4787, REQ-5, asks a NAT for at least two minutes.
+const IDLE: Duration = Duration::from_secs(180);
+/// The same where there are too many.
+const IDLE_CROWDED: Duration = Duration::from_secs(15);
+/// How often room is looked for where there is none.
+const CROWDED_EVERY: Duration = Duration::from_secs(1);
+
+/// A datagram's ends, as the socket saw them.
+pub struct Arrival<'a> {
+    /// The socket that it came in by.
+    pub door: &'a Arc<Door>,
+    /// The application's address and port.
+    pub app: SocketAddr,
+    /// The id of its destination.
+    pub id: u32,
+    /// The address that stands for it.
+    pub to: IpAddr,
+}
+
+/// A flow's application, and by the id its destination.
+type Key = (SocketAddr, u32);
+
+struct Entry {
+    flow: Arc<AppFlow>,
+    peer: u32,
+    used: Arc<LastUse>,
+}
+
+/// Milliseconds since the first flow could be.
+#[derive(Debug)]
+struct LastUse(AtomicU64);
+
+/// All flows of one network namespace.
+pub struct Flows {
+    flows: HashMap<Key, Entry>,
+    queues: Vec<Arc<RequestQueue>>,
+    own: Option<Arc<FlowQueue>>,
+    /// None while the collection has it.
+    ids: Option<Ids>,
+    stats: Arc<Stats>,
+    epoch: Instant,
+    looked_for_room: Option<Instant>,
+}
+
+/// The application's end of a flow.
+struct Answers {
+    door: Arc<Door>,
+    app: SocketAddr,
+    from: IpAddr,
+    used: Arc<LastUse>,
+    epoch: Instant,
+    stats: Arc<Stats>,
+}
+
+impl FlowEnd for Answers {
+    fn deliver(&self, data: &[u8]) {
+        self.used.touch(self.epoch);
+        if !self.door.answer(self.from, self.app, data) {
+            self.stats.drop_one();
+        }
+    }
+
+    fn failed(&self, errno: i32) {
+        if let Some(why) = Unreachable::from_errno(errno) {
+            self.door.unreachable(self.from, self.app, why);
+        }
+    }
+}
+
+impl LastUse {
+    fn touch(&self, epoch: Instant) {
+        let now = epoch.elapsed().as_millis() as u64;
+        self.0.store(now, Ordering::Relaxed);
+    }
+
+    fn is_idle(&self, epoch: Instant, idle: Duration) -> bool {
+        let used = Duration::from_millis(self.0.load(Ordering::Relaxed));
+        epoch.elapsed().saturating_sub(used) > idle
+    }
+}
+
+impl Flows {
+    /// None yet.
+    pub fn new(
+        queues: Vec<Arc<RequestQueue>>,
+        own: Option<Arc<FlowQueue>>,
+        ids: Ids,
+        stats: Arc<Stats>,
+    ) -> Self {
+        Self {
+            flows: HashMap::new(),
+            queues,
+            own,
+            ids: Some(ids),
+            stats,
+            epoch: Instant::now(),
+            looked_for_room: None,
+        }
+    }
+
+    /// An application sent something: it goes to the queue of its peer.
+    pub fn arrived(&mut self, arrival: &Arrival<'_>, data: &[u8]) {
+        let key = (arrival.app, arrival.id);
+        if !self.flows.contains_key(&key) && !self.open(key, arrival) {
+            self.stats.drop_one();
+            return;
+        }
+        let Some(entry) = self.flows.get(&key) else {
+            return;
+        };
+        entry.used.touch(self.epoch);
+        if let Some(queue) = queue(&self.queues, self.own.as_deref(), entry.peer) {
+            queue.push(&entry.flow, Bytes::copy_from_slice(data));
+        }
+    }
+
+    /// A datagram of a flow that is not there: whether there is one now.
+    fn open(&mut self, key: Key, arrival: &Arrival<'_>) -> bool {
+        let Some(ids) = &self.ids else { return false };
+        let destination = match ids.destination(arrival.id) {
+            Ok(Some(destination)) => destination,
+            Ok(None) => {
+                // A connected socket that outlived its id: it fails with ECONNREFUSED, and its application connects anew.
+                let (door, app) = (arrival.door, arrival.app);
+                door.unreachable(arrival.to, app, Unreachable::Port);
+                return false;
+            }
+            Err(error) => {
+                tracing::warn!(%error, "the destination of a datagram could not be read");
+                return false;
+            }
+        };
+        if queue(&self.queues, self.own.as_deref(), destination.peer).is_none() {
+            let peer = destination.peer;
+            tracing::debug!(
+                peer,
+                "a captured datagram names a peer that is not configured"
+            );
+            return false;
+        }
+        if self.flows.len() >= FLOWS_MAX && !self.make_room() {
+            return false;
+        }
+        let entry = self.entry(&destination, arrival);
+        self.flows.insert(key, entry);
+        self.count();
+        true
+    }
+
+    fn entry(&self, destination: &Destination, arrival: &Arrival<'_>) -> Entry {
+        let used = Arc::new(LastUse(AtomicU64::new(0)));
+        let end = Answers {
+            door: Arc::clone(arrival.door),
+            app: arrival.app,
+            from: arrival.to,
+            used: Arc::clone(&used),
+            epoch: self.epoch,
+            stats: Arc::clone(&self.stats),
+        };
+        let original = socket_addr(&Original {
+            addr: destination.addr,
+            port: destination.port as u16,
+            ..Original::default()
+        });
+        let flow = AppFlow::new(
+            Target::Addr(original),
+            arrival.app.to_string(),
+            Some(destination.cgroup),
+            Box::new(end),
+        );
+        Entry {
+            flow: Arc::new(flow),
+            peer: destination.peer,
+            used,
+        }
+    }
+
+    /// Ends flows that were not used for a moment; whether there is room then. Not more often than it helps: a program
+    /// that tries all ports must not have all flows looked over for each.
+    fn make_room(&mut self) -> bool {
+        let now = Instant::now();
+        let soon = |looked: Instant| now.duration_since(looked) < CROWDED_EVERY;
+        if self.looked_for_room.is_some_and(soon) {
+            return false;
+        }
+        self.looked_for_room = Some(now);
+        self.end_idle(IDLE_CROWDED);
+        self.flows.len() < FLOWS_MAX
+    }
+
+    fn end_idle(&mut self, idle: Duration) {
+        let (epoch, queues, own) = (self.epoch, &self.queues, self.own.as_deref());
+        self.flows.retain(|_, entry| {
+            if !entry.used.is_idle(epoch, idle) {
+                return true;
+            }
+            if let Some(queue) = queue(queues, own, entry.peer) {
+                queue.close(&entry.flow);
+            }
+            false
+        });
+        self.count();
+    }
+
+    fn count(&self) {
+        let count = self.flows.len() as u64;
+        self.stats.flows.store(count, Ordering::Relaxed);
+    }
+
+    /// Ends what is idle, and gives up ids where there are many. Whether it must be looked again.
+    pub async fn look_over(&mut self) -> bool {
+        self.end_idle(IDLE);
+        let Some(ids) = self.ids.take() else {
+            return false;
+        };
+        let ids = if ids.is_crowded() {
+            self.collect(ids).await
+        } else {
+            Some(ids)
+        };
+        let crowded = ids.as_ref().is_some_and(Ids::is_crowded);
+        self.ids = ids;
+        crowded || !self.flows.is_empty()
+    }
+
+    async fn collect(&self, mut ids: Ids) -> Option<Ids> {
+        let busy: HashSet<u32> = self.flows.keys().map(|(_, id)| *id).collect();
+        let collection = tokio::task::spawn_blocking(move || {
+            match ids.collect(&busy, ids::IDLE) {
+                Ok(count) => tracing::debug!(count, "ids of idle destinations were given up"),
+                Err(error) => tracing::warn!(%error, "ids of idle destinations cannot be given up"),
+            }
+            ids
+        });
+        // It panics only if we are wrong; then no new flow can be had, which is said once.
+        collection
+            .await
+            .inspect_err(|error| tracing::error!(%error, "the ids of destinations are lost"))
+            .ok()
+    }
+}
+
+/// Who takes the datagrams of a peer.
+fn queue<'a>(
+    queues: &'a [Arc<RequestQueue>],
+    own: Option<&'a FlowQueue>,
+    peer: u32,
+) -> Option<&'a FlowQueue> {
+    if peer == DNS_PEER {
+        return own;
+    }
+    queues.get(peer as usize).map(|queue| &queue.flows)
+}

@@ -1,0 +1,232 @@
+//! The sockets on loopback to which captured datagrams go.
+
+use std::io::{self, IoSliceMut};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::sync::Arc;
+
+use nix::sys::socket::{setsockopt, sockopt};
+use quinn_udp::{BATCH_SIZE, RecvMeta, Transmit, UdpSockRef, UdpSocketState};
+use ring::rand::{SecureRandom as _, SystemRandom};
+use session_ebpf_common::id_of;
+use socket2::{Domain, Protocol, SockFilter, Socket, Type};
+use tokio::io::Interest;
+use tokio::net::UdpSocket;
+
+use super::super::CaptureError;
+use super::super::gate::words;
+use super::super::injector::Injector;
+use super::super::listeners::netns_cookie;
+use super::unreachable::{Unreachable, packet};
+
+/// Room for bursts on the way to the agent and back, in bytes as the kernel counts them.
+const BUFFER_BYTES: usize = 8 << 20;
+/// The largest datagram, and the most that the kernel joins into one (`UDP_GRO`).
+const BUFFER: usize = 65_535;
+/// Index of the loopback device (`LOOPBACK_IFINDEX`).
+const LOOPBACK: u32 = 1;
+
+/// What marks the datagrams of captured applications: drawn anew by each agent, and no other process can set it.
+#[derive(Clone, Copy, Debug)]
+pub struct Mark(pub u32);
+
+impl Mark {
+    /// A new one.
+    pub fn draw() -> Result<Self, CaptureError> {
+        let mut bytes = [0; 4];
+        let drawn = SystemRandom::new().fill(&mut bytes);
+        drawn.map_err(|_| CaptureError::Runtime {
+            what: "draw the mark of captured datagrams",
+            source: io::Error::other("there is no randomness"),
+        })?;
+        // 0 is what every other packet has.
+        Ok(Self(u32::from_ne_bytes(bytes) | 1))
+    }
+
+    /// Classic BPF that passes what has the mark and drops the rest: Linux, `SKF_AD_MARK` of linux/filter.h.
+    fn filter(self) -> [SockFilter; 4] {
+        let code = |parts: [u32; 3]| (parts[0] | parts[1] | parts[2]) as u16;
+        let load = code([libc::BPF_LD, libc::BPF_W, libc::BPF_ABS]);
+        let same = code([libc::BPF_JMP, libc::BPF_JEQ, libc::BPF_K]);
+        let verdict = code([libc::BPF_RET, libc::BPF_K, 0]);
+        let mark_at = (libc::SKF_AD_OFF + libc::SKF_AD_MARK) as u32;
+        [
+            SockFilter::new(load, 0, 0, mark_at),
+            SockFilter::new(same, 0, 1, self.0),
+            SockFilter::new(verdict, 0, 0, u32::MAX),
+            SockFilter::new(verdict, 0, 0, 0),
+        ]
+    }
+}
+
+/// Both sockets of one network namespace.
+#[derive(Debug)]
+pub struct Sockets {
+    pub(super) v4: Door,
+    pub(super) v6: Option<Door>,
+}
+
+impl Sockets {
+    /// Opens them in the current network namespace, at ports that the kernel chooses. Without the means to inject
+    /// packets (CAP_NET_RAW) applications are not told of destinations that are not to be reached.
+    pub fn open(mark: Mark) -> Result<Self, CaptureError> {
+        let injector = Injector::open().ok().map(Arc::new);
+        let v4 = SocketAddr::from((Ipv4Addr::UNSPECIFIED, 0));
+        let v6 = SocketAddr::from((Ipv6Addr::UNSPECIFIED, 0));
+        let failed = |addr| move |source| CaptureError::Listener { addr, source };
+        Ok(Self {
+            v4: Door::open(v4, mark, injector.clone()).map_err(failed(v4))?,
+            v6: match Door::open(v6, mark, injector) {
+                Ok(door) => Some(door),
+                Err(error) if error.raw_os_error() == Some(libc::EAFNOSUPPORT) => None,
+                Err(error) => return Err(failed(v6)(error)),
+            },
+        })
+    }
+
+    /// Cookie of their network namespace as the programs know it.
+    pub fn netns_cookie(&self) -> Result<u64, CaptureError> {
+        netns_cookie(&self.v4.socket).map_err(|source| CaptureError::Runtime {
+            what: "read the cookie of the network namespace",
+            source,
+        })
+    }
+
+    /// Ports for IPv4 and IPv6; 0 where there is no socket.
+    pub fn ports(&self) -> (u16, u16) {
+        (self.v4.port, self.v6.as_ref().map_or(0, |door| door.port))
+    }
+}
+
+/// One socket.
+#[derive(Debug)]
+pub struct Door {
+    socket: UdpSocket,
+    state: UdpSocketState,
+    port: u16,
+    injector: Option<Arc<Injector>>,
+}
+
+impl Door {
+    fn open(addr: SocketAddr, mark: Mark, injector: Option<Arc<Injector>>) -> io::Result<Self> {
+        let socket = Socket::new(
+            Domain::for_address(addr),
+            Type::DGRAM.cloexec().nonblocking(),
+            Some(Protocol::UDP),
+        )?;
+        if addr.is_ipv6() {
+            socket.set_only_v6(true)?;
+            // To answer from addresses that are no interface's. Not bound to loopback, or it could not answer those who
+            // have a source address of another device; the filter and [`arrival`] keep strangers out.
+            socket.set_freebind_v6(true)?;
+        } else {
+            socket.bind_device(Some(b"lo"))?;
+        }
+        socket.attach_filter(&mark.filter())?;
+        enlarge(&socket);
+        socket.bind(&addr.into())?;
+        let socket = UdpSocket::from_std(socket.into())?;
+        Ok(Self {
+            state: UdpSocketState::new(UdpSockRef::from(&socket))?,
+            port: socket.local_addr()?.port(),
+            socket,
+            injector,
+        })
+    }
+
+    /// Waits for datagrams. Cancel-safe.
+    pub async fn ready(&self) -> io::Result<()> {
+        self.socket.readable().await
+    }
+
+    /// Reads what is there, up to a batch; how many buffers of it are filled.
+    pub fn read(&self, batch: &mut Batch) -> io::Result<usize> {
+        self.socket.try_io(Interest::READABLE, || {
+            let buffers = batch.bytes.chunks_exact_mut(BUFFER);
+            let mut slices: Vec<_> = buffers.map(IoSliceMut::new).collect();
+            self.state.recv(
+                UdpSockRef::from(&self.socket),
+                &mut slices,
+                &mut batch.metas,
+            )
+        })
+    }
+
+    /// Sends an answer to an application from the address that stands for its destination. False if its socket, or
+    /// ours, does not take more now.
+    pub fn answer(&self, from: IpAddr, app: SocketAddr, data: &[u8]) -> bool {
+        let transmit = Transmit {
+            destination: app,
+            ecn: None,
+            contents: data,
+            segment_size: None,
+            src_ip: Some(from),
+        };
+        let sent = self
+            .state
+            .try_send(UdpSockRef::from(&self.socket), &transmit);
+        sent.is_ok()
+    }
+
+    /// Tells an application's kernel that the destination is not to be reached, as a router or its host would.
+    pub fn unreachable(&self, from: IpAddr, app: SocketAddr, why: Unreachable) {
+        let Some(injector) = &self.injector else {
+            return;
+        };
+        let packet = packet(app, SocketAddr::new(from, self.port), why);
+        if let Err(error) = injector.send(&packet, app.ip()) {
+            tracing::debug!(%error, %app, "an application could not be told that its destination is unreachable");
+        }
+    }
+}
+
+/// Whose datagram it is, the id that its destination has, and the address that stands for it. `None` for what came from
+/// outside of loopback or stands for nothing.
+pub fn arrival(meta: &RecvMeta) -> Option<(SocketAddr, u32, IpAddr)> {
+    let to = meta.dst_ip?;
+    let inside = meta.interface_index.is_none_or(|index| index == LOOPBACK);
+    let id = id_of(&words(to)).filter(|_| inside)?;
+    Some((SocketAddr::new(meta.addr.ip(), meta.addr.port()), id, to))
+}
+
+/// As far as allowed: beyond the host's limits with CAP_NET_ADMIN, else up to them.
+fn enlarge(socket: &Socket) {
+    if setsockopt(socket, sockopt::RcvBufForce, &BUFFER_BYTES).is_err() {
+        let _ = socket.set_recv_buffer_size(BUFFER_BYTES);
+    }
+    if setsockopt(socket, sockopt::SndBufForce, &BUFFER_BYTES).is_err() {
+        let _ = socket.set_send_buffer_size(BUFFER_BYTES);
+    }
+}
+
+/// Buffers of one reading.
+pub struct Batch {
+    bytes: Vec<u8>,
+    metas: [RecvMeta; BATCH_SIZE],
+}
+
+impl Default for Batch {
+    fn default() -> Self {
+        Self {
+            // Zeroed by the kernel: what is never filled takes no memory.
+            bytes: vec![0; BATCH_SIZE * BUFFER],
+            metas: [RecvMeta::default(); BATCH_SIZE],
+        }
+    }
+}
+
+impl Batch {
+    /// The datagrams of the first `count` buffers, each by itself.
+    pub fn datagrams(&self, count: usize) -> impl Iterator<Item = (&RecvMeta, &[u8])> {
+        let buffers = self.bytes.chunks_exact(BUFFER).zip(&self.metas).take(count);
+        buffers.flat_map(|(buffer, meta)| {
+            let data = &buffer[..meta.len.min(BUFFER)];
+            // An empty datagram is one.
+            let count = data.len().div_ceil(meta.stride.max(1)).max(1);
+            let stride = meta.stride.max(1);
+            (0..count).map(move |index| {
+                let end = ((index + 1) * stride).min(data.len());
+                (meta, &data[(index * stride).min(end)..end])
+            })
+        })
+    }
+}

@@ -7,19 +7,24 @@ use aya_ebpf::{
 };
 use aya_log_ebpf::{debug, info, warn};
 use session_ebpf_common::{
-    AppSocket, FlowKey, GATE_ON, HANDSHAKES_ADMITTED, NAME_BYTES, NAMES_KNOWN, Namespace, Original,
-    Ports, Settings, V6_PORTS, action, counter, gate, octets, protocol,
+    AppSocket, DNS_PORT, FlowKey, GATE_ON, HANDSHAKES_ADMITTED, NAME_BYTES, NAMED_PEER,
+    NAMES_KNOWN, NAMES_ON, Namespace, Original, Ports, Settings, V6_PORTS, action, counter, gate,
+    is_for_many, octets, protocol,
 };
 
 use crate::{
-    ctx::{ALLOW, SockAddr as _, Words, is_local, is_mapped, is_of_one_link, mapped, refuse},
+    ctx::{
+        ALLOW, SockAddr as _, Words, id_of, is_local, is_mapped, is_of_one_link, mapped, refuse,
+    },
     maps::{self, NAMESPACES, SETTINGS},
-    rules::{Claim, claim_on, is_left_out},
+    rules::{Claim, QUESTION, claim_on, is_left_out},
     udp::{self, Fate, Hop},
 };
 
 const IPPROTO_TCP: u32 = 6;
 pub const IPPROTO_UDP: u32 = 17;
+/// MTU of the loopback link, as the kernel has it (`loopback_setup` of drivers/net/loopback.c).
+const LOOPBACK_MTU: u32 = 65_536;
 
 /// connect() on an IPv4 socket.
 #[cgroup_sock_addr(connect4)]
@@ -49,20 +54,40 @@ pub fn connect6(ctx: SockAddrContext) -> i32 {
     }
 }
 
+/// Decides about one connect and, if it is captured, stores its destination with the socket.
+///
+/// Every way out but capture forgets what the socket carried from an earlier connect, so that getpeername never tells
+/// a stale destination.
 #[inline(always)]
 fn decide(ctx: &SockAddrContext, addr: Words) -> Outcome {
-    match ctx.protocol() {
-        IPPROTO_TCP => redirect(ctx, addr),
-        IPPROTO_UDP => redirect_udp(ctx, addr),
-        _ => Outcome::Direct,
-    }
-}
-
-/// Decides about connect() on a UDP socket, as [`redirect`] does for TCP.
-#[inline(always)]
-fn redirect_udp(ctx: &SockAddrContext, addr: Words) -> Outcome {
     let port = ctx.port();
-    match udp::fate(ctx, &addr, port) {
+    // One decision for both: two would double what the verifier walks.
+    let bit = match ctx.protocol() {
+        IPPROTO_TCP => protocol::TCP,
+        IPPROTO_UDP => protocol::UDP,
+        _ => return Outcome::Direct,
+    };
+    let Some(settings) = SETTINGS.get(0) else {
+        return Outcome::Direct;
+    };
+    let claim = match choose(ctx, settings, &addr, port, bit) {
+        Choice::Captured(claim) => claim,
+        Choice::Direct => {
+            forget(ctx, &addr, port);
+            return Outcome::Direct;
+        }
+        Choice::Refused => {
+            maps::forget_app_socket(ctx.sock());
+            return Outcome::Refused;
+        }
+    };
+    if bit == protocol::TCP {
+        return match way(ctx, settings, &addr) {
+            Ok(way) => capture(ctx, settings, &way, claim, addr, port),
+            Err(obstacle) => give_up(ctx, claim, obstacle),
+        };
+    }
+    match udp::take(ctx, settings, claim, &addr, port) {
         Fate::Captured(hop) => capture_udp(ctx, hop, addr, port),
         Fate::Direct => {
             forget(ctx, &addr, port);
@@ -73,6 +98,68 @@ fn redirect_udp(ctx: &SockAddrContext, addr: Words) -> Outcome {
             Outcome::Refused
         }
     }
+}
+
+/// What the rules say about a connection or a datagram.
+pub enum Choice {
+    /// It goes where it wants to go.
+    Direct,
+    /// The call fails with ECONNREFUSED.
+    Refused,
+    /// It goes to the agent, if that can take it.
+    Captured(Claim),
+}
+
+/// Asks the rules; `bit` is one of `protocol::*`.
+///
+/// What asks about names goes to the agent wherever it was to go, this host included, and the rules say how the agent
+/// reaches the resolver; but not at an address of one link, for the agent would have to know the link.
+#[inline(always)]
+pub fn choose(
+    ctx: &SockAddrContext,
+    settings: &Settings,
+    addr: &Words,
+    port: u16,
+    bit: u8,
+) -> Choice {
+    let udp = bit == protocol::UDP;
+    // Nobody listens at port 0. Programs attached at two levels run twice: the second sees an id, and leaves it.
+    if port == 0 || is_of_one_link(addr) || (udp && (id_of(addr).is_some() || is_for_many(addr))) {
+        return Choice::Direct;
+    }
+    let local = is_local(addr);
+    // This host's own resolver is another one in another network namespace, where the agent does not ask.
+    let asks = port == DNS_PORT
+        && settings.names == NAMES_ON
+        && (!local || ctx.netns_cookie() == settings.udp_netns);
+    // Rules are not asked about what only means something here; and what is bound to loopback reaches nothing, with or
+    // without us. But a resolver may be here.
+    if !asks && (local || is_bound_to_loopback(ctx)) {
+        return Choice::Direct;
+    }
+    let claim = if local {
+        None
+    } else {
+        claim_on(addr, port, bit)
+    };
+    let claim = match claim {
+        Some(claim) if claim.action != action::DIRECT => claim,
+        _ if asks => QUESTION,
+        _ => return Choice::Direct,
+    };
+    if is_agent(settings) || (udp && udp::is_answer(ctx, addr, port)) {
+        return Choice::Direct;
+    }
+    if claim.action == action::REFUSE {
+        maps::count(counter::REFUSED);
+        return Choice::Refused;
+    }
+    // Filters name addresses; what stands for a name must not go anywhere else, and questions go as the rules say.
+    let filtered = settings.filters != 0 && !asks && claim.peer != NAMED_PEER;
+    if filtered && is_left_out(addr, port) {
+        return Choice::Direct;
+    }
+    Choice::Captured(claim)
 }
 
 /// Stores the destination with the socket.
@@ -105,7 +192,7 @@ fn capture_udp(ctx: &SockAddrContext, hop: Hop, addr: Words, port: u16) -> Outco
 
 /// Whether the agent itself is calling, whose own connections no rule is for.
 #[inline(always)]
-pub fn is_agent(settings: &Settings) -> bool {
+fn is_agent(settings: &Settings) -> bool {
     (bpf_get_current_pid_tgid() >> 32) as u32 == settings.agent_tgid
 }
 
@@ -124,46 +211,6 @@ enum Outcome {
     Redirected(Target),
 }
 
-/// Decides about one connect and, if it is captured, stores its destination with the socket.
-///
-/// Every way out but capture forgets what the socket carried from an earlier connect, so that getpeername never tells
-/// a stale destination.
-#[inline(always)]
-fn redirect(ctx: &SockAddrContext, addr: Words) -> Outcome {
-    let port = ctx.port();
-    if is_local(&addr) {
-        forget(ctx, &addr, port);
-        return Outcome::Direct;
-    }
-    // Nobody listens at port 0; and what is bound to loopback reaches nothing, with or without us.
-    if is_of_one_link(&addr) || port == 0 || is_bound_to_loopback(ctx) {
-        maps::forget_app_socket(ctx.sock());
-        return Outcome::Direct;
-    }
-    let claim = claim_on(&addr, port, protocol::TCP);
-    let (Some(settings), Some(claim)) = (SETTINGS.get(0), claim) else {
-        maps::forget_app_socket(ctx.sock());
-        return Outcome::Direct;
-    };
-    if is_agent(settings) || claim.action == action::DIRECT {
-        maps::forget_app_socket(ctx.sock());
-        return Outcome::Direct;
-    }
-    if claim.action == action::REFUSE {
-        maps::forget_app_socket(ctx.sock());
-        maps::count(counter::REFUSED);
-        return Outcome::Refused;
-    }
-    if settings.filters != 0 && is_left_out(&addr, port) {
-        maps::forget_app_socket(ctx.sock());
-        return Outcome::Direct;
-    }
-    match way(ctx, settings, &addr) {
-        Ok(way) => capture(ctx, settings, &way, claim, addr, port),
-        Err(obstacle) => give_up(ctx, claim, obstacle),
-    }
-}
-
 /// Forgets what the socket carried from an earlier connect. Programs attached at two levels run twice: the second sees
 /// what the first wrote and leaves it.
 #[inline(always)]
@@ -178,7 +225,7 @@ fn forget(ctx: &SockAddrContext, addr: &Words, port: u16) {
 /// Whether the application itself has bound the socket to a loopback address. One that was captured before may still
 /// have the address that it got then.
 #[inline(always)]
-pub fn is_bound_to_loopback(ctx: &SockAddrContext) -> bool {
+fn is_bound_to_loopback(ctx: &SockAddrContext) -> bool {
     maps::app_socket(ctx.sock()).is_none() && ctx.source_is_loopback()
 }
 
@@ -339,13 +386,13 @@ fn app_socket(
     target: &Target,
     gate: u32,
 ) -> AppSocket {
-    let (source, mtu) = known.map_or(([0; 4], 0), |here| {
-        if is_mapped(&addr) {
-            (here.native.source4, here.native.mtu4)
-        } else {
-            (here.native.source6, here.native.mtu6)
-        }
-    });
+    let v4 = is_mapped(&addr);
+    let (source, mtu) = match known {
+        Some(_) if is_local(&addr) => (loopback(v4), LOOPBACK_MTU),
+        Some(here) if v4 => (here.native.source4, here.native.mtu4),
+        Some(here) => (here.native.source6, here.native.mtu6),
+        None => ([0; 4], 0),
+    };
     AppSocket {
         key: FlowKey {
             netns_cookie: 0,
@@ -372,6 +419,16 @@ fn app_socket(
         mtu,
         fail_closed: u32::from(claim.fail_closed),
         congestion: [0; NAME_BYTES],
+    }
+}
+
+/// The source address of a connection to this host itself.
+#[inline(always)]
+fn loopback(v4: bool) -> Words {
+    if v4 {
+        mapped(0x7f00_0001_u32.to_be())
+    } else {
+        [0, 0, 0, 1_u32.to_be()]
     }
 }
 

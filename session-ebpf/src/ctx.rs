@@ -5,6 +5,8 @@
 //! both are refused ("dereference of modified ctx ptr"). Every access here is therefore volatile and one word wide,
 //! and fields are read before a choice between them is made.
 
+use core::{arch::asm, mem::offset_of};
+
 use aya_ebpf::{
     bindings::{bpf_sock, bpf_sock_addr},
     helpers::{bpf_get_netns_cookie, bpf_getsockopt, bpf_setsockopt, generated::bpf_set_retval},
@@ -50,8 +52,14 @@ pub trait SockAddr {
     /// The socket that the call is made on.
     #[inline(always)]
     fn sock(&self) -> *mut bpf_sock {
-        // SAFETY: as in `load!`; not volatile, for the verifier tracks this field as a socket pointer.
-        unsafe { (*self.raw()).__bindgen_anon_1.sk }
+        const _: () = assert!(offset_of!(bpf_sock_addr, __bindgen_anon_1) == 64);
+        let sk: *mut bpf_sock;
+        // SAFETY: the context is valid while the program runs, and the socket's pointer is at this offset of it, which is
+        // asserted above. By hand, because in a large program LLVM computes the field's address once for several loads.
+        unsafe {
+            asm!("{sk} = *(u64 *)({ctx} + 64)", sk = out(reg) sk, ctx = in(reg) self.raw(), options(pure, readonly, nostack));
+        }
+        sk
     }
 
     /// The socket's protocol, `IPPROTO_*`.

@@ -4,7 +4,9 @@ use aya_ebpf::{
     helpers::{bpf_get_current_uid_gid, generated::bpf_get_current_ancestor_cgroup_id},
     maps::lpm_trie::Key,
 };
-use session_ebpf_common::{FILTER_LEVELS, RULE_EARLY, RULE_FAIL_CLOSED, Words, is_mapped, octets};
+use session_ebpf_common::{
+    DNS_PEER, FILTER_LEVELS, RULE_EARLY, RULE_FAIL_CLOSED, Words, action, is_mapped, octets,
+};
 
 use crate::maps::{FILTERED4, FILTERED6, FILTERS, POLICIES, PREFIXES4, PREFIXES6};
 
@@ -20,6 +22,14 @@ pub struct Claim {
     /// Whether it succeeds before the target has answered.
     pub early: bool,
 }
+
+/// Of what asks about names, where no rule captures what goes to that resolver. Without the agent it goes direct.
+pub const QUESTION: Claim = Claim {
+    action: action::CAPTURE,
+    peer: DNS_PEER,
+    fail_closed: false,
+    early: false,
+};
 
 /// What the rule says that decides about a destination, if there is one; `protocol` is one bit of `protocol::*`. The
 /// user is the calling task's real one.

@@ -10,15 +10,14 @@ use aya_ebpf::{
 };
 use aya_log_ebpf::warn;
 use session_ebpf_common::{
-    Assigned, Conversation, Destination, Settings, action, counter, id_address, is_for_many,
-    opener, protocol,
+    Assigned, Conversation, Destination, Settings, counter, id_address, opener, protocol,
 };
 
 use crate::{
-    connect::{is_agent, is_bound_to_loopback},
-    ctx::{SockAddr as _, Words, id_of, is_local, is_mapped, is_of_one_link},
+    connect::{Choice, choose},
+    ctx::{SockAddr as _, Words, id_of, is_local, is_mapped},
     maps::{self, CONVERSATIONS, SETTINGS, UDP_DESTINATIONS, UDP_IDS},
-    rules::{Claim, claim_on, is_left_out},
+    rules::Claim,
 };
 
 /// Draws of a random id before a destination is given up: of 8,388,608 ids at most one in 128 is taken.
@@ -47,35 +46,25 @@ pub struct Hop {
 /// Decides about `addr` and `port`.
 #[inline(always)]
 pub fn fate(ctx: &SockAddrContext, addr: &Words, port: u16) -> Fate {
-    // Programs attached at two levels run twice: the second sees what the first wrote and leaves it.
-    if id_of(addr).is_some() || port == 0 {
-        return Fate::Direct;
-    }
-    // Rules are not asked about what only means something here. Whoever claims a loopback address (a resolver's) must
-    // do so above.
-    if is_local(addr) || is_of_one_link(addr) || is_for_many(addr) || is_bound_to_loopback(ctx) {
-        return Fate::Direct;
-    }
-    let claim = claim_on(addr, port, protocol::UDP);
-    let (Some(settings), Some(claim)) = (SETTINGS.get(0), claim) else {
+    let Some(settings) = SETTINGS.get(0) else {
         return Fate::Direct;
     };
-    if claim.action == action::DIRECT || is_agent(settings) || is_answer(ctx, addr, port) {
-        return Fate::Direct;
+    match choose(ctx, settings, addr, port, protocol::UDP) {
+        Choice::Captured(claim) => take(ctx, settings, claim, addr, port),
+        Choice::Direct => Fate::Direct,
+        Choice::Refused => Fate::Refused,
     }
-    if claim.action == action::REFUSE {
-        maps::count(counter::REFUSED);
-        return Fate::Refused;
-    }
-    if settings.filters != 0 && is_left_out(addr, port) {
-        return Fate::Direct;
-    }
-    take(ctx, settings, claim, addr, port)
 }
 
 /// Captures it, if that can be.
 #[inline(always)]
-fn take(ctx: &SockAddrContext, settings: &Settings, claim: Claim, addr: &Words, port: u16) -> Fate {
+pub fn take(
+    ctx: &SockAddrContext,
+    settings: &Settings,
+    claim: Claim,
+    addr: &Words,
+    port: u16,
+) -> Fate {
     if let Some(obstacle) = obstacle(ctx, settings, addr) {
         return give_up(claim, obstacle);
     }
@@ -189,7 +178,7 @@ fn conversation(ctx: &SockAddrContext, remote: &Words, remote_port: u16) -> Opti
 /// Whether a bound socket answers one who spoke to it first, and not through us. Otherwise it is noted that this end
 /// began, also where it then goes direct for want of an agent.
 #[inline(always)]
-fn is_answer(ctx: &SockAddrContext, addr: &Words, port: u16) -> bool {
+pub fn is_answer(ctx: &SockAddrContext, addr: &Words, port: u16) -> bool {
     let Some(conversation) = conversation(ctx, addr, port) else {
         return false;
     };

@@ -17,6 +17,7 @@ pub mod driver;
 pub mod glob;
 pub mod handshake;
 pub mod link;
+pub mod names;
 pub mod pki;
 pub mod policy;
 pub mod requests;

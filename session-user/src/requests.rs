@@ -7,7 +7,7 @@ mod flow;
 mod stream;
 
 use std::collections::VecDeque;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use session_proto::wire::Target;
 use tokio::sync::{Notify, oneshot};
@@ -97,7 +97,7 @@ impl StreamRequest {
 #[derive(Debug, Default)]
 pub struct RequestQueue {
     /// Datagrams beside them.
-    pub flows: FlowQueue,
+    pub flows: Arc<FlowQueue>,
     waiting: Mutex<VecDeque<StreamRequest>>,
     arrived: Notify,
 }

@@ -18,10 +18,24 @@ pub struct Mounts {
 impl Mounts {
     /// Makes one.
     pub fn new() -> anyhow::Result<Self> {
-        let script = "mount -t bpf bpf /sys/fs/bpf && echo ready && exec sleep 1000";
+        Self::over(&[])
+    }
+
+    /// Makes one in which some files stand in the place of the host's: which, and where.
+    pub fn over(files: &[(&Path, &Path)]) -> anyhow::Result<Self> {
+        let bind = |(file, place): &(&Path, &Path)| {
+            format!(
+                "mount --bind '{}' '{}' && ",
+                file.display(),
+                place.display()
+            )
+        };
+        let binds: String = files.iter().map(bind).collect();
+        let script =
+            format!("mount -t bpf bpf /sys/fs/bpf && {binds}echo ready && exec sleep 1000");
         let mut command = Command::new("unshare");
         command
-            .args(["--mount", "--propagation", "private", "sh", "-c", script])
+            .args(["--mount", "--propagation", "private", "sh", "-c", &script])
             .stdout(Stdio::piped());
         let mut holder = command.spawn()?;
         let out = holder.stdout.take().context("no output")?;
@@ -31,7 +45,10 @@ impl Mounts {
             holder,
             dir: tempfile::tempdir()?,
         };
-        ensure!(line == "ready\n", "no BPF file system can be mounted");
+        ensure!(
+            line == "ready\n",
+            "no BPF file system, or a file, can be mounted"
+        );
         Ok(this)
     }
 
@@ -46,6 +63,11 @@ impl Mounts {
         fs::write(&path, script)?;
         fs::set_permissions(&path, fs::Permissions::from_mode(0o755))?;
         Ok(path)
+    }
+
+    /// Its path, for `nsenter --mount`.
+    pub fn path(&self) -> String {
+        format!("/proc/{}/ns/mnt", self.holder.id())
     }
 
     /// How much is pinned.

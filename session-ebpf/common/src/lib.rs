@@ -15,12 +15,12 @@ pub use filter::{
     FILTER_LEVELS, FILTER_PREFIXES_MAX, FILTER_RANGES_MAX, FILTERS_MAX, FilterPolicy, FilterRange,
 };
 pub use policy::{
-    POLICY_RULES_MAX, POLICY_SLOTS, PREFIXES_MAX, Policy, PortRule, RULE_EARLY, RULE_FAIL_CLOSED,
-    action, protocol,
+    DNS_PEER, DNS_PORT, NAMED_PEER, POLICY_RULES_MAX, POLICY_SLOTS, PREFIXES_MAX, Policy, PortRule,
+    RULE_EARLY, RULE_FAIL_CLOSED, action, protocol,
 };
 pub use udp::{
-    Assigned, CONVERSATIONS_MAX, Conversation, DNS_PEER, Destination, UDP_IDS_MAX, UDP_PREFIX6,
-    id_address, id_of, is_for_many, opener,
+    Assigned, CONVERSATIONS_MAX, Conversation, Destination, UDP_IDS_MAX, UDP_PREFIX6, id_address,
+    id_of, is_for_many, opener,
 };
 
 /// Ports on `::1` over which captured IPv6 connections are spread. A power of two.
@@ -38,6 +38,9 @@ pub const HANDSHAKES_ADMITTED: u64 = HANDSHAKE_SLOTS as u64 - 4096;
 
 /// [`Settings::gate`]: SYNs are held until the agent has heard from the target.
 pub const GATE_ON: u32 = 1;
+
+/// [`Settings::names`]: questions about names go to the agent.
+pub const NAMES_ON: u32 = 1;
 
 /// How long the agent may leave a connection unlooked at before it is taken to hang, in nanoseconds.
 pub const HUNG_AFTER_NS: u64 = 1_000_000_000;
@@ -156,11 +159,13 @@ pub struct Settings {
     pub gate: u32,
     /// Scopes that have a filter: while there is none, no filter is looked for.
     pub filters: u32,
+    /// [`NAMES_ON`], or 0.
+    pub names: u32,
     /// The ports that the agent will listen on in a network namespace that it does not know yet; all 0 where it may not
     /// enter any.
     pub usual: Ports,
     /// None.
-    pub padding: u16,
+    pub padding: [u16; 3],
 }
 
 /// Ports of the agent's listeners in a network namespace.
@@ -356,7 +361,7 @@ const _: () = {
     assert!(size_of::<Listening>() == 32);
     assert!(size_of::<WindowKey>() == 36);
     assert!(V6_PORTS.is_power_of_two());
-    assert!(size_of::<Settings>() == 64);
+    assert!(size_of::<Settings>() == 72);
     assert!(size_of::<Ports>() == 34);
     assert!(size_of::<Namespace>() == 88);
     assert!(size_of::<Newcomer>() == 16);

@@ -15,6 +15,13 @@ pub const RULE_FAIL_CLOSED: u32 = 1;
 /// [`PortRule::flags`]: the connection succeeds before the target has answered.
 pub const RULE_EARLY: u32 = 2;
 
+/// [`PortRule::peer`] of what goes to an address that stands for a name: the agent finds out which peer that is.
+pub const NAMED_PEER: u32 = u32::MAX - 2;
+/// The peer of questions about names: the agent itself.
+pub const DNS_PEER: u32 = u32::MAX - 1;
+/// The port of questions about names (RFC 1035, 4.2).
+pub const DNS_PORT: u16 = 53;
+
 /// What is done with a connection: [`PortRule::action`].
 pub mod action {
     /// It goes where it wants to go.

@@ -17,8 +17,6 @@ const NET4: u32 = 0x7f80_0000;
 /// First half of the addresses that stand for IPv6 destinations, network order. A unique local prefix (RFC 4193) of
 /// Holdfast's own, drawn at random once, so that it is nobody's network: fde6:b481:678d:568e::/64.
 pub const UDP_PREFIX6: [u32; 2] = [0xfde6_b481_u32.to_be(), 0x678d_568e_u32.to_be()];
-/// In place of a peer's index: datagrams for the agent itself, to any destination, also a loopback one.
-pub const DNS_PEER: u32 = u32::MAX - 1;
 
 /// Where datagrams of a cgroup go.
 #[repr(C)]
@@ -28,7 +26,7 @@ pub struct Destination {
     pub addr: [u32; 4],
     /// Port.
     pub port: u32,
-    /// Index of the configured peer that carries them, or [`DNS_PEER`].
+    /// Index of the configured peer that carries them, or [`crate::DNS_PEER`].
     pub peer: u32,
     /// Id of the cgroup that the sending thread is in.
     pub cgroup: u64,

@@ -10,14 +10,13 @@ use tokio::task::JoinSet;
 use super::cgroup_watch::CgroupWatch;
 use super::held::HeldConnections;
 use super::native::native;
+use super::routes::Routes;
 use super::surveys::Surveys;
 use crate::capture::{
-    Capture, CaptureError, Captured, Counters, Explanation, Filter, Gate, GateEvent,
-    NamespaceError, Native, Question,
+    Capture, CaptureError, Counters, Explanation, Filter, Gate, GateEvent, NamespaceError, Native,
+    Question,
 };
 use crate::link::LinkSnapshot;
-use crate::requests::{RequestQueue, StreamRequest, Supply};
-use session_proto::wire::Target;
 
 /// Wait after `accept()` failed for want of descriptors or memory.
 const ACCEPT_RETRY: Duration = Duration::from_millis(100);
@@ -69,14 +68,14 @@ pub enum Error {
 }
 
 impl Captures {
-    /// Starts the task. Captured sockets go to the queue of their rule's peer.
+    /// Starts the task. Captured sockets go where the routes say.
     pub fn start(
         capture: Capture,
-        queues: Vec<Arc<RequestQueue>>,
+        routes: Routes,
         links: watch::Receiver<Arc<LinkSnapshot>>,
     ) -> Self {
         let (requests, inbox) = mpsc::channel(16);
-        tokio::spawn(serve(capture, queues, links, inbox));
+        tokio::spawn(serve(capture, routes, links, inbox));
         Self { requests }
     }
 
@@ -136,7 +135,7 @@ impl Captures {
 
 async fn serve(
     mut capture: Capture,
-    queues: Vec<Arc<RequestQueue>>,
+    routes: Routes,
     mut links: watch::Receiver<Arc<LinkSnapshot>>,
     mut inbox: mpsc::Receiver<Request>,
 ) {
@@ -148,7 +147,7 @@ async fn serve(
     // A task of its own, so that bulk delays no connection. It ends with this one.
     let mut datagrams = JoinSet::new();
     if let Some(taken) = capture.take_datagrams() {
-        datagrams.spawn(taken.run(queues.clone(), None));
+        datagrams.spawn(taken.run(routes.clone()));
     }
     let mut gate = capture.take_gate();
     let mut held = HeldConnections::default();
@@ -188,7 +187,7 @@ async fn serve(
                 }
                 Ok(event) => {
                     capture.note_answered();
-                    held.event(event, &queues);
+                    held.event(event, &routes, gate.as_mut());
                 }
                 Err(error) => {
                     tracing::error!(%error, "held connections cannot be heard of");
@@ -202,7 +201,7 @@ async fn serve(
             }
             accepted = capture.accept() => match accepted {
                 Ok(captured) => if let Some(captured) = held.arrived(captured) {
-                    dispatch(&queues, captured);
+                    routes.dispatch(captured);
                 },
                 Err(error) => {
                     tracing::error!(%error, "a captured connection could not be accepted");
@@ -287,30 +286,5 @@ async fn next(gate: Option<&mut Gate>) -> std::io::Result<GateEvent> {
     match gate {
         Some(gate) => gate.next().await,
         None => std::future::pending().await,
-    }
-}
-
-/// A connection that was made before its target has answered. A socket that nobody can take is dropped, which resets it.
-fn dispatch(queues: &[Arc<RequestQueue>], captured: Captured) {
-    let request = StreamRequest {
-        target: Target::Addr(captured.original),
-        app: captured.app.to_string(),
-        cgroup: Some(captured.cgroup),
-        supply: Supply::Connected(captured.socket.into()),
-    };
-    ask(queues, captured.peer, request);
-}
-
-/// Gives a request to the peer's queue. One that nobody takes is dropped, which whoever waits for it sees.
-pub(super) fn ask(queues: &[Arc<RequestQueue>], peer: u32, request: StreamRequest) {
-    let Some(queue) = queues.get(peer as usize) else {
-        tracing::error!(
-            peer,
-            "a captured connection names a peer that is not configured"
-        );
-        return;
-    };
-    if let Err(request) = queue.push(request) {
-        tracing::warn!(target = %request.target, "too many connections wait for the peer: one is refused");
     }
 }

@@ -11,6 +11,7 @@ use super::captures::{self, Captures};
 use super::peer::PeerState;
 use super::registry::Registry;
 use super::reports::{accepted_unit, dialled_unit, link_report, peer_report, session_report};
+use super::routes::Names;
 use super::runs::Runs;
 use crate::capture::{Destination, Filter};
 use crate::config::{Config, Listen};
@@ -45,6 +46,8 @@ pub(super) struct Shared {
     pub links: watch::Receiver<Arc<LinkSnapshot>>,
     pub peers: Vec<PeerHandle>,
     pub captures: Option<Captures>,
+    /// What it knows of names, if any can be captured or asked for.
+    pub names: Option<Names>,
     /// How targets see the peers that this unit dials for, if it does.
     pub addresses: Option<Arc<PeerAddresses>>,
     pub started: Instant,

@@ -5,17 +5,16 @@
 //! application may give up.
 
 use std::collections::HashMap;
-use std::sync::Arc;
 
 use futures_util::StreamExt as _;
 use futures_util::future::{AbortHandle, Abortable, Aborted, BoxFuture};
 use futures_util::stream::FuturesUnordered;
-use session_proto::wire::Target;
 use tokio::sync::oneshot;
 
-use super::captures::ask;
-use crate::capture::{Captured, Gate, GateEvent, Hop, Knock};
-use crate::requests::{Answer, AppStream, Asker, RequestQueue, StreamRequest, Supply};
+use super::routes::Routes;
+use crate::capture::{Captured, Gate, GateEvent, Hop, Knock, Protocol};
+use crate::names::Lease;
+use crate::requests::{Answer, AppStream, Asker, Supply};
 
 /// An answer, or that the session has ended without one.
 type Heard = Option<Answer>;
@@ -37,6 +36,8 @@ enum Step {
 struct Held {
     knock: Box<Knock>,
     step: Step,
+    /// Keeps the address that stands for a name.
+    lease: Option<Lease>,
 }
 
 /// All applications that wait.
@@ -48,34 +49,40 @@ pub(super) struct HeldConnections {
 
 impl HeldConnections {
     /// Acts on what the gate tells.
-    pub fn event(&mut self, event: GateEvent, queues: &[Arc<RequestQueue>]) {
+    pub fn event(&mut self, event: GateEvent, routes: &Routes, gate: Option<&mut Gate>) {
         match event {
-            GateEvent::Knock(knock) => self.knocked(knock, queues),
+            GateEvent::Knock(knock) => {
+                if let Some(gate) = gate {
+                    self.knocked(knock, routes, gate);
+                }
+            }
             GateEvent::Gone(hop) => self.forget(hop),
             // It concerns the capture.
             GateEvent::Newcomer(_) => {}
         }
     }
 
-    fn knocked(&mut self, knock: Box<Knock>, queues: &[Arc<RequestQueue>]) {
+    fn knocked(&mut self, knock: Box<Knock>, routes: &Routes, gate: &mut Gate) {
         let hop = knock.hop;
-        let (asker, answer) = Asker::new();
-        let request = StreamRequest {
-            target: Target::Addr(knock.original),
-            app: knock.app.to_string(),
-            cgroup: Some(knock.cgroup),
-            supply: Supply::Waiting(asker),
+        let (route, lease) = match routes.find(knock.original, knock.peer, Protocol::Tcp) {
+            Ok(found) => found,
+            Err(errno) => return refuse(&knock, errno, gate),
         };
+        if route.early() {
+            return let_through(&knock, gate);
+        }
+        let (asker, answer) = Asker::new();
+        let app = knock.app.to_string();
+        let cgroup = knock.cgroup;
         let (forget, aborted) = AbortHandle::new_pair();
         let answer: BoxFuture<'static, _> = Box::pin(async move { (hop, answer.await.ok()) });
         self.answers.push(Abortable::new(answer, aborted));
-        let peer = knock.peer;
         let step = Step::Asked {
             forget,
             arrived: None,
         };
-        self.held.insert(hop, Held { knock, step });
-        ask(queues, peer, request);
+        self.held.insert(hop, Held { knock, step, lease });
+        routes.ask(route, app, cgroup, Supply::Waiting(asker));
     }
 
     /// The application gave up: the stream is not wanted.
@@ -97,7 +104,7 @@ impl HeldConnections {
     /// Tells the application what its target said.
     pub fn answer(&mut self, answered: Answered, gate: &mut Gate) {
         let Some((hop, heard)) = answered else { return };
-        let Some(Held { knock, step }) = self.held.remove(&hop) else {
+        let Some(Held { knock, step, lease }) = self.held.remove(&hop) else {
             return;
         };
         let Step::Asked { arrived, .. } = step else {
@@ -107,7 +114,7 @@ impl HeldConnections {
             Some(Answer::Connected(seat)) => match arrived {
                 // If nobody takes it, the session has ended, and the socket is reset with it.
                 Some(socket) => drop(seat.send(socket)),
-                None => self.admit(knock, seat, gate),
+                None => self.admit(knock, seat, lease, gate),
             },
             Some(Answer::Refused(errno)) => refuse(&knock, errno, gate),
             // Nobody knows what the target would say; the session, or the room in it, is over.
@@ -115,19 +122,17 @@ impl HeldConnections {
         }
     }
 
-    fn admit(&mut self, knock: Box<Knock>, seat: oneshot::Sender<AppStream>, gate: &mut Gate) {
-        match gate.admit(&knock) {
-            Ok(true) => {
-                let step = Step::Admitted(seat);
-                self.held.insert(knock.hop, Held { knock, step });
-            }
-            // Dropping the seat ends the stream.
-            Ok(false) => {}
-            Err(error) => {
-                tracing::warn!(%error, app = %knock.app, "a held connection could not be let through; it waits for its retransmission");
-                let step = Step::Admitted(seat);
-                self.held.insert(knock.hop, Held { knock, step });
-            }
+    fn admit(
+        &mut self,
+        knock: Box<Knock>,
+        seat: oneshot::Sender<AppStream>,
+        lease: Option<Lease>,
+        gate: &mut Gate,
+    ) {
+        // Dropping the seat ends the stream.
+        if admitted(&knock, gate) {
+            let step = Step::Admitted(seat);
+            self.held.insert(knock.hop, Held { knock, step, lease });
         }
     }
 
@@ -136,20 +141,34 @@ impl HeldConnections {
         let Some(held) = self.held.remove(&captured.hop) else {
             return Some(captured);
         };
+        let lease = held.lease.clone();
+        let socket = AppStream::from(captured.socket).keeping(lease);
         match held.step {
             // If nobody takes it, the session has ended, and the socket is reset with it.
-            Step::Admitted(seat) => drop(seat.send(captured.socket.into())),
+            Step::Admitted(seat) => drop(seat.send(socket)),
             Step::Asked { forget, .. } => {
                 let step = Step::Asked {
                     forget,
-                    arrived: Some(captured.socket.into()),
+                    arrived: Some(socket),
                 };
-                let knock = held.knock;
-                self.held.insert(captured.hop, Held { knock, step });
+                self.held.insert(captured.hop, Held { step, ..held });
             }
         }
         None
     }
+}
+
+/// Lets a connection through. False if the application waits no more.
+fn admitted(knock: &Knock, gate: &mut Gate) -> bool {
+    gate.admit(knock).unwrap_or_else(|error| {
+        tracing::warn!(%error, app = %knock.app, "a held connection could not be let through; it waits for its retransmission");
+        true
+    })
+}
+
+/// Lets a connection through that need not wait for its target. Its socket comes as if it had never been held.
+fn let_through(knock: &Knock, gate: &mut Gate) {
+    admitted(knock, gate);
 }
 
 fn refuse(knock: &Knock, errno: i32, gate: &Gate) {

@@ -18,6 +18,7 @@ mod packets;
 mod peer;
 pub mod registry;
 mod reports;
+mod routes;
 mod runs;
 mod surveys;
 mod wake;
@@ -41,6 +42,7 @@ use crate::door::{Door, Doors};
 use crate::driver::{Command, Common};
 use crate::handshake::{Identity, IdentityPaths};
 use crate::link::{LinkMonitor, LinkSnapshot, MonitorConfig};
+use crate::names::Listening;
 use crate::policy::{Lanes, PolicyConfig, ServiceRule, ServiceRules, StandbyConfig};
 use crate::requests::RequestQueue;
 use crate::trace::Trace;
@@ -50,6 +52,7 @@ use captures::Captures;
 use commands::Shared;
 use peer::{Peer, PeerState};
 use registry::Registry;
+use routes::{Names, Routes};
 
 /// Time for a dialled transport to authenticate.
 const RESUME_TIMEOUT: Duration = Duration::from_secs(5);
@@ -76,6 +79,8 @@ struct Agent {
     admit: Arc<Semaphore>,
     tasks: JoinSet<()>,
     doors: Doors,
+    /// The port where questions about names are answered.
+    answering: Listening,
     _links: LinkMonitor,
 }
 
@@ -123,8 +128,20 @@ impl Agent {
         let addresses = accept_sessions(&config, &accepting, &mut tasks)?;
         let peers = keep_sessions(&config, &common, &session, &registry, &links, &mut tasks);
         let queues: Vec<_> = peers.iter().map(|p| Arc::clone(&p.requests)).collect();
-        let doors = open_doors(&config, &queues)?;
-        let captures = start_capture(&config, queues, links.subscribe()).await?;
+        let names = Names::open(&config, &common.identity.name().to_string())?;
+        let doors = open_doors(&config, &queues, names.as_ref())?;
+        let answering = match &names {
+            Some(names) => {
+                tasks.spawn(Arc::clone(&names.book).keep());
+                names.listen(&config)?
+            }
+            None => Listening::default(),
+        };
+        let routes = Routes::new(queues, names.clone());
+        for answering in routes.answering() {
+            tasks.spawn(answering);
+        }
+        let captures = start_capture(&config, routes, names.as_ref(), links.subscribe()).await?;
         let shared = Arc::new(Shared {
             file: path.to_owned(),
             config,
@@ -133,6 +150,7 @@ impl Agent {
             links: links.subscribe(),
             peers,
             captures,
+            names,
             addresses,
             started: Instant::now(),
             runs: runs::Runs::default(),
@@ -144,6 +162,7 @@ impl Agent {
             admit,
             tasks,
             doors,
+            answering,
             _links: links,
         })
     }
@@ -175,6 +194,7 @@ impl Agent {
     async fn drain(&mut self, terminate: &mut Signal, interrupt: &mut Signal) {
         self.admit.close();
         self.doors.close();
+        self.answering.close();
         if let Some(captures) = &self.shared.captures {
             // If the capture has ended already, nothing is captured any more.
             let _ = captures.detach_all().await;
@@ -223,6 +243,9 @@ impl Agent {
             tracing::warn!("not every peer has heard that this unit shuts down");
         }
         self.shared.runs.remove_all().await;
+        if let Some(names) = &self.shared.names {
+            names.book.save();
+        }
         self.tasks.abort_all();
         self.shared.common.trace.flush(FLUSH_TIMEOUT);
         // Best effort: the next agent replaces a socket that nobody listens on.
@@ -444,7 +467,11 @@ fn keep_sessions(
     handles
 }
 
-fn open_doors(config: &Config, queues: &[Arc<RequestQueue>]) -> anyhow::Result<Doors> {
+fn open_doors(
+    config: &Config,
+    queues: &[Arc<RequestQueue>],
+    names: Option<&Names>,
+) -> anyhow::Result<Doors> {
     let doors = config.listens.iter().map(|listen| Door {
         at: listen.at.clone(),
         leads: listen.leads.clone(),
@@ -452,6 +479,7 @@ fn open_doors(config: &Config, queues: &[Arc<RequestQueue>]) -> anyhow::Result<D
         group: listen.group.clone(),
         flow_idle: config.session.flow_idle,
         requests: Arc::clone(&queues[listen.peer]),
+        names: names.map(|names| Arc::clone(&names.book)),
     });
     Ok(Doors::open(doors)?)
 }
@@ -468,26 +496,45 @@ fn pin_at(rules: &[CaptureRule], bpffs: &Path) -> Option<PathBuf> {
     (must || may).then(|| bpffs.to_owned())
 }
 
+/// Whether the agent is of use without eBPF: its rules are for names alone, and it is asked for them at a port.
+fn serves_without_capture(config: &Config) -> bool {
+    let for_names = config.captures.iter().all(|c| !c.rule.names.is_empty());
+    for_names && !config.dns.listen.is_empty() && config.agent.capture_cgroups.is_empty()
+}
+
 async fn start_capture(
     config: &Config,
-    queues: Vec<Arc<RequestQueue>>,
+    routes: Routes,
+    names: Option<&Names>,
     links: watch::Receiver<Arc<LinkSnapshot>>,
 ) -> anyhow::Result<Option<Captures>> {
     if config.captures.is_empty() {
         return Ok(None);
     }
-    let rules: Vec<CaptureRule> = config.captures.iter().map(|c| c.rule.clone()).collect();
+    let mut rules: Vec<CaptureRule> = config.captures.iter().map(|c| c.rule.clone()).collect();
+    let reserved = names.and_then(Names::reserved);
+    if let Some(reserved) = reserved {
+        rules = crate::capture::reserve(&rules, &reserved);
+    }
     let log = tracing::level_filters::LevelFilter::current();
     runs::Runs::remove_stale();
     let orphans = Orphans::find(&config.agent.bpffs);
     let pin_at = pin_at(&rules, &config.agent.bpffs);
-    let capture = Capture::load(&CaptureConfig {
+    let loaded = Capture::load(&CaptureConfig {
         rules,
         log,
         gate: true,
+        names: reserved.is_some(),
         pin_at,
-    })?;
-    let captures = Captures::start(capture, queues, links);
+    });
+    let capture = match loaded {
+        Err(error) if serves_without_capture(config) => {
+            tracing::warn!(%error, "nothing is captured: captured names can be reached through doors alone");
+            return Ok(None);
+        }
+        loaded => loaded?,
+    };
+    let captures = Captures::start(capture, routes, links);
     for cgroup in &config.agent.capture_cgroups {
         captures
             .attach(cgroup, &Filter::default())

@@ -8,8 +8,8 @@ use std::{
 };
 
 use session_ebpf_common::{
-    HANDSHAKES_ADMITTED, PortRule, RULE_FAIL_CLOSED, Words, action, is_for_many, is_local,
-    is_of_one_link,
+    DNS_PORT, HANDSHAKES_ADMITTED, NAMED_PEER, NAMES_ON, PortRule, RULE_FAIL_CLOSED, Words, action,
+    is_for_many, is_local, is_of_one_link,
 };
 
 use super::{
@@ -77,9 +77,12 @@ pub(super) fn explain(
     let attachment = cgroup
         .ancestors()
         .find(|path| attached.iter().any(|held| held == path));
-    let exempt = exempt(question);
+    let asks_names = kernel.asks_names(question);
+    let exempt = if asks_names { None } else { exempt(question) };
     let entry = match exempt {
         Some(_) => None,
+        // No rule is for addresses of this host.
+        None if is_local(&words(question.to.ip())) => None,
         None => kernel.tables.decide(question).map_err(failed)?,
     };
     let filter = filter_of(kernel, cgroup, question.to)?;
@@ -89,6 +92,7 @@ pub(super) fn explain(
         own,
         attached: attachment.is_some(),
         exempt,
+        asks_names,
         entry,
         left_out: matches!(filter, Some((_, false))),
         question,
@@ -109,6 +113,15 @@ pub(super) fn explain(
         filter,
         listens: matches!(reach, Reach::Open { .. }),
     })
+}
+
+impl Kernel {
+    /// Whether the programs take it because it asks about names.
+    fn asks_names(&self, question: &Question) -> bool {
+        self.settings().names == NAMES_ON
+            && question.to.port() == DNS_PORT
+            && !is_of_one_link(&words(question.to.ip()))
+    }
 }
 
 /// The filter that holds in a cgroup: from the root on, the first that there is, as the programs do. What has no name
@@ -184,6 +197,8 @@ struct Case<'a> {
     own: bool,
     attached: bool,
     exempt: Option<&'static str>,
+    /// Whether it is a connection to a resolver, of which the agent takes all.
+    asks_names: bool,
     entry: Option<PortRule>,
     left_out: bool,
     question: &'a Question,
@@ -199,6 +214,19 @@ impl Case<'_> {
         if let Some(why) = self.exempt {
             return direct(why);
         }
+        if self.asks_names
+            && self
+                .entry
+                .is_none_or(|entry| entry.action == action::DIRECT)
+        {
+            return match self.obstacle() {
+                None => (
+                    Verdict::Capture,
+                    "it asks about names, which the agent answers or hands on".to_owned(),
+                ),
+                Some(why) => direct(&why),
+            };
+        }
         let Some(entry) = self.entry else {
             return direct("no rule matches");
         };
@@ -211,7 +239,7 @@ impl Case<'_> {
 
     fn captured(&self, entry: PortRule) -> (Verdict, String) {
         let direct = |why: &str| (Verdict::Direct, why.to_owned());
-        if self.left_out {
+        if self.left_out && !self.asks_names && entry.peer != NAMED_PEER {
             return direct("its rule captures it, but the filter of its command leaves it out");
         }
         match self.obstacle() {
@@ -273,7 +301,8 @@ impl Case<'_> {
         let Some(entry) = self.entry.filter(|_| asked) else {
             return Verdict::Direct;
         };
-        let captured = entry.action == action::CAPTURE && !self.left_out;
+        let kept = !self.left_out || entry.peer == NAMED_PEER;
+        let captured = entry.action == action::CAPTURE && kept;
         let closed = captured && entry.flags & RULE_FAIL_CLOSED != 0;
         if closed || entry.action == action::REFUSE {
             Verdict::Refuse

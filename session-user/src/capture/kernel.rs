@@ -19,7 +19,8 @@ use aya::{
 };
 use aya_log::EbpfLogger;
 use session_ebpf_common::{
-    DEVICES_MAX, FlowKey, GATE_ON, NAME_BYTES, Namespace, Original, Ports, Settings, counter,
+    DEVICES_MAX, FlowKey, GATE_ON, NAME_BYTES, NAMES_ON, Namespace, Original, Ports, Settings,
+    counter,
 };
 use tracing::level_filters::LevelFilter;
 
@@ -161,8 +162,9 @@ impl Kernel {
             udp_mark: 0,
             gate: if gate { GATE_ON } else { 0 },
             filters: 0,
+            names: 0,
             usual,
-            padding: 0,
+            padding: [0; 3],
         };
         let mut kernel = Self {
             ids: Some(ids(&mut ebpf)?),
@@ -345,6 +347,12 @@ impl Kernel {
             self.devices.insert(index, bytes, 0).map_err(failed)?;
         }
         Ok(())
+    }
+
+    /// Whether questions about names go to the agent.
+    pub fn set_names(&mut self, on: bool) -> Result<(), CaptureError> {
+        self.settings.1.names = if on { NAMES_ON } else { 0 };
+        self.tell_settings()
     }
 
     /// Removes the filter of a cgroup that is not captured any more.

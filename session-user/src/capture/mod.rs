@@ -57,16 +57,17 @@ pub use filter::{Destination, Filter, FilterError};
 pub use gate::{Gate, GateEvent, Hop, Knock};
 pub use kernel::Counters;
 pub use netns::NamespaceError;
-pub use policy::{RuleError, check};
+pub use policy::{RuleError, check, reserve};
 pub use probe::{Check, probe};
 pub use programs::names as program_names;
 pub use rule::{Action, CaptureRule, Protocol, Protocols, Question};
 pub use scope::Scope;
 pub use session_ebpf_common::Newcomer;
 pub use survey::{Survey, Surveyed};
-pub use udp::Datagrams;
+pub use udp::{Datagrams, FlowWay, FlowWays};
 
 pub use pins::{Orphans, can_pin};
+pub use session_ebpf_common::{DNS_PEER, DNS_PORT, NAMED_PEER};
 
 use injector::Injector;
 use kernel::Kernel;
@@ -87,6 +88,9 @@ pub struct CaptureConfig {
     /// Hold each connection's SYN until the agent has heard from the target: see [`Capture::take_gate`]. Where this
     /// process may not send raw packets (CAP_NET_RAW) connections succeed at once instead.
     pub gate: bool,
+    /// Take TCP connections to port 53 of any address, loopback included, which are questions about names: to
+    /// [`DNS_PEER`], or to the peer of the rule that captures that address.
+    pub names: bool,
     /// Where a BPF file system is mounted, for rules that refuse: programs are pinned there, so that they refuse after
     /// this process was killed. Without it they end with it.
     pub pin_at: Option<PathBuf>,
@@ -98,6 +102,7 @@ impl Default for CaptureConfig {
             rules: Vec::new(),
             log: LevelFilter::WARN,
             gate: false,
+            names: false,
             pin_at: None,
         }
     }
@@ -168,6 +173,7 @@ impl Capture {
         let mut udp = udp::Half::open(&mut kernel)?;
         kernel.set_rules(&config.rules)?;
         udp.follow(&mut kernel, &config.rules)?;
+        kernel.set_names(config.names)?;
         let marker = Marker::open()?;
         kernel.show_life(&marker)?;
         let namespaces = Namespaces::begin(&mut kernel, own, sockets, elsewhere)?;

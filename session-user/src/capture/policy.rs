@@ -14,8 +14,8 @@ use std::{
 
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use session_ebpf_common::{
-    POLICY_RULES_MAX, POLICY_SLOTS, PREFIXES_MAX, Policy, PortRule, RULE_EARLY, RULE_FAIL_CLOSED,
-    action,
+    NAMED_PEER, POLICY_RULES_MAX, POLICY_SLOTS, PREFIXES_MAX, Policy, PortRule, RULE_EARLY,
+    RULE_FAIL_CLOSED, action,
 };
 use thiserror::Error;
 
@@ -96,6 +96,26 @@ pub struct Compiled {
     pub v4: BTreeMap<Ipv4Net, Arc<Policy>>,
     /// IPv6 prefixes.
     pub v6: BTreeMap<Ipv6Net, Arc<Policy>>,
+}
+
+/// The rules with one more behind them, which takes everything to the `reserved` ranges to the agent: their addresses
+/// stand for names, so no other rule is for them, and nothing goes there directly, also when the agent is dead. The
+/// rules keep their positions.
+pub fn reserve(rules: &[CaptureRule], reserved: &[IpNet]) -> Vec<CaptureRule> {
+    let mut rules = rules.to_vec();
+    for rule in rules.iter_mut().filter(|rule| rule.names.is_empty()) {
+        rule.except.extend(reserved);
+    }
+    rules.push(CaptureRule {
+        to: reserved.to_vec(),
+        action: Action::Capture {
+            peer: NAMED_PEER,
+            fail_closed: true,
+            early: false,
+        },
+        ..CaptureRule::capture(NAMED_PEER)
+    });
+    rules
 }
 
 /// Whether rules can be given to the kernel.
@@ -205,7 +225,7 @@ impl<'a> Index<'a> {
 }
 
 fn check_one(number: usize, rule: &CaptureRule) -> Result<(), RuleError> {
-    if rule.to.is_empty() {
+    if rule.to.is_empty() && rule.names.is_empty() {
         return Err(RuleError::NoDestination { rule: number });
     }
     let ports = rule
@@ -396,6 +416,40 @@ mod tests {
     }
 
     #[test]
+    fn reserved_ranges_are_the_agents_alone() {
+        let names = CaptureRule {
+            names: vec!["*.corp.example".to_owned()],
+            ..CaptureRule::capture(7)
+        };
+        let direct = CaptureRule {
+            action: Action::Direct,
+            ..rule(&["198.18.5.0/24"], &[], &[], 0)
+        };
+        let rules = [direct, names, rule(&["0.0.0.0/0", "::/0"], &[], &[], 1)];
+        let nets = ["198.18.0.0/15", "fd00:1:2:3::/64"].map(|net| net.parse().unwrap());
+        let reserved = reserve(&rules, &nets);
+        let compiled = compile(&reserved).unwrap();
+        let peer = |addr: &str| lookup(&compiled, addr.parse().unwrap(), 443);
+        for stands_for_a_name in ["198.18.5.1", "198.19.255.255", "fd00:1:2:3::1"] {
+            assert_eq!(peer(stands_for_a_name), Some(NAMED_PEER));
+        }
+        assert_eq!(
+            (peer("198.20.0.1"), peer("fd00:1:2:4::1")),
+            (Some(1), Some(1))
+        );
+        let question = Question {
+            to: "198.18.5.1:443".parse().unwrap(),
+            uid: 0,
+            protocol: Protocol::Udp,
+        };
+        let entry = decide(&compiled, &question).unwrap();
+        assert_eq!(
+            (entry.flags, usize::from(entry.rule)),
+            (RULE_FAIL_CLOSED, rules.len())
+        );
+    }
+
+    #[test]
     fn the_first_rule_wins_over_a_longer_prefix() {
         let direct = CaptureRule {
             action: Action::Direct,
@@ -524,6 +578,7 @@ mod tests {
         (nets(1), nets(0), ports, uids, protocols, action).prop_map(
             |(to, except, ports, uids, protocols, action)| CaptureRule {
                 to,
+                names: Vec::new(),
                 except,
                 ports,
                 protocols,

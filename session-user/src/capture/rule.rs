@@ -11,6 +11,9 @@ use session_ebpf_common::protocol;
 pub struct CaptureRule {
     /// Destinations. v4-mapped IPv6 prefixes mean IPv4.
     pub to: Vec<IpNet>,
+    /// Names of destinations, in lower case, as patterns; a rule has these or `to`. What the agent answers for them
+    /// leads to a reserved range ([`super::reserve`]).
+    pub names: Vec<String>,
     /// Destinations inside `to` that this rule is not for (another rule may still be).
     pub except: Vec<IpNet>,
     /// Destination ports; empty means all.
@@ -120,6 +123,7 @@ impl CaptureRule {
     pub fn capture(peer: u32) -> Self {
         Self {
             to: Vec::new(),
+            names: Vec::new(),
             except: Vec::new(),
             ports: Vec::new(),
             protocols: Protocols::Both,
@@ -140,6 +144,12 @@ impl CaptureRule {
         fail_closed
     }
 
+    /// Whether it holds for a port and a protocol.
+    pub fn holds(&self, port: u16, protocol: Protocol) -> bool {
+        let ports = self.ports.is_empty() || self.ports.iter().any(|range| range.contains(&port));
+        ports && self.protocols.bits() & protocol.bit() != 0
+    }
+
     /// Whether it matches every connection to its destinations.
     pub(super) fn takes_all(&self) -> bool {
         self.ports.is_empty() && self.uids.is_empty() && self.protocols == Protocols::Both
@@ -155,6 +165,9 @@ impl CaptureRule {
                 Protocol::Udp => "tcp",
             };
             return Some(format!("it is for {other} alone"));
+        }
+        if !self.names.is_empty() {
+            return Some(format!("it is for names: {}", strings(&self.names)));
         }
         if !self.to.iter().any(|net| inside(&net)) {
             return Some(format!("{ip} is not in {}", list(&self.to)));
@@ -176,7 +189,11 @@ impl CaptureRule {
 /// What it says, as it would be typed, in one line.
 impl fmt::Display for CaptureRule {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} to {}", self.action, list(&self.to))?;
+        if self.names.is_empty() {
+            write!(f, "{} to {}", self.action, list(&self.to))?;
+        } else {
+            write!(f, "{} names {}", self.action, strings(&self.names))?;
+        }
         if !self.except.is_empty() {
             write!(f, " except {}", list(&self.except))?;
         }
@@ -200,6 +217,10 @@ const NAMED_MAX: usize = 4;
 
 fn list(nets: &[IpNet]) -> String {
     some(nets.iter().map(IpNet::to_string), nets.len())
+}
+
+fn strings(texts: &[String]) -> String {
+    some(texts.iter().cloned(), texts.len())
 }
 
 fn ranges<T: PartialEq + fmt::Display>(ranges: &[RangeInclusive<T>]) -> String {

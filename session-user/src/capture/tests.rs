@@ -7,5 +7,6 @@ mod elsewhere;
 mod flows;
 pub(super) mod harness;
 mod lifecycle;
+mod names;
 mod namespaces;
 mod rules;

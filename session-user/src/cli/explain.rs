@@ -11,14 +11,15 @@ use super::exit::{Exit, Failure};
 use super::remote::{ask, json, unexpected};
 use crate::capture::{Protocol, Verdict};
 use crate::control::{
-    Asked, ExplainReport, PeerReport, Request, Response, ServiceReport, TARGETS_MAX, TargetReport,
+    Asked, ExplainReport, NameReport, PeerReport, Request, Response, ServiceReport, TARGETS_MAX,
+    TargetReport,
 };
 use crate::stdio::print;
 
 /// What is asked about.
 #[derive(Debug, clap::Args)]
 pub struct Question {
-    /// Where the connection goes: HOST:PORT, an IPv6 address in brackets. A name is resolved as this host does.
+    /// Where the connection goes: HOST:PORT, an IPv6 address in brackets. A name that no rule captures is resolved as this host does.
     #[arg(value_name = "HOST:PORT")]
     target: Target,
     /// Of a process in this cgroup; without it, in the one that this command is in.
@@ -98,26 +99,39 @@ struct Explained<'a> {
 pub fn explain(control: &Path, question: Question, as_json: bool) -> Result<ExitCode, Failure> {
     let target = question.target;
     let literal = target.host.parse().ok();
-    let targets = match literal {
-        Some(ip) => vec![SocketAddr::new(ip, target.port)],
-        None => resolve(&target)?,
+    let about = |name, targets| {
+        let asked = Asked {
+            name,
+            targets,
+            protocol: question.protocol,
+            cgroup: question.cgroup.clone(),
+            uid: question.uid,
+        };
+        match ask(control, &Request::Explain(asked))? {
+            Response::Explained(report) => Ok(report),
+            _ => Err(unexpected()),
+        }
     };
-    let request = Request::Explain(Asked {
-        targets,
-        protocol: question.protocol,
-        cgroup: question.cgroup,
-        uid: question.uid,
-    });
-    let Response::Explained(report) = ask(control, &request)? else {
-        return Err(unexpected());
+    let mut report = match literal {
+        Some(ip) => about(None, vec![SocketAddr::new(ip, target.port)])?,
+        None => about(Some((target.host.clone(), target.port)), Vec::new())?,
     };
-    let resolved = literal.is_none();
+    let verdict = report.name.as_ref().map(|name| name.verdict);
+    let resolved = literal.is_none() && matches!(verdict, None | Some(Verdict::Direct));
+    if resolved {
+        let name = report.name.take();
+        report = about(None, resolve(&target)?)?;
+        report.name = name;
+    }
     if as_json {
         return json(&Explained {
             target: &target.text,
             resolved,
             report: &report,
         });
+    }
+    if let Some(name) = &report.name {
+        print(&name_text(name));
     }
     if resolved {
         let found: Vec<String> = report
@@ -158,12 +172,37 @@ fn resolve(target: &Target) -> Result<Vec<SocketAddr>, Failure> {
     Ok(addresses)
 }
 
+/// What becomes of a question about a name.
+fn name_text(name: &NameReport) -> String {
+    let mut out = format!("name {}\n", name.name);
+    let mut line = |key: &str, value: String| out.push_str(&format!("  {key:<10}{value}\n"));
+    let addresses: Vec<String> = name.addresses.iter().map(ToString::to_string).collect();
+    let verdict = match name.verdict {
+        Verdict::Capture => format!("capture: it is answered with {}", addresses.join(", ")),
+        Verdict::Refuse => "refuse: it is said not to exist".to_owned(),
+        Verdict::Direct => "direct: its question goes to the resolver that it is for".to_owned(),
+    };
+    line("verdict", verdict);
+    match &name.rule {
+        Some(rule) => {
+            let place = format!("{}:{}", rule.file.display(), rule.line);
+            line("rule", format!("{}  {}  ({place})", rule.number, rule.says));
+        }
+        None => line("rule", "none".to_owned()),
+    }
+    out.push('\n');
+    out
+}
+
 fn text(report: &ExplainReport, t: &TargetReport) -> String {
     let mut out = format!(
         "{} {}, uid {}, cgroup {}\n",
         report.protocol, t.address, report.uid, report.cgroup
     );
     let mut line = |key: &str, value: String| out.push_str(&format!("  {key:<10}{value}\n"));
+    if let Some(name) = &t.name {
+        line("name", name.clone());
+    }
     line("verdict", format!("{}: {}", t.verdict, t.reason));
     match &t.rule {
         Some(rule) => {

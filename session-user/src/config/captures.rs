@@ -2,6 +2,7 @@
 
 use std::ops::RangeInclusive;
 
+use ipnet::IpNet;
 use nix::unistd::User;
 use toml::Spanned;
 
@@ -38,14 +39,7 @@ fn capture(
 ) -> Result<Capture> {
     let raw = spanned.get_ref();
     let action = action(source, spanned, peers)?;
-    let to = source.all("capture.to", raw.to.get_ref(), network)?;
-    if to.is_empty() {
-        return Err(source.error(
-            &raw.to.span(),
-            "capture.to",
-            "expected at least one network",
-        ));
-    }
+    let (to, names) = destinations(source, spanned)?;
     let mut ports = source.all("capture.ports", &raw.ports, ports)?;
     // Port 0 is none that anybody connects to.
     if ports.contains(&(1..=u16::MAX)) {
@@ -66,6 +60,7 @@ fn capture(
     Ok(Capture {
         rule: CaptureRule {
             to,
+            names,
             except: source.all("capture.except", &raw.except, network)?,
             ports,
             protocols,
@@ -74,6 +69,86 @@ fn capture(
         },
         line: source.line(&spanned.span()),
     })
+}
+
+/// Networks or names.
+fn destinations(
+    source: &Source<'_>,
+    spanned: &Spanned<raw::Capture>,
+) -> Result<(Vec<IpNet>, Vec<String>)> {
+    let raw = spanned.get_ref();
+    let (key, typed) = match (&raw.to, &raw.names) {
+        (Some(to), None) => ("capture.to", to),
+        (None, Some(names)) => ("capture.names", names),
+        (Some(_), Some(names)) => {
+            let what = "a rule is for networks or for names: give the names a rule of their own";
+            return Err(source.error(&names.span(), "capture.names", what));
+        }
+        (None, None) => {
+            let what = "expected `to` with networks, or `names`";
+            return Err(source.error(&spanned.span(), "capture.to", what));
+        }
+    };
+    if typed.get_ref().is_empty() {
+        let what = match raw.names {
+            Some(_) => "expected at least one name, such as \"*.corp.example\"",
+            None => "expected at least one network",
+        };
+        return Err(source.error(&typed.span(), key, what));
+    }
+    if raw.names.is_none() {
+        return Ok((source.all(key, typed.get_ref(), network)?, Vec::new()));
+    }
+    allowed_with_names(source, raw)?;
+    Ok((Vec::new(), source.all(key, typed.get_ref(), pattern)?))
+}
+
+/// What a rule for names may not have beside them: it decides when a name is asked for, before anybody connects.
+fn allowed_with_names(source: &Source<'_>, raw: &raw::Capture) -> Result<()> {
+    let wrong = |text: Option<&raw::Text>, key: &str, what: &str| match text {
+        Some(text) => Err(source.error(&text.span(), key, what)),
+        None => Ok(()),
+    };
+    wrong(
+        raw.except.first(),
+        "capture.except",
+        "it is for networks; put a rule with action = \"direct\" for the other names before this one",
+    )?;
+    wrong(
+        raw.uids.first(),
+        "capture.uids",
+        "whoever asks for a name, the answer is the same: a rule for names is for all users",
+    )?;
+    if raw
+        .action
+        .as_ref()
+        .is_some_and(|a| a.get_ref() != "capture")
+    {
+        let what = "a name is refused or let go when it is asked for, for every port and protocol: leave it out";
+        wrong(raw.ports.first(), "capture.ports", what)?;
+        wrong(raw.protocol.as_ref(), "capture.protocol", what)?;
+    }
+    let direct = |text: &&raw::Text| text.get_ref() == "direct";
+    wrong(
+        raw.when_agent_dead.as_ref().filter(direct),
+        "capture.when_agent_dead",
+        "names are captured because nobody but the peer knows them: without the agent they are always refused",
+    )
+}
+
+/// A name or a pattern of names, in lower case and without the dot at its end.
+fn pattern(text: &str) -> std::result::Result<String, String> {
+    let plain = text.strip_suffix('.').unwrap_or(text);
+    let fits = |label: &str| {
+        let of_name = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_' | b'*' | b'?');
+        (1..=63).contains(&label.len()) && label.bytes().all(of_name)
+    };
+    if plain.len() > 253 || !plain.split('.').all(fits) {
+        return Err(format!(
+            "`{text}` is not a name, such as \"db.corp.example\", nor a pattern, such as \"*.corp.example\""
+        ));
+    }
+    Ok(plain.to_ascii_lowercase())
 }
 
 /// What is done, with what belongs to it: a peer and `when_agent_dead` to a capture, and to nothing else.
@@ -130,7 +205,7 @@ fn captured(
     let fail_closed = source.or(
         "capture.when_agent_dead",
         raw.when_agent_dead.as_ref(),
-        false,
+        raw.names.is_some(),
         |text| match text {
             "direct" => Ok(false),
             "refuse" => Ok(true),

@@ -4,6 +4,7 @@
 //! names the file, the line, the key and what was expected.
 
 mod captures;
+mod dns;
 mod listen;
 mod raw;
 mod sections;
@@ -15,11 +16,13 @@ use std::path::Path;
 use std::time::Duration;
 
 use captures::captures;
+use dns::dns;
 use listen::listens;
 use sections::{accept, peers, session, streams, transport};
 use source::Source;
 pub use types::{
-    Accept, Agent, Capture, Identity, Lanes, Links, Listen, Peer, Session, Stream, Trace, Transport,
+    Accept, Agent, Capture, Dns, Identity, Lanes, Links, Listen, Peer, Session, Stream, Trace,
+    Transport,
 };
 pub use units::{duration, size};
 
@@ -58,6 +61,8 @@ pub struct Config {
     pub peers: Vec<Peer>,
     /// What to capture, and what not: the first that matches decides.
     pub captures: Vec<Capture>,
+    /// How questions about names are answered.
+    pub dns: Dns,
     /// Doors for applications that are not captured.
     pub listens: Vec<Listen>,
     /// How streams use the links.
@@ -125,6 +130,7 @@ impl Config {
                 bpffs: raw.agent.bpffs.unwrap_or_else(|| DEFAULT_BPFFS.into()),
             },
             captures: captures(&source, &raw.capture, &peers)?,
+            dns: dns(&source, &raw.dns)?,
             listens: listens(&source, &raw.listen, &peers)?,
             peers,
             links: Links {

@@ -18,6 +18,8 @@ pub(super) struct Raw {
     #[serde(default)]
     pub capture: Vec<Spanned<Capture>>,
     #[serde(default)]
+    pub dns: Dns,
+    #[serde(default)]
     pub listen: Vec<Listen>,
     #[serde(default)]
     pub stream: Vec<Spanned<Stream>>,
@@ -66,7 +68,8 @@ pub(super) struct Peer {
 pub(super) struct Capture {
     pub action: Option<Text>,
     pub peer: Option<Text>,
-    pub to: Spanned<Vec<Text>>,
+    pub to: Option<Spanned<Vec<Text>>>,
+    pub names: Option<Spanned<Vec<Text>>>,
     #[serde(default)]
     pub except: Vec<Text>,
     #[serde(default)]
@@ -76,6 +79,21 @@ pub(super) struct Capture {
     pub uids: Vec<Text>,
     pub when_agent_dead: Option<Text>,
     pub connect: Option<Text>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Dns {
+    #[serde(default)]
+    pub listen: Vec<Text>,
+    #[serde(default)]
+    pub from: Vec<Text>,
+    #[serde(default)]
+    pub upstream: Vec<Text>,
+    pub range4: Option<Text>,
+    pub range6: Option<Text>,
+    pub ttl: Option<Text>,
+    pub state: Option<PathBuf>,
 }
 
 #[derive(Debug, Deserialize)]

@@ -199,3 +199,78 @@ proptest! {
         let _ = Config::parse(&format!("{}{text}", &whole[..cut]), "t");
     }
 }
+
+#[test]
+fn rules_for_names_are_read_and_their_mistakes_told() {
+    let text = format!(
+        "{IDENTITY}{GATEWAY}[[capture]]\npeer = \"gw\"\nnames = [\"*.Corp.example.\", \"corp.example\"]\nports = [\"443\"]\n\
+         [[capture]]\naction = \"refuse\"\nnames = [\"ads.*\"]\n"
+    );
+    let config = Config::parse(&text, "test.toml").unwrap();
+    let rule = &config.captures[0].rule;
+    assert_eq!(rule.names, ["*.corp.example", "corp.example"]);
+    assert!(rule.is_fail_closed() && rule.to.is_empty());
+    assert_eq!(
+        rule.to_string(),
+        "capture names *.corp.example, corp.example ports 443"
+    );
+    assert_eq!(config.dns.range4.to_string(), "198.18.0.0/15");
+    assert_eq!((config.dns.range6, config.dns.ttl.as_secs()), (None, 60));
+    for (rest, expected) in [
+        (
+            "[[capture]]\npeer = \"gw\"\n",
+            "8: capture.to: expected `to` with networks, or `names`",
+        ),
+        (
+            "[[capture]]\npeer = \"gw\"\nto = [\"10.0.0.0/8\"]\nnames = [\"a\"]\n",
+            "11: capture.names: a rule is for networks or for names",
+        ),
+        (
+            "[[capture]]\npeer = \"gw\"\nnames = []\n",
+            "10: capture.names: expected at least one name",
+        ),
+        (
+            "[[capture]]\npeer = \"gw\"\nnames = [\"a b\"]\n",
+            "10: capture.names: `a b` is not a name",
+        ),
+        (
+            "[[capture]]\npeer = \"gw\"\nnames = [\"a..b\"]\n",
+            "10: capture.names: `a..b` is not a name",
+        ),
+        (
+            "[[capture]]\npeer = \"gw\"\nnames = [\"a\"]\nexcept = [\"10.0.0.0/8\"]\n",
+            "11: capture.except: it is for networks",
+        ),
+        (
+            "[[capture]]\npeer = \"gw\"\nnames = [\"a\"]\nuids = [\"7\"]\n",
+            "11: capture.uids: whoever asks",
+        ),
+        (
+            "[[capture]]\naction = \"direct\"\nnames = [\"a\"]\nports = [\"7\"]\n",
+            "11: capture.ports: a name is refused or let go",
+        ),
+        (
+            "[[capture]]\npeer = \"gw\"\nnames = [\"a\"]\nwhen_agent_dead = \"direct\"\n",
+            "11: capture.when_agent_dead: names are captured because",
+        ),
+        (
+            "[dns]\nrange4 = \"10.0.0.0/25\"\n",
+            "9: dns.range4: `10.0.0.0/25` is not a network",
+        ),
+        ("[dns]\nrange4 = \"127.0.0.0/8\"\n", "9: dns.range4: "),
+        ("[dns]\nrange6 = \"fe80::/64\"\n", "9: dns.range6: "),
+        ("[dns]\nttl = \"2h\"\n", "9: dns.ttl: `2h` is not between"),
+        (
+            "[dns]\nlisten = [\"0.0.0.0:53\"]\n",
+            "9: dns.listen: `0.0.0.0:53` is no address of this host",
+        ),
+        ("[dns]\nfrom = [\"10.0.0.0/8\"]\n", "9: dns.from: "),
+    ] {
+        let got = error(&format!("{GATEWAY}{rest}"));
+        let expected = format!("test.toml:{expected}");
+        assert!(
+            got.starts_with(&expected),
+            "for {rest:?}\n     got {got}\nexpected {expected}"
+        );
+    }
+}

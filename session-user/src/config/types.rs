@@ -5,7 +5,7 @@ use std::ops::RangeInclusive;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use ipnet::IpNet;
+use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use session_proto::wire::Service;
 
 use crate::capture::CaptureRule;
@@ -57,6 +57,25 @@ pub struct Capture {
     pub rule: CaptureRule,
     /// Its line in the file, from 1.
     pub line: usize,
+}
+
+/// How the agent answers questions about names.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Dns {
+    /// Where it answers whoever asks, over UDP and TCP, beside the questions of captured applications.
+    pub listen: Vec<SocketAddr>,
+    /// Who may ask there, beside this host.
+    pub from: Vec<IpNet>,
+    /// The resolvers for what is asked there and is not captured; empty means those of /etc/resolv.conf.
+    pub upstream: Vec<SocketAddr>,
+    /// IPv4 addresses that stand for names.
+    pub range4: Ipv4Net,
+    /// IPv6 addresses that stand for names; without it, some that are this unit's own.
+    pub range6: Option<Ipv6Net>,
+    /// How long an answer may be remembered.
+    pub ttl: Duration,
+    /// Folder in which it is remembered which address stands for which name.
+    pub state: PathBuf,
 }
 
 /// A door for applications that are not captured.

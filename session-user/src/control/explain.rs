@@ -1,6 +1,6 @@
 //! What becomes of a connection, as the agent tells it.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
@@ -14,6 +14,10 @@ pub const TARGETS_MAX: usize = 64;
 /// What is asked about.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Asked {
+    /// A name and a port: if the name is captured, its reserved addresses are asked about; else `targets` are, and there
+    /// need not be any.
+    #[serde(default)]
+    pub name: Option<(String, u16)>,
     /// Where the connections want to go; at most [`TARGETS_MAX`].
     pub targets: Vec<SocketAddr>,
     /// Over what.
@@ -39,8 +43,25 @@ pub struct ExplainReport {
     pub filter: Option<String>,
     /// What else is to be known, in words.
     pub note: Option<String>,
+    /// What becomes of the name that was asked about; `None` where no rule is for names.
+    #[serde(default)]
+    pub name: Option<NameReport>,
     /// One for each address, in the order in which they were asked about.
     pub targets: Vec<TargetReport>,
+}
+
+/// What becomes of a name when a captured application asks for it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NameReport {
+    /// In lower case, without the dot at its end.
+    pub name: String,
+    /// `Capture`: it is answered with reserved addresses; `Refuse`: it is said not to exist; `Direct`: its question goes
+    /// to the resolver that it is for.
+    pub verdict: Verdict,
+    /// The rule that decides; `None` if none matches.
+    pub rule: Option<RuleReport>,
+    /// The addresses that stand for it.
+    pub addresses: Vec<IpAddr>,
 }
 
 /// What becomes of one connection.
@@ -48,6 +69,9 @@ pub struct ExplainReport {
 pub struct TargetReport {
     /// Where it wants to go; v4-mapped addresses are shown as IPv4.
     pub address: SocketAddr,
+    /// The name that its address stands for.
+    #[serde(default)]
+    pub name: Option<String>,
     /// What becomes of it now.
     pub verdict: Verdict,
     /// Why, in words.

@@ -11,7 +11,8 @@ mod types;
 
 pub use client::{Client, ClientError};
 pub use explain::{
-    Asked, ExplainReport, PassedReport, RuleReport, ServiceReport, TARGETS_MAX, TargetReport,
+    Asked, ExplainReport, NameReport, PassedReport, RuleReport, ServiceReport, TARGETS_MAX,
+    TargetReport,
 };
 pub use permit::{Credentials, Permissions};
 pub use server::{ControlHandler, listen, serve};

@@ -40,6 +40,7 @@ fn run() -> Request {
 
 fn explain() -> Request {
     Request::Explain(Asked {
+        name: None,
         targets: vec!["192.0.2.1:80".parse().unwrap()],
         protocol: Default::default(),
         cgroup: None,

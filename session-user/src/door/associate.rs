@@ -85,7 +85,7 @@ impl Association {
         loop {
             tokio::select! {
                 received = self.socket.recv_from(&mut room) => match received {
-                    Ok((n, from)) => self.take(from, &room[..n], &mut open).await,
+                    Ok((n, from)) => self.take(from, &room[..n], door, &mut open).await,
                     Err(error) => tracing::debug!(client = %self.client, %error, "receiving datagrams"),
                 },
                 read = connection.read(&mut byte) => match read {
@@ -98,7 +98,13 @@ impl Association {
         }
     }
 
-    async fn take(&mut self, from: SocketAddr, data: &[u8], open: &mut Conversations<Target>) {
+    async fn take(
+        &mut self,
+        from: SocketAddr,
+        data: &[u8],
+        door: &Door,
+        open: &mut Conversations<Target>,
+    ) {
         let known = from.ip().to_canonical() == self.client;
         if !known || (self.port != 0 && self.port != from.port()) {
             return;
@@ -110,7 +116,8 @@ impl Association {
         let Some(header) = header_of(&target) else {
             return;
         };
-        let Some(target) = target_of(target) else {
+        // An address that stands for no name leads nowhere, which SOCKS5 cannot tell.
+        let Some(target) = target_of(target).and_then(|target| door.meant(target).ok()) else {
             return;
         };
         self.port = from.port();

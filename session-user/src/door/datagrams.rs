@@ -265,6 +265,7 @@ mod tests {
             group: None,
             flow_idle: Duration::from_secs(60),
             requests: Arc::clone(&requests),
+            names: None,
         };
         let keeping = tokio::spawn(keep(socket, Arc::new(door), target.clone()));
         let clients = [

@@ -21,6 +21,7 @@ use session_proto::wire::Target;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
 use tokio::task::JoinSet;
 
+use crate::names::Book;
 use crate::requests::{Answer, AppStream, Asker, RequestQueue, StreamRequest, Supply};
 use listener::{Client, Listener};
 
@@ -90,6 +91,8 @@ pub struct Door {
     pub flow_idle: Duration,
     /// Streams and flows for the peer that carries what comes through it.
     pub requests: Arc<RequestQueue>,
+    /// Addresses that stand for names, for clients who resolve before they ask.
+    pub names: Option<Arc<Book>>,
 }
 
 /// A door that cannot be opened.
@@ -223,6 +226,10 @@ impl Door {
         permit: OwnedSemaphorePermit,
     ) -> Option<Answer> {
         drop(permit);
+        let target = match self.meant(target) {
+            Ok(target) => target,
+            Err(errno) => return Some(Answer::Refused(errno)),
+        };
         let (asker, answer) = Asker::new();
         let request = StreamRequest {
             target,
@@ -234,6 +241,14 @@ impl Door {
         match tokio::time::timeout(ANSWER_TIMEOUT, answer).await {
             Ok(answer) => answer.ok(),
             Err(_) => Some(Answer::Refused(libc::ETIMEDOUT)),
+        }
+    }
+
+    /// What a client means by `target`; an error is an errno.
+    fn meant(&self, target: Target) -> Result<Target, i32> {
+        match &self.names {
+            None => Ok(target),
+            Some(names) => names.target_of(target),
         }
     }
 

@@ -1,15 +1,16 @@
 //! The application's end of a stream.
 
+use std::any::Any;
 use std::io::{self, IoSlice};
 use std::net::{Shutdown, SocketAddr};
 use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use bytes::{Buf, BufMut, Bytes};
 use socket2::SockRef;
-use tokio::io::Interest;
+use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf};
 use tokio::net::{TcpStream, UnixStream};
 
 /// A connected stream socket of an application, or of a target.
@@ -20,6 +21,9 @@ pub struct AppStream {
     read_already: Bytes,
     /// Waits for an error where nobody reads any more.
     watch: Option<ErrorWatch>,
+    /// What must live as long as the connection does.
+    #[expect(dead_code, reason = "dropped with it, not read")]
+    kept: Option<Box<dyn Any + Send + Sync>>,
 }
 
 /// Ends when the socket has an error.
@@ -55,6 +59,14 @@ impl AppStream {
     pub fn behind(self, read_already: Bytes) -> Self {
         Self {
             read_already,
+            ..self
+        }
+    }
+
+    /// The same with something that is dropped with it.
+    pub fn keeping(self, kept: impl Any + Send + Sync) -> Self {
+        Self {
+            kept: Some(Box::new(kept)),
             ..self
         }
     }
@@ -117,7 +129,7 @@ impl AppStream {
                 }
             }))
         });
-        std::task::ready!(watch.0.as_mut().poll(cx));
+        ready!(watch.0.as_mut().poll(cx));
         self.watch = Some(ErrorWatch(Box::pin(std::future::pending())));
         match SockRef::from(&**socket).take_error() {
             Ok(None) => Poll::Pending,
@@ -136,12 +148,59 @@ impl AppStream {
     }
 }
 
+/// For those who serve an application themselves.
+impl AsyncRead for AppStream {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        if buf.remaining() == 0 {
+            return Poll::Ready(Ok(()));
+        }
+        loop {
+            if self.read_already.is_empty() {
+                ready!(self.poll_read_ready(cx))?;
+            }
+            match self.try_read_buf(buf) {
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                read => return Poll::Ready(read.map(drop)),
+            }
+        }
+    }
+}
+
+impl AsyncWrite for AppStream {
+    fn poll_write(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        data: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        loop {
+            ready!(self.poll_write_ready(cx))?;
+            match self.try_write_vectored(&[IoSlice::new(data)]) {
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                written => return Poll::Ready(written),
+            }
+        }
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(self.shutdown(Shutdown::Write))
+    }
+}
+
 impl From<TcpStream> for AppStream {
     fn from(socket: TcpStream) -> Self {
         Self {
             socket: AppSocket::Tcp(Arc::new(socket)),
             read_already: Bytes::new(),
             watch: None,
+            kept: None,
         }
     }
 }
@@ -152,6 +211,7 @@ impl From<UnixStream> for AppStream {
             socket: AppSocket::Unix(socket),
             read_already: Bytes::new(),
             watch: None,
+            kept: None,
         }
     }
 }

@@ -14,11 +14,11 @@ use session_ebpf_common::{DNS_PEER, Destination, MAPPED, UDP_IDS_MAX};
 use socket2::{Domain, Protocol, Socket, Type};
 
 use super::harness::{
-    App, HERE4, HERE6, PATIENCE, answered, capture, closed, direct_echo, everything, exchange,
-    hear, in_netns, rule, run, scope, talk,
+    App, HERE4, HERE6, PATIENCE, ToPeers, answered, capture, closed, direct_echo, everything,
+    exchange, hear, in_netns, rule, run, scope, talk,
 };
 use crate::capture::{Action, Capture, CaptureConfig, CaptureRule, Protocols};
-use crate::requests::{FlowInput, FlowQueue};
+use crate::requests::{FlowInput, RequestQueue};
 
 const FAR4: &str = "192.0.2.7:443";
 const FAR6: &str = "[2001:db8::7]:443";
@@ -449,8 +449,8 @@ fn an_id_may_stand_for_the_agent_itself_and_for_loopback() {
         };
         datagrams.ids.assign(0x1234, &destination).unwrap();
         let port = capture.kernel.settings().udp4_port;
-        let own = Arc::new(FlowQueue::default());
-        tokio::task::spawn_local(datagrams.run(Vec::new(), Some(Arc::clone(&own))));
+        let own = Arc::new(RequestQueue::default());
+        tokio::task::spawn_local(datagrams.run(ToPeers(vec![Arc::clone(&own)])));
         let app = App::start(&scope, move || {
             let socket = unbound(addr(FAR4))?;
             exchange(
@@ -459,8 +459,8 @@ fn an_id_may_stand_for_the_agent_itself_and_for_loopback() {
                 "who",
             )
         });
-        own.available().await;
-        let Some(FlowInput::Datagram(flow, data)) = own.pop() else {
+        own.flows.available().await;
+        let Some(FlowInput::Datagram(flow, data)) = own.flows.pop() else {
             panic!("a datagram")
         };
         assert_eq!(

@@ -22,6 +22,7 @@ use nix::{
     sys::wait::{WaitStatus, waitpid},
     unistd::{ForkResult, Pid, alarm, fork, pipe},
 };
+use session_proto::wire::Target;
 use socket2::{Domain, SockRef};
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
@@ -31,7 +32,9 @@ use tokio::{
 };
 use tracing::level_filters::LevelFilter;
 
-use crate::capture::{Action, Capture, CaptureConfig, CaptureRule, Captured, Scope, cgroup};
+use crate::capture::{
+    Action, Capture, CaptureConfig, CaptureRule, Captured, FlowWay, FlowWays, Scope, cgroup,
+};
 use crate::requests::{AppFlow, FlowInput, RequestQueue};
 
 /// Addresses of the namespace's own device `d0`: a destination that can be reached directly.
@@ -179,8 +182,23 @@ pub struct Heard {
     pub data: Vec<u8>,
 }
 
+/// Every flow goes to the queue of its peer.
+pub struct ToPeers(pub Vec<Arc<RequestQueue>>);
+
+impl FlowWays for ToPeers {
+    fn find(&self, original: SocketAddr, peer: u32) -> Result<FlowWay, i32> {
+        // What the agent itself would take has a number beyond all peers: the last queue is for it.
+        let queue = self.0.get(peer as usize).or(self.0.last());
+        Ok(FlowWay {
+            queue: Arc::clone(&queue.ok_or(libc::EHOSTUNREACH)?.flows),
+            target: Target::Addr(original),
+            kept: None,
+        })
+    }
+}
+
 /// Peers whose queues [`talk`] looks at.
-const PEERS: u32 = 16;
+pub const PEERS: u32 = 16;
 
 /// Takes captured datagrams and answers them as the driver of a session would: says the destination, the peer and what
 /// was sent; long ones it sends back. A datagram `refuse` is answered as from a closed port.
@@ -188,7 +206,7 @@ pub fn talk(capture: &mut Capture) -> mpsc::UnboundedReceiver<Heard> {
     let (report, reports) = mpsc::unbounded_channel();
     let queues: Vec<Arc<RequestQueue>> = (0..PEERS).map(|_| Arc::default()).collect();
     let datagrams = capture.take_datagrams().expect("not taken yet");
-    tokio::task::spawn_local(datagrams.run(queues.clone(), None));
+    tokio::task::spawn_local(datagrams.run(ToPeers(queues.clone())));
     for (peer, queue) in (0..PEERS).zip(queues) {
         let report = report.clone();
         tokio::task::spawn_local(async move {

@@ -292,7 +292,8 @@ fn messages_below_the_level_are_never_made() {
 #[test]
 fn the_verifier_has_room_to_spare() {
     in_netns(async || {
-        // At the level that compiles all messages in. Other kernels prune less well than this one.
+        // At the level that compiles all messages in. Other kernels prune less well than this one: connect6, which decides
+        // about connections, datagrams and questions about names, walks a tenth of what is allowed.
         let config = CaptureConfig {
             log: LevelFilter::TRACE,
             ..CaptureConfig::default()
@@ -300,7 +301,7 @@ fn the_verifier_has_room_to_spare() {
         let capture = Capture::load(&config).unwrap();
         for (name, count) in verified(&capture.kernel) {
             assert!(
-                count < 100_000,
+                count < 150_000,
                 "{name}: the verifier walked {count} of at most 1,000,000 instructions"
             );
         }

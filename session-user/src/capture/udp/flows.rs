@@ -1,5 +1,6 @@
 //! The flows that there are: one for each socket of an application and each destination.
 
+use std::any::Any;
 use std::collections::{HashMap, HashSet};
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
@@ -7,14 +8,14 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use session_ebpf_common::{DNS_PEER, Destination, Original};
+use session_ebpf_common::{Destination, Original};
 use session_proto::wire::Target;
 
 use super::super::kernel::socket_addr;
 use super::socket::Door;
 use super::unreachable::Unreachable;
 use super::{Ids, Stats, ids};
-use crate::requests::{AppFlow, FlowEnd, FlowQueue, RequestQueue};
+use crate::requests::{AppFlow, FlowEnd, FlowQueue};
 
 /// Flows at once. Beyond it those go that were not used for a moment; what then finds no room is dropped.
 const FLOWS_MAX: usize = 16_384;
@@ -24,6 +25,22 @@ const IDLE: Duration = Duration::from_secs(180);
 const IDLE_CROWDED: Duration = Duration::from_secs(15);
 /// How often room is looked for where there is none.
 const CROWDED_EVERY: Duration = Duration::from_secs(1);
+
+/// Where a flow goes.
+pub struct FlowWay {
+    /// Who takes its datagrams.
+    pub queue: Arc<FlowQueue>,
+    /// What they are for: its destination, or what that stands for.
+    pub target: Target,
+    /// What lives as long as the flow does.
+    pub kept: Option<Box<dyn Any + Send + Sync>>,
+}
+
+/// Says where flows go.
+pub trait FlowWays: Send + Sync {
+    /// The way of a flow to `original` that was claimed for `peer`. An error is the errno that its application is told.
+    fn find(&self, original: SocketAddr, peer: u32) -> Result<FlowWay, i32>;
+}
 
 /// A datagram's ends, as the socket saw them.
 pub struct Arrival<'a> {
@@ -42,7 +59,7 @@ type Key = (SocketAddr, u32);
 
 struct Entry {
     flow: Arc<AppFlow>,
-    peer: u32,
+    queue: Arc<FlowQueue>,
     used: Arc<LastUse>,
 }
 
@@ -53,8 +70,7 @@ struct LastUse(AtomicU64);
 /// All flows of one network namespace.
 pub struct Flows {
     flows: HashMap<Key, Entry>,
-    queues: Vec<Arc<RequestQueue>>,
-    own: Option<Arc<FlowQueue>>,
+    ways: Box<dyn FlowWays>,
     /// None while the collection has it.
     ids: Option<Ids>,
     stats: Arc<Stats>,
@@ -70,6 +86,8 @@ struct Answers {
     used: Arc<LastUse>,
     epoch: Instant,
     stats: Arc<Stats>,
+    /// Lives as long as the flow.
+    _kept: Option<Box<dyn Any + Send + Sync>>,
 }
 
 impl FlowEnd for Answers {
@@ -101,16 +119,10 @@ impl LastUse {
 
 impl Flows {
     /// None yet.
-    pub fn new(
-        queues: Vec<Arc<RequestQueue>>,
-        own: Option<Arc<FlowQueue>>,
-        ids: Ids,
-        stats: Arc<Stats>,
-    ) -> Self {
+    pub fn new(ways: Box<dyn FlowWays>, ids: Ids, stats: Arc<Stats>) -> Self {
         Self {
             flows: HashMap::new(),
-            queues,
-            own,
+            ways,
             ids: Some(ids),
             stats,
             epoch: Instant::now(),
@@ -129,9 +141,8 @@ impl Flows {
             return;
         };
         entry.used.touch(self.epoch);
-        if let Some(queue) = queue(&self.queues, self.own.as_deref(), entry.peer) {
-            queue.push(&entry.flow, Bytes::copy_from_slice(data));
-        }
+        let data = Bytes::copy_from_slice(data);
+        entry.queue.push(&entry.flow, data);
     }
 
     /// A datagram of a flow that is not there: whether there is one now.
@@ -150,24 +161,30 @@ impl Flows {
                 return false;
             }
         };
-        if queue(&self.queues, self.own.as_deref(), destination.peer).is_none() {
-            let peer = destination.peer;
-            tracing::debug!(
-                peer,
-                "a captured datagram names a peer that is not configured"
-            );
-            return false;
-        }
+        let original = socket_addr(&Original {
+            addr: destination.addr,
+            port: destination.port as u16,
+            ..Original::default()
+        });
+        let way = match self.ways.find(original, destination.peer) {
+            Ok(way) => way,
+            Err(errno) => {
+                if let Some(why) = Unreachable::from_errno(errno) {
+                    arrival.door.unreachable(arrival.to, arrival.app, why);
+                }
+                return false;
+            }
+        };
         if self.flows.len() >= FLOWS_MAX && !self.make_room() {
             return false;
         }
-        let entry = self.entry(&destination, arrival);
+        let entry = self.entry(&destination, way, arrival);
         self.flows.insert(key, entry);
         self.count();
         true
     }
 
-    fn entry(&self, destination: &Destination, arrival: &Arrival<'_>) -> Entry {
+    fn entry(&self, destination: &Destination, way: FlowWay, arrival: &Arrival<'_>) -> Entry {
         let used = Arc::new(LastUse(AtomicU64::new(0)));
         let end = Answers {
             door: Arc::clone(arrival.door),
@@ -176,21 +193,17 @@ impl Flows {
             used: Arc::clone(&used),
             epoch: self.epoch,
             stats: Arc::clone(&self.stats),
+            _kept: way.kept,
         };
-        let original = socket_addr(&Original {
-            addr: destination.addr,
-            port: destination.port as u16,
-            ..Original::default()
-        });
         let flow = AppFlow::new(
-            Target::Addr(original),
+            way.target,
             arrival.app.to_string(),
             Some(destination.cgroup),
             Box::new(end),
         );
         Entry {
             flow: Arc::new(flow),
-            peer: destination.peer,
+            queue: way.queue,
             used,
         }
     }
@@ -209,14 +222,12 @@ impl Flows {
     }
 
     fn end_idle(&mut self, idle: Duration) {
-        let (epoch, queues, own) = (self.epoch, &self.queues, self.own.as_deref());
+        let epoch = self.epoch;
         self.flows.retain(|_, entry| {
             if !entry.used.is_idle(epoch, idle) {
                 return true;
             }
-            if let Some(queue) = queue(queues, own, entry.peer) {
-                queue.close(&entry.flow);
-            }
+            entry.queue.close(&entry.flow);
             false
         });
         self.count();
@@ -258,16 +269,4 @@ impl Flows {
             .inspect_err(|error| tracing::error!(%error, "the ids of destinations are lost"))
             .ok()
     }
-}
-
-/// Who takes the datagrams of a peer.
-fn queue<'a>(
-    queues: &'a [Arc<RequestQueue>],
-    own: Option<&'a FlowQueue>,
-    peer: u32,
-) -> Option<&'a FlowQueue> {
-    if peer == DNS_PEER {
-        return own;
-    }
-    queues.get(peer as usize).map(|queue| &queue.flows)
 }

@@ -25,8 +25,8 @@ pub(super) use route::AnyIp as Route;
 pub(super) use half::Half;
 pub(super) use ids::Ids;
 
-use crate::requests::{FlowQueue, RequestQueue};
 use flows::{Arrival, Flows};
+pub use flows::{FlowWay, FlowWays};
 use route::{AnyIp, remove_stale};
 use socket::{Batch, Door, Mark, Sockets, arrival};
 
@@ -70,11 +70,10 @@ impl Datagrams {
         }
     }
 
-    /// Hands datagrams to the queues of their rules' peers, and those whose destination is the agent itself
-    /// (`session_ebpf_common::DNS_PEER`) to `own`. Runs until it is dropped.
-    pub async fn run(self, queues: Vec<Arc<RequestQueue>>, own: Option<Arc<FlowQueue>>) {
+    /// Hands datagrams to whom `ways` says. Runs until it is dropped.
+    pub async fn run(self, ways: impl FlowWays + 'static) {
         let mut batch = Batch::default();
-        let mut flows = Flows::new(queues, own, self.ids, self.stats);
+        let mut flows = Flows::new(Box::new(ways), self.ids, self.stats);
         let mut look_at: Option<Instant> = None;
         loop {
             tokio::select! {

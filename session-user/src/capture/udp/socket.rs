@@ -5,6 +5,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
 
 use nix::sys::socket::{setsockopt, sockopt};
+use nix::{setsockopt_impl, sockopt_impl};
 use quinn_udp::{BATCH_SIZE, RecvMeta, Transmit, UdpSockRef, UdpSocketState};
 use ring::rand::{SecureRandom as _, SystemRandom};
 use session_ebpf_common::id_of;
@@ -22,6 +23,23 @@ use super::unreachable::{Unreachable, packet};
 const BUFFER_BYTES: usize = 8 << 20;
 /// The largest datagram, and the most that the kernel joins into one (`UDP_GRO`).
 const BUFFER: usize = 65_535;
+sockopt_impl!(
+    /// `IPV6_MTU_DISCOVER` (ipv6(7)).
+    Ipv6MtuDiscover,
+    SetOnly,
+    libc::IPPROTO_IPV6,
+    libc::IPV6_MTU_DISCOVER,
+    libc::c_int
+);
+sockopt_impl!(
+    /// `IPV6_DONTFRAG` (RFC 3542, section 11.2).
+    Ipv6DontFrag,
+    SetOnly,
+    libc::IPPROTO_IPV6,
+    libc::IPV6_DONTFRAG,
+    libc::c_int
+);
+
 /// Index of the loopback device (`LOOPBACK_IFINDEX`).
 const LOOPBACK: u32 = 1;
 
@@ -125,8 +143,15 @@ impl Door {
         enlarge(&socket);
         socket.bind(&addr.into())?;
         let socket = UdpSocket::from_std(socket.into())?;
+        let state = UdpSocketState::new(UdpSockRef::from(&socket))?;
+        if addr.is_ipv6() {
+            // quinn-udp has its packets never fragmented. The largest datagram and its headers are more than loopback's
+            // MTU.
+            setsockopt(&socket, Ipv6DontFrag, &0)?;
+            setsockopt(&socket, Ipv6MtuDiscover, &libc::IPV6_PMTUDISC_DONT)?;
+        }
         Ok(Self {
-            state: UdpSocketState::new(UdpSockRef::from(&socket))?,
+            state,
             port: socket.local_addr()?.port(),
             socket,
             injector,

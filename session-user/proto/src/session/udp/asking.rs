@@ -40,7 +40,7 @@ impl Session {
         if !sure && path.standing != Standing::Tried {
             return None;
         }
-        if path.must_ask(now) || (!sure && !path.is_asked()) {
+        if path.takes_question(now) || (!sure && !path.is_asked()) {
             self.ask_path(key);
         }
         Some((key, sure))

@@ -197,7 +197,8 @@ fn main() -> ExitCode {
     );
     eprintln!(
         "{} flows, {} datagrams sent and {} delivered, {} packets, {} of them forged, {} parts, {} datagrams incomplete, \
-         {} copies dropped, {} paths preferred, {} addresses replaced, {} adopted, {} paths blocked, {} proofs",
+         {} copies dropped, {} paths preferred, {} addresses replaced, {} adopted, {} paths blocked, {} proofs, \
+         conversations interrupted for {} ms at most",
         t.flows,
         t.datagrams,
         t.arrived,
@@ -210,7 +211,8 @@ fn main() -> ExitCode {
         t.rebinds,
         t.adopted,
         t.blocked,
-        t.proofs
+        t.proofs,
+        t.longest_gap.as_millis()
     );
     println!("seeds {} failures {}", args.seeds, outcome.failed);
     if outcome.failed == 0 {

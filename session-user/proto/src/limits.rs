@@ -226,8 +226,25 @@ pub const UDP_MIN_BYTES: usize = 548;
 /// PINGs in a row that are not answered after which UDP counts as blocked on a path.
 pub const UDP_TRIES_MAX: u32 = 5;
 
-/// A path that carries datagrams is asked so often whether it answers.
+/// A path that carries a datagram now and then is asked so often whether it answers.
 pub const UDP_ASK_EVERY: Duration = Duration::from_millis(200);
+
+/// One that carries them steadily is asked four times in a round trip, within these bounds: the shorter
+/// time is less than [`UDP_SILENCE_MARGIN`], so that the answer to the next question excuses one that is
+/// lost.
+pub const UDP_ASK_STEADY_MIN: Duration = Duration::from_millis(10);
+/// See [`UDP_ASK_STEADY_MIN`].
+pub const UDP_ASK_STEADY_MAX: Duration = Duration::from_millis(100);
+
+/// Every second datagram asks, at most.
+pub const UDP_ASK_DATAGRAMS: u32 = 2;
+
+/// Questions that are under way on one path that answers, at most.
+pub const UDP_ASKED_MAX: usize = 16;
+
+/// How much later than the mean an answer may come before datagrams take other ways too. A packet waits
+/// neither for an acknowledgement's company nor in a queue of ours, and a wrong guess costs a few copies.
+pub const UDP_SILENCE_MARGIN: Duration = Duration::from_millis(15);
 
 /// A path from which nothing was heard for so long may have been forgotten by a NAT: datagrams go over
 /// TCP as well until it answers.

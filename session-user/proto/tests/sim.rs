@@ -394,3 +394,11 @@ fn deaf_flows_are_caught() {
 fn hoarded_datagrams_are_caught() {
     is_caught(Mutation::HoardedDatagrams, &["bytes of datagrams"]);
 }
+
+#[test]
+fn a_conversation_that_nobody_hears_is_caught() {
+    is_caught(
+        Mutation::DeafConversation,
+        &["a conversation is interrupted"],
+    );
+}

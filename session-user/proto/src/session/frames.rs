@@ -87,10 +87,12 @@ impl Session {
             _ if self.is_ending() => {}
             Frame::Datagram { header, data } => {
                 let data = plain.slice_ref(data);
+                let before = self.datagrams.stats.received;
                 if self.handle_datagram(now, &header, data)? {
                     self.answer_flow(handle, header.flow);
                 }
-                self.datagram_over_tcp_came(now);
+                let fresh = self.datagrams.stats.received > before;
+                self.datagram_over_tcp_came(now, handle, fresh);
             }
             Frame::FlowOk { id } => self.handle_flow_ok(id)?,
             Frame::FlowClosed { id, errno } => self.handle_flow_closed(id, errno)?,

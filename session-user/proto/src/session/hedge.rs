@@ -145,14 +145,15 @@ impl Session {
         }
     }
 
-    /// Asks the peer on `handle` whether it is there.
-    pub(super) fn ask(&mut self, now: Time, handle: Handle) {
+    /// Asks the peer on `handle` whether it is there; returns the question's token.
+    pub(super) fn ask(&mut self, now: Time, handle: Handle) -> u64 {
         self.pings += 1;
         let token = OWN_PING_TOKENS + self.pings;
         self.send_unretained(handle, &Frame::Ping { token });
         if let Some(transport) = self.transports.get_mut(&handle) {
             transport.pulse.asked(token, now);
         }
+        token
     }
 
     /// `silent` does not answer: another transport carries what it carries.

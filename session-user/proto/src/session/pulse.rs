@@ -165,7 +165,17 @@ impl Pulse {
 
     /// Whether nothing has come on it for a while, and nobody asks.
     pub fn is_unheard(&self, now: Time) -> bool {
-        self.ping.is_none() && !self.silent && now.since(self.heard_at) >= REDUNDANT_ASK_EVERY
+        self.may_be_asked() && now.since(self.heard_at) >= REDUNDANT_ASK_EVERY
+    }
+
+    /// Whether no PONG has come since `at`.
+    pub fn has_not_answered_since(&self, at: Time) -> bool {
+        self.heard_at < at
+    }
+
+    /// Whether a PING would tell something that is not known yet.
+    pub fn may_be_asked(&self) -> bool {
+        self.ping.is_none() && !self.silent
     }
 
     /// Something is to be written. Where nothing of space R is under way, a socket that takes nothing
@@ -209,6 +219,14 @@ impl Pulse {
         self.progress = now;
         self.heard_at = now;
         true
+    }
+
+    /// The PING `token` was sent on a doubt that is over. It may wait for TCP's retransmission, and is not
+    /// waited for.
+    pub fn excuse(&mut self, token: u64) {
+        if !self.silent {
+            self.ping.take_if(|(t, _)| *t == token);
+        }
     }
 
     /// The path is known to be alive: whatever is late waits in a queue.

@@ -15,6 +15,8 @@ use crate::session::FlowId;
 pub(super) enum FlowAct {
     /// A side opens a flow.
     Open { side: Side },
+    /// The initiator begins a conversation that goes on until all is calm.
+    Converse,
     /// The NAT of a link gives the initiator another address.
     Rebind { link: usize },
     /// A link lets no UDP through.
@@ -54,6 +56,8 @@ pub(super) struct FlowPlan {
     /// Sides that open flows.
     pub opens: [bool; 2],
     pub acts: Vec<(Time, FlowAct)>,
+    /// Between two datagrams of a conversation, if there is one.
+    pub steady: Option<Duration>,
 }
 
 impl FlowPlan {
@@ -81,6 +85,7 @@ impl FlowPlan {
             attack: rng.pick(&[0, 0, 20, 100, 300]),
             opens: [false; 2],
             acts: Vec::new(),
+            steady: None,
         };
         for _ in 0..rng.range(1, 3) {
             let side = rng.pick(&[Side::Initiator, Side::Initiator, Side::Responder]);
@@ -96,7 +101,17 @@ impl FlowPlan {
             let act = plan.draw_trouble(rng);
             plan.at(rng, calm_ms, act);
         }
+        plan.draw_steady(script);
         Some(plan)
+    }
+
+    /// Where one link always works, the initiator has a conversation that no loss may interrupt for long.
+    fn draw_steady(&mut self, script: &Script) {
+        let mut rng = Rng::new(mix(script.seed ^ 0x57ea_d100));
+        if script.safe.is_some() && rng.chance(300) {
+            self.steady = Some(Duration::from_millis(rng.pick(&[2, 5, 10, 20, 20, 50])));
+            self.acts.push((Time::ZERO, FlowAct::Converse));
+        }
     }
 
     fn at(&mut self, rng: &mut Rng, calm_ms: u64, act: FlowAct) {

@@ -7,6 +7,7 @@ use std::time::Duration;
 use super::flow_plan::{FlowAct, FlowPlan, content, head};
 use super::packets::Packet;
 use super::rng::{Rng, mix};
+use super::steady::Steady;
 use super::world::{Happening, World};
 use super::{Mutation, Side};
 use crate::limits::{
@@ -50,6 +51,15 @@ pub(super) struct FlowApp {
     /// The far end found nobody at its target.
     refused: bool,
     proof: bool,
+    /// Bytes of a datagram, at most.
+    pub most: usize,
+}
+
+impl FlowApp {
+    /// Whether no more is sent.
+    pub fn is_ending(&self) -> bool {
+        self.left == 0 || self.over != [false; 2]
+    }
 }
 
 /// All that a run has of flows.
@@ -61,6 +71,7 @@ pub(super) struct Flows {
     /// By the side that took them.
     delivered: [BTreeSet<(FlowId, u32)>; 2],
     proofs: [Proof; 2],
+    pub steady: Option<Steady>,
     pub packets: BTreeMap<u64, Packet>,
     pub made: u64,
     /// The initiator's port on each link as the responder sees it, and how many sockets it had there.
@@ -95,6 +106,7 @@ impl World<'_> {
         self.flows.packets.clear();
         self.flows.seen.clear();
         self.flows.proofs = Default::default();
+        self.flows.steady = None;
         let links = self.links.len();
         self.flows.ports.resize(links, 4000);
         self.flows.sockets.resize(links, 0);
@@ -123,6 +135,7 @@ impl World<'_> {
         self.trace(|| format!("flows: {act:?}"));
         match act {
             FlowAct::Open { side } => self.open_flow(side),
+            FlowAct::Converse => self.converse(),
             FlowAct::Rebind { link } => self.rebind(link),
             FlowAct::Block { link, for_ms } => {
                 self.block(link, true);
@@ -149,7 +162,7 @@ impl World<'_> {
     }
 
     /// Opens a flow and lets its application send.
-    fn begin_flow(
+    pub fn begin_flow(
         &mut self,
         side: Side,
         left: u64,
@@ -179,6 +192,7 @@ impl World<'_> {
             over: [false; 2],
             refused: false,
             proof,
+            most: usize::MAX,
         };
         self.flows.apps.insert(id, app);
         self.check.tally.flows += 1;
@@ -214,7 +228,8 @@ impl World<'_> {
         };
         let seq = app.sent[side as usize];
         app.sent[side as usize] += 1;
-        let data = content(seed, id, side, seq);
+        let mut data = content(seed, id, side, seq);
+        data.truncate(app.most);
         let gone = self
             .session(side)
             .is_none_or(|s| s.send_datagram(now, id, &data).is_err());
@@ -303,16 +318,14 @@ impl World<'_> {
         if self.mutation == Some(Mutation::InventedDatagram) {
             seq += 1_000_000;
         }
-        let sent = self
-            .flows
-            .apps
-            .get(&flow)
-            .map_or(0, |a| a.sent[from as usize]);
+        let app = self.flows.apps.get(&flow);
+        let (sent, most) = app.map_or((0, 0), |a| (a.sent[from as usize], a.most));
         if flow != id || sender != from || seq >= sent {
             let what = format!("{side:?}: datagram {seq} of {sender:?} on {flow} came on {id}");
             return self.fail(format!("{what}, which nobody sent"));
         }
         let mut expected = content(self.script.seed, id, from, seq);
+        expected.truncate(most);
         if self.mutation == Some(Mutation::WrongDatagram) {
             expected[0] ^= 1;
         }
@@ -336,6 +349,7 @@ impl World<'_> {
         let (echo, proof) = (app.echo, app.proof);
         if Side::opener(id) == side {
             let proven = self.flows.proofs[side as usize] == Proof::Tried(id);
+            self.heard_steady(id);
             if proven && self.udp_is_back() {
                 self.prove(side, id);
             }
@@ -428,6 +442,7 @@ impl World<'_> {
             }
         }
         self.check_address();
+        self.check_steady();
     }
 
     /// The counters of both sessions.

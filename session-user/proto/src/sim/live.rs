@@ -49,6 +49,11 @@ struct Doubt {
 }
 
 impl Live {
+    /// Since when both ends have had a transport on the safe link.
+    pub fn since(&self) -> Option<Time> {
+        self.since
+    }
+
     /// Whether both ends have had a transport on the safe link for a moment.
     pub fn has_stood(&self, now: Time) -> bool {
         self.since.is_some_and(|at| now > at + WATCH_EVERY)

@@ -6,8 +6,8 @@
 //! (`host`, `settle`, `app`, `renew`, `rejoin`, and in a share of the runs `driver` and `standby`), lets
 //! links, hosts and drivers fail (`faults`, `links`, `sleep`, `moves`), has an attacker copy, replay and
 //! damage what travels (`tap`, `attack`), and asks the checkers after every step (`check`, `live`,
-//! `agree`). In a share of the runs there are flows as well (`flow_plan`, `flows`), over UDP (`packets`)
-//! and over the wires. The same seed gives the same run on every machine.
+//! `agree`). In a share of the runs there are flows as well (`flow_plan`, `flows`, `steady`), over UDP
+//! (`packets`) and over the wires. The same seed gives the same run on every machine.
 //!
 //! A wire never loses or reorders bytes while it lives: transports are TCP. What TCP does not keep
 //! from a session is here: the death of connections with bytes in flight, each end hearing of it at
@@ -36,6 +36,7 @@ mod script;
 mod settle;
 mod sleep;
 mod standby;
+mod steady;
 mod tally;
 mod tap;
 mod trouble;
@@ -120,6 +121,8 @@ pub enum Mutation {
     StolenAddress,
     /// No datagram is delivered once all is calm.
     DeafFlows,
+    /// The answers in a conversation are not heard.
+    DeafConversation,
     /// A session may hold no bytes of datagrams.
     HoardedDatagrams,
 }

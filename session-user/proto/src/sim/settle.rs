@@ -237,14 +237,19 @@ impl World<'_> {
             .timer_at
             .is_none_or(|armed| at < armed || armed < self.now)
         {
+            let at = at.max(self.now);
             host.timer_at = Some(at);
-            self.at(at.max(self.now), Happening::Timer { side });
+            self.at(at, Happening::Timer { side });
         }
     }
 
     pub fn timer(&mut self, side: Side) {
         let now = self.now;
         let host = self.host(side);
+        if host.timer_at != Some(now) {
+            // An earlier deadline took its place: were it armed again, there would be ever more of them.
+            return;
+        }
         host.timer_at = None;
         let Some(session) = &mut host.session else {
             return;

@@ -1,5 +1,7 @@
 //! What runs consisted of: the proof that what they are for did happen in them.
 
+use std::time::Duration;
+
 /// What a run consisted of.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Tally {
@@ -77,6 +79,8 @@ pub struct Tally {
     pub blocked: u64,
     /// Flows on which datagrams went both ways once all was calm.
     pub proofs: u64,
+    /// The longest interruption of a conversation while one link worked.
+    pub longest_gap: Duration,
 }
 
 /// What else can happen to transports than that they die and both ends hear of it.
@@ -161,5 +165,6 @@ impl std::ops::AddAssign for Tally {
         self.adopted += other.adopted;
         self.blocked += other.blocked;
         self.proofs += other.proofs;
+        self.longest_gap = self.longest_gap.max(other.longest_gap);
     }
 }

@@ -1,6 +1,7 @@
 //! The plain stories of two sessions, one promise each.
 
 mod flows;
+mod gaps;
 mod handover;
 mod modes;
 mod net;

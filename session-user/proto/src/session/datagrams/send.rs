@@ -85,15 +85,29 @@ impl Session {
         ways
     }
 
-    /// The active transport, and while that is silent the one beside it.
+    /// The active transport, and while that is silent the one beside it; while it is only in doubt, one
+    /// on another path.
     fn datagram_transports(&self) -> [Option<Handle>; 2] {
         let room = |h: &Handle| {
             let found = self.transports.get(h);
             found.is_some_and(|t| t.can_carry() && t.has_datagram_room())
         };
-        let beside = self.hedge.filter(|h| Some(h.from) == self.active);
-        let [active, beside] = [self.active, beside.map(|h| h.to)].map(|h| h.filter(room));
+        let hedge = self.hedge.filter(|h| Some(h.from) == self.active);
+        let doubtful = self.active.filter(|h| self.is_in_doubt(*h));
+        let beside = hedge.map(|h| h.to);
+        let beside = beside.or_else(|| self.partner(doubtful?));
+        let [active, beside] = [self.active, beside].map(|h| h.filter(room));
         [active, beside.filter(|b| Some(*b) != active)]
+    }
+
+    /// Whether UDP has failed since the active transport, which is `handle`, last answered: both may run
+    /// over the same link.
+    fn is_in_doubt(&self, handle: Handle) -> bool {
+        self.udp.doubted.is_some_and(|at| {
+            let transport = self.transports.get(&handle);
+            let unheard = |t: &Transport| t.pulse.has_not_answered_since(at);
+            self.active == Some(handle) && transport.is_some_and(unheard)
+        })
     }
 
     fn fits(&self, key: PathKey, header: &DatagramHeader, data: &[u8]) -> bool {
@@ -120,14 +134,28 @@ impl Session {
             if let Some(transport) = self.transports.get_mut(&handle) {
                 transport.push_datagram(frame.clone());
                 over_tcp = true;
-                // Nothing else that goes with it is ever acknowledged.
-                if transport.pulse.is_unheard(now) {
-                    self.ask(now, handle);
-                }
+                self.ask_for_datagram(now, handle);
             }
         }
         self.datagrams.stats.sent_tcp += u64::from(over_tcp);
         sent | over_tcp
+    }
+
+    /// A datagram goes over `handle`, and nothing else that goes with it is ever acknowledged.
+    fn ask_for_datagram(&mut self, now: Time, handle: Handle) {
+        let Some(pulse) = self.transports.get(&handle).map(|t| &t.pulse) else {
+            return;
+        };
+        if self.is_in_doubt(handle) {
+            if pulse.may_be_asked() {
+                let token = self.ask(now, handle);
+                self.udp.question = Some((handle, token));
+            }
+        } else if pulse.is_unheard(now)
+            && (self.active == Some(handle) || self.hedge.is_some_and(|h| h.to == handle))
+        {
+            self.ask(now, handle);
+        }
     }
 
     fn send_whole(&mut self, now: Time, key: PathKey, header: DatagramHeader, data: &[u8]) -> bool {

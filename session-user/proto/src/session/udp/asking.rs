@@ -6,7 +6,7 @@ use super::path::{Path, Standing};
 use crate::Time;
 use crate::limits::{OWN_PING_TOKENS, UDP_ASK_EVERY};
 use crate::session::datagrams::FlowEvent;
-use crate::session::{Role, Session};
+use crate::session::{Handle, Role, Session};
 
 impl Session {
     /// Whether paths are asked: while flows are open, or always if the driver wants that.
@@ -40,7 +40,7 @@ impl Session {
         if !sure && path.standing != Standing::Tried {
             return None;
         }
-        if path.must_ask(now) || (!sure && !path.is_asked()) {
+        if path.takes_question(now) || (!sure && !path.is_asked()) {
             self.ask_path(key);
         }
         Some((key, sure))
@@ -71,9 +71,18 @@ impl Session {
     }
 
     /// A datagram of the peer came over TCP: perhaps it gets no answer over UDP, because a NAT has
-    /// another address for this end now. A packet from here tells it which.
-    pub(in crate::session) fn datagram_over_tcp_came(&mut self, now: Time) {
+    /// another address for this end now. A packet from here tells it which. `fresh`: no copy of it came
+    /// before over UDP.
+    pub(in crate::session) fn datagram_over_tcp_came(
+        &mut self,
+        now: Time,
+        on: Handle,
+        fresh: bool,
+    ) {
         self.wake_udp(now);
+        if fresh && self.active.is_some_and(|h| h != on) {
+            self.doubt_path(now);
+        }
         if self.role == Role::Initiator
             && let Some(key) = self.udp_path()
             && let Some(path) = self.udp.paths.get(&key)
@@ -81,6 +90,32 @@ impl Session {
             && path.must_ask(now)
         {
             self.ask_path(key);
+        }
+    }
+
+    /// The peer sends beside UDP and beside the active transport what does not come over these. An end that
+    /// only answers has perhaps nothing under way that would tell it so.
+    fn doubt_path(&mut self, now: Time) {
+        let Some(key) = self.udp_path() else { return };
+        let usable = |path: &&mut Path| path.standing == Standing::Usable;
+        let Some(path) = self.udp.paths.get_mut(&key).filter(usable) else {
+            return;
+        };
+        path.standing = Standing::Tried;
+        self.udp.doubted = Some(now);
+        if !path.is_asked() {
+            self.ask_path(key);
+        }
+    }
+
+    /// UDP answers: what was lost was a packet. The question over TCP may be lost as well, and then the next
+    /// answer takes longer than silence; no handover should come of that.
+    fn doubt_is_over(&mut self) {
+        self.udp.doubted = None;
+        if let Some((handle, token)) = self.udp.question.take()
+            && let Some(transport) = self.transports.get_mut(&handle)
+        {
+            transport.pulse.excuse(token);
         }
     }
 
@@ -96,6 +131,7 @@ impl Session {
         if let Some((counter, _)) = connection {
             self.udp.ids.confirm(counter);
         }
+        self.doubt_is_over();
         self.tell_standing(key, true);
         self.probe_mtu(now, key);
     }
@@ -165,6 +201,9 @@ impl Session {
             return;
         };
         let blocked = path.is_blocked();
+        if path.standing == Standing::Usable {
+            self.udp.doubted = Some(now);
+        }
         if path.missed(now) {
             self.ask_path(key);
         } else if !blocked {

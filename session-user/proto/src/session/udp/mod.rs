@@ -20,7 +20,7 @@ use std::net::SocketAddr;
 
 use bytes::Bytes;
 
-use super::{Role, Session};
+use super::{Handle, Role, Session};
 use crate::Time;
 use crate::limits::{DATAGRAM_BYTES_MAX, UDP_MIN_BYTES, UDP_PATHS_MAX};
 use crate::seal::{Challenges, Epoch, RecordKey, Secret};
@@ -105,6 +105,10 @@ pub(super) struct Udp {
     /// Some path has frames that wait for a packet.
     waits: bool,
     pings: u64,
+    /// Since when a path that had answered does not: the session's transports may run over what failed.
+    pub doubted: Option<Time>,
+    /// The question that the active transport was asked for that.
+    pub question: Option<(Handle, u64)>,
     challenges: Challenges,
     /// What the driver was last told of a path.
     told: Option<(UdpPath, bool)>,
@@ -127,6 +131,8 @@ impl Udp {
             out_bytes: 0,
             waits: false,
             pings: 0,
+            doubted: None,
+            question: None,
             challenges: Challenges::new(seed),
             told: None,
         }

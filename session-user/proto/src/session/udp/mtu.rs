@@ -63,7 +63,7 @@ impl Mtu {
 
     /// The size of the PING with which a path is tried for the `nth` time, while nothing is known: the
     /// base, and now and then less. Afterwards its size does not matter.
-    pub fn first_size(&self, nth: usize) -> usize {
+    pub fn first_size(&self, nth: u32) -> usize {
         match (self.confirmed, nth) {
             (0, 2 | 4) => self.floor(),
             (0, _) => self.base(),

@@ -1,12 +1,14 @@
 //! One path: a socket of ours and an address of the peer.
 
+use std::collections::VecDeque;
 use std::time::Duration;
 
 use super::mtu::Mtu;
 use crate::Time;
 use crate::limits::{
-    SILENCE_MARGIN, UDP_AMPLIFICATION, UDP_ASK_EVERY, UDP_FRAMES_BYTES_MAX, UDP_RETRY,
-    UDP_RETRY_MAX, UDP_STALE, UDP_TRIES_MAX, UDP_UNKNOWN_RTT,
+    SILENCE_MARGIN, UDP_AMPLIFICATION, UDP_ASK_DATAGRAMS, UDP_ASK_EVERY, UDP_ASK_STEADY_MAX,
+    UDP_ASK_STEADY_MIN, UDP_ASKED_MAX, UDP_FRAMES_BYTES_MAX, UDP_RETRY, UDP_RETRY_MAX,
+    UDP_SILENCE_MARGIN, UDP_STALE, UDP_TRIES_MAX, UDP_UNKNOWN_RTT,
 };
 use crate::seal::Connection;
 use crate::wire::Frame;
@@ -62,9 +64,16 @@ pub(super) struct Path {
     rttvar: Duration,
     /// What an answer should take while none is known.
     pub guess: Option<Duration>,
-    asked: Vec<Asked>,
-    /// The last of them counts as lost then.
+    /// What is not answered, oldest first. While the path is usable there are several; otherwise each
+    /// follows when the one before it is given up.
+    asked: VecDeque<Asked>,
+    /// Then the oldest is late, or the last one is given up.
     due: Option<Time>,
+    /// How many have been given up in a row.
+    misses: u32,
+    /// When the last one went out, and how many datagrams have since.
+    asked_at: Option<Time>,
+    datagrams_since: u32,
     answered_at: Option<Time>,
     pub sent_at: Time,
     pub mtu: Mtu,
@@ -90,8 +99,11 @@ impl Path {
             srtt: None,
             rttvar: Duration::ZERO,
             guess: None,
-            asked: Vec::new(),
+            asked: VecDeque::new(),
             due: None,
+            misses: 0,
+            asked_at: None,
+            datagrams_since: 0,
             answered_at: None,
             sent_at: Time::ZERO,
             mtu: Mtu::new(link),
@@ -112,6 +124,7 @@ impl Path {
     fn forget_asked(&mut self) {
         self.asked.clear();
         self.due = None;
+        self.misses = 0;
     }
 
     pub fn rtt(&self) -> Option<Duration> {
@@ -125,6 +138,12 @@ impl Path {
             return guess.map_or(UDP_UNKNOWN_RTT, |g| g.min(UDP_UNKNOWN_RTT));
         };
         srtt + SILENCE_MARGIN.max(self.rttvar * 4)
+    }
+
+    /// The same for a question on a usable path: nothing is given up when it is over.
+    fn lateness(&self) -> Duration {
+        let usual = |srtt| srtt + UDP_SILENCE_MARGIN.max(self.rttvar * 4);
+        self.srtt.map_or_else(|| self.patience(), usual)
     }
 
     fn measured(&mut self, rtt: Duration) {
@@ -188,6 +207,21 @@ impl Path {
         !self.is_asked() && !self.answered_at.is_some_and(recently)
     }
 
+    /// A datagram is to go out: whether it takes a question along. It does where none went for a while, and
+    /// again and again while datagrams go out steadily.
+    pub fn takes_question(&mut self, now: Time) -> bool {
+        self.datagrams_since = self.datagrams_since.saturating_add(1);
+        if self.standing != Standing::Usable || self.ping.is_some() {
+            return false;
+        }
+        let Some(at) = self.asked_at else { return true };
+        let quarter = self.srtt.map_or(UDP_ASK_STEADY_MAX, |srtt| srtt / 4);
+        let every = quarter.clamp(UDP_ASK_STEADY_MIN, UDP_ASK_STEADY_MAX);
+        let steady = now.since(at) >= every && self.datagrams_since >= UDP_ASK_DATAGRAMS;
+        let due = steady || now.since(at) >= UDP_ASK_EVERY;
+        due && self.asked.len() < UDP_ASKED_MAX
+    }
+
     /// Whether it may have been forgotten by a NAT on its way.
     pub fn is_stale(&self, now: Time) -> bool {
         self.answered_at.is_none_or(|at| now.since(at) >= UDP_STALE)
@@ -197,7 +231,7 @@ impl Path {
     pub fn ask(&mut self, token: u64) {
         self.ping = Some(token);
         // A blocked path gets two: the second one is small.
-        let nth = self.asked.len() + usize::from(self.is_blocked());
+        let nth = self.misses + u32::from(self.is_blocked());
         self.pad_to = self.mtu.first_size(nth);
         Frame::Ping { token }.encode(&mut self.frames);
     }
@@ -218,13 +252,21 @@ impl Path {
         let Some(token) = self.ping.take_if(|_| whole) else {
             return self.mtu.sends(now, size);
         };
-        let wait = self.patience() * (1 << self.asked.len().min(6));
-        self.asked.push(Asked {
+        self.asked.push_back(Asked {
             token,
             size,
             at: now,
         });
-        self.due = Some(now + wait);
+        (self.asked_at, self.datagrams_since) = (Some(now), 0);
+        if self.standing == Standing::Usable {
+            self.wait_for_oldest();
+        } else {
+            self.due = Some(now + self.patience() * (1 << self.misses.min(6)));
+        }
+    }
+
+    fn wait_for_oldest(&mut self) {
+        self.due = self.asked.front().map(|a| a.at + self.lateness());
     }
 
     /// When the next of PING, probe and challenge counts as lost.
@@ -240,43 +282,50 @@ impl Path {
 
     /// A PONG came: true if it answers a PING on this path.
     pub fn answers(&mut self, now: Time, token: u64) -> bool {
-        if let Some(&asked) = self.asked.iter().find(|a| a.token == token) {
-            self.measured(now.since(asked.at));
-            let larger = self
-                .asked
-                .iter()
-                .map(|a| a.size)
-                .filter(|s| *s > asked.size);
-            if let Some(size) = larger.max() {
-                self.mtu.doubts(now, size);
-            }
-            self.mtu.passes(asked.size);
-        } else if self.mtu.answers(token).is_none() {
+        if let Some(index) = self.asked.iter().position(|a| a.token == token) {
+            self.answers_nth(now, index);
+        } else if self.mtu.answers(token).is_some() {
+            self.forget_asked();
+        } else {
             return false;
         }
-        self.forget_asked();
         self.standing = Standing::Usable;
         self.retry = UDP_RETRY;
         self.answered_at = Some(now);
         true
     }
 
+    /// What was asked before is excused: a packet may be lost. What was asked later is waited for.
+    fn answers_nth(&mut self, now: Time, index: usize) {
+        let asked = self.asked[index];
+        self.measured(now.since(asked.at));
+        let before = self.asked.drain(..=index).map(|a| a.size);
+        let larger = before.filter(|s| *s > asked.size).max();
+        if let Some(size) = larger.filter(|_| self.misses > 0) {
+            self.mtu.doubts(now, size);
+        }
+        self.mtu.passes(asked.size);
+        self.misses = 0;
+        self.wait_for_oldest();
+    }
+
     /// A PING was not answered. True if it is to be asked again.
     pub fn missed(&mut self, now: Time) -> bool {
         self.due = None;
+        self.misses += 1;
         let blocked = self.is_blocked();
         let tries = if blocked {
             BLOCKED_TRIES_MAX
         } else {
             UDP_TRIES_MAX
         };
-        if (self.asked.len() as u32) < tries {
+        if self.misses < tries {
             if !blocked {
                 self.standing = Standing::Tried;
             }
             return true;
         }
-        self.asked.clear();
+        self.forget_asked();
         let until = now + self.retry;
         self.retry = (self.retry * 2).min(UDP_RETRY_MAX);
         self.standing = Standing::Blocked { until };

@@ -1,5 +1,5 @@
-//! Differences that no agent in user space can take away. `docs/limits.md` gives the reasons at length; a
-//! test compares it with this table.
+//! Differences that applications can tell. `docs/limits.md` gives the reasons at length; a test compares it with this
+//! table.
 
 use super::Family;
 
@@ -18,6 +18,17 @@ pub const LIMITS: &[Limit] = &[
     everywhere("urgent_sent_byte"),
     everywhere("urgent_received_byte"),
     everywhere("urgent_inline"),
+    everywhere("udp_no_filter"),
+    everywhere("udp_no_fragments"),
+    everywhere("udp_service"),
+    Limit {
+        case: "udp_packet_info",
+        families: &[Family::V4, Family::Mapped],
+    },
+    Limit {
+        case: "udp_disconnect",
+        families: &[Family::V6],
+    },
 ];
 
 const fn everywhere(case: &'static str) -> Limit {

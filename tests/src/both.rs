@@ -31,12 +31,24 @@ pub struct Said {
 /// One program, or several.
 pub struct Both<'a> {
     bed: &'a TestBed,
+    datagrams: bool,
 }
 
 impl<'a> Both<'a> {
     /// Programs in the client's namespace of this bed.
     pub const fn new(bed: &'a TestBed) -> Self {
-        Self { bed }
+        Self {
+            bed,
+            datagrams: false,
+        }
+    }
+
+    /// The same for programs that speak UDP: some of it must have been captured each time.
+    pub const fn with_datagrams(bed: &'a TestBed) -> Self {
+        Self {
+            bed,
+            datagrams: true,
+        }
     }
 
     /// Runs `script` in a shell, in an empty folder, natively and captured. Fails unless both said and made the same,
@@ -87,6 +99,11 @@ impl<'a> Both<'a> {
             self.bed.bed.last_words()
         );
         counted.check(script)?;
+        ensure!(
+            self.datagrams == (counted.datagrams > 0),
+            "`{script}`: {} times UDP was captured",
+            counted.datagrams
+        );
         ensure!(
             counted.captured == connects,
             "`{script}`: {} connects were captured, not {connects}",

@@ -12,6 +12,8 @@ pub struct Captures {
     pub captured: u64,
     /// Streams that the agent opened to its peer.
     pub streams: u64,
+    /// connect() calls of UDP sockets, and datagrams sent without it, that were captured.
+    pub datagrams: u64,
 }
 
 impl Captures {
@@ -29,6 +31,7 @@ impl Captures {
         Ok(Self {
             captured: capture.captured4 + capture.captured6,
             streams: session.streams_total,
+            datagrams: capture.udp4 + capture.udp6,
         })
     }
 
@@ -37,12 +40,16 @@ impl Captures {
         Self {
             captured: self.captured - before.captured,
             streams: self.streams - before.streams,
+            datagrams: self.datagrams - before.datagrams,
         }
     }
 
-    /// Fails unless something was captured, and each captured connect() has become a stream.
+    /// Fails unless something was captured, and each captured connect() of TCP has become a stream.
     pub fn check(self, what: &str) -> anyhow::Result<()> {
-        ensure!(self.captured > 0, "{what}: nothing was captured");
+        ensure!(
+            self.captured + self.datagrams > 0,
+            "{what}: nothing was captured"
+        );
         ensure!(
             self.captured == self.streams,
             "{what}: {} connects were captured, but {} streams opened",

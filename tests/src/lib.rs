@@ -24,7 +24,7 @@ pub use cutter::Cutter;
 pub use lacking::without_syscall;
 pub use mounts::Mounts;
 pub use reader::{begun, endless, reader, said};
-pub use servers::{Dns, Web};
+pub use servers::{Dns, Iperf, Web};
 pub use services::{Nginx, Postgres, Redis, Sshd};
 use session_lab::{Lab, Netns};
 use session_user::bench::bed::{Bed, BedConfig};

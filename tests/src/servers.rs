@@ -1,4 +1,4 @@
-//! Further servers on the lab's target addresses: the web with TLS, HTTP/2 and uploads, and DNS.
+//! Further servers on the lab's target addresses: the web with TLS, HTTP/2 and uploads, DNS, and iperf3's.
 
 use std::fs;
 use std::net::SocketAddr;
@@ -107,6 +107,8 @@ impl Dns {
             ])
             .args(["--log-facility=-", "--local=/example/"])
             .arg(format!("--port={}", Self::PORT))
+            // As large as a client will take; else it cuts off at what passes everywhere.
+            .arg("--edns-packet-max=8192")
             .arg(format!("--listen-address={v4}"))
             .arg(format!("--listen-address={v6}"))
             .arg("--host-record=host.example,192.0.2.1,2001:db8::1");
@@ -117,5 +119,33 @@ impl Dns {
         let daemon = Daemon::start(lab, command, &dir.join("log"))?;
         await_listener(lab.server(), SocketAddr::new(v4, Self::PORT))?;
         Ok(Self { _daemon: daemon })
+    }
+}
+
+/// iperf3's server, one for each family.
+pub struct Iperf {
+    _daemons: [Daemon; 2],
+}
+
+impl Iperf {
+    /// Its port, TCP and UDP.
+    pub const PORT: u16 = 5202;
+
+    /// Starts it.
+    pub fn start(lab: &Lab, dir: &Path) -> anyhow::Result<Self> {
+        let dir = folder(dir, "iperf")?;
+        let start = |v6| {
+            // Bound, or it would answer datagrams from the address that its route has.
+            let at = SocketAddr::new(Lab::target(v6), Self::PORT);
+            let mut command = Command::new("iperf3");
+            command.args(["-s", "-p", &at.port().to_string()]);
+            command.args(["-B", &at.ip().to_string()]);
+            let daemon = Daemon::start(lab, command, &dir.join(format!("log-{v6}")))?;
+            await_listener(lab.server(), at)?;
+            anyhow::Ok(daemon)
+        };
+        Ok(Self {
+            _daemons: [start(false)?, start(true)?],
+        })
     }
 }

@@ -30,7 +30,7 @@ const BASE_PACKAGES: [&str; 9] = [
     "ca-certificates",
 ];
 /// Real programs that the system tests run.
-const TEST_PACKAGES: [&str; 13] = [
+const TEST_PACKAGES: [&str; 15] = [
     "nginx-light",
     "curl",
     "openssh-server",
@@ -43,6 +43,8 @@ const TEST_PACKAGES: [&str; 13] = [
     "openssl",
     "dnsmasq-base",
     "bind9-dnsutils",
+    "iperf3",
+    "mosh",
     "python3",
 ];
 /// The suites of Debian's own Python, where no other version is found.

@@ -46,7 +46,7 @@ pub struct HandoverArgs {
     /// with --rtt have 50 unless said otherwise, and `steady` has 20,30.
     #[arg(long, requires = "lab", value_name = "RATE[,RATE]")]
     rate: Option<Rates>,
-    /// Only this direction. `udp-echo`, datagrams through a UDP door, only if it is asked for; with --lab.
+    /// Only this direction. `udp-echo`, datagrams, only if it is asked for; with --lab.
     #[arg(long, value_enum)]
     direction: Option<Direction>,
     /// How many cuts.
@@ -85,7 +85,7 @@ pub fn run(args: &HandoverArgs, control: &Path) -> anyhow::Result<ExitCode> {
     args.output.check()?;
     ensure!(
         args.lab || args.direction != Some(Direction::UdpEcho),
-        "udp-echo needs a door: it is measured with --lab"
+        "udp-echo is measured with --lab"
     );
     let mut keeper = Keeper::new(args.out.as_deref(), args.resume)?;
     let rows = match (args.lab, args.target) {

@@ -1,6 +1,6 @@
 //! One scenario in the lab: an application runs, and something happens to its link again and again.
 
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::net::SocketAddr;
 use std::time::Duration;
 
 use anyhow::{Context, ensure};
@@ -29,18 +29,6 @@ pub const LATENESS_MAX: Duration = Duration::from_millis(1);
 const IDLE: Duration = Duration::from_secs(60);
 /// Every so many cuts.
 const IDLE_EVERY: usize = 25;
-
-/// Where datagrams come in at the client, and where the server is.
-const UDP_DOOR: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 5300);
-const UDP_PORT: u16 = 7100;
-
-/// The door of datagrams.
-fn door(v6: bool) -> String {
-    let to = SocketAddr::new(Lab::target(v6), UDP_PORT);
-    format!(
-        "[[listen]]\nat = \"{UDP_DOOR}\"\nprotocol = \"udp\"\npeer = \"gateway\"\nto = \"{to}\"\n"
-    )
-}
 
 /// Holdfast's own name in rows.
 pub const HOLDFAST: &str = "holdfast";
@@ -142,36 +130,24 @@ pub fn measure(plan: &Plan) -> anyhow::Result<Vec<Row>> {
     };
     plan.scenario.bed(&mut config);
     plan.mode.bed(&mut config);
-    let by_udp = plan.directions.contains(&Direction::UdpEcho);
-    if by_udp {
-        config.client_extra.push_str(&door(plan.v6));
-    }
     let mut bed = Bed::new(dir.path(), config)?;
     plan.scenario.prepare(&bed)?;
     plan.scenario.ready(&mut bed)?;
     if plan.scenario == Scenario::Return {
         plan.scenario.strike(&mut bed, 0)?;
     }
-    let port = if by_udp { UDP_PORT } else { 0 };
-    let listen = SocketAddr::new(Lab::target(plan.v6), port);
+    let listen = SocketAddr::new(Lab::target(plan.v6), 0);
     let server = Server::start(listen, dir.path(), |c| bed.lab.server().spawn(c))?;
     let mut clients = Vec::new();
     for &direction in &plan.directions {
         let arrivals = dir.path().join(format!("client-{}", direction.name()));
-        let is_udp = direction == Direction::UdpEcho;
         clients.push(Client::start(
-            if is_udp { UDP_DOOR } else { server.addr },
+            server.addr,
             direction,
             plan.pace,
             Duration::ZERO,
             arrivals,
-            |command| {
-                if is_udp {
-                    bed.lab.client().spawn(command)
-                } else {
-                    bed.spawn_captured(command)
-                }
-            },
+            |command| bed.spawn_captured(command),
         )?);
     }
     // Not before the transfer has found out what the links carry.

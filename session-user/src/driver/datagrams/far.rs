@@ -1,33 +1,25 @@
 //! The end of the targets: a connected UDP socket for each flow of the peer.
 
-use std::collections::VecDeque;
 use std::io;
 use std::sync::Arc;
 use std::task::Poll;
 
-use bytes::Bytes;
 use session_proto::session::FlowId;
 use session_proto::wire::Target;
 use tokio::net::UdpSocket;
 use tokio::task::AbortHandle;
 
+use super::waiting::Queue;
 use super::watch::ErrorWatch;
 use super::{DATAGRAM_ROOM, FlowReport, TAKEN_PER_TURN};
 use crate::dial::{DialError, dial_flow, open_flow};
 use crate::driver::ready::Source;
 use crate::driver::{Driver, Internal, Name, Side};
 
-/// Datagrams of one flow that wait while its target's name is resolved, at most; what comes after them is dropped.
-const WAITING_MAX: usize = 16;
-/// Their bytes, in all flows of the session together, at most.
-const WAITING_BYTES_MAX: usize = 1 << 20;
-
 /// A flow that the peer opened.
 pub(super) struct FarFlow {
     target: String,
     end: End,
-    /// The peer has closed it: it goes when what waits is sent.
-    closed: bool,
     tx: (u64, u64),
     rx: (u64, u64),
 }
@@ -36,8 +28,7 @@ enum End {
     /// The target's name is being resolved.
     Resolving {
         task: AbortHandle,
-        waiting: VecDeque<Bytes>,
-        bytes: usize,
+        queue: Queue,
     },
     Open(Open),
 }
@@ -127,11 +118,8 @@ impl Driver {
             // The driver may have ended meanwhile; then the socket ends here.
             let _ = internal.send(Internal::Flow { id, result });
         });
-        let resolving = End::Resolving {
-            task,
-            waiting: VecDeque::new(),
-            bytes: 0,
-        };
+        let queue = Queue::default();
+        let resolving = End::Resolving { task, queue };
         self.insert_far(id, name, resolving);
     }
 
@@ -139,7 +127,6 @@ impl Driver {
         let flow = FarFlow {
             target,
             end,
-            closed: false,
             tx: (0, 0),
             rx: (0, 0),
         };
@@ -168,10 +155,7 @@ impl Driver {
 
     /// The flow ends with its target's error.
     fn far_failed(&mut self, id: FlowId, errno: i32) {
-        let flow = self.datagrams.far.remove(&id);
-        if let Some(End::Resolving { bytes, .. }) = flow.map(|flow| flow.end) {
-            self.datagrams.resolving_bytes -= bytes;
-        }
+        self.drop_far(id);
         self.datagrams.counters.failed += 1;
         self.session.flow_error(id, errno.unsigned_abs().into());
     }
@@ -190,21 +174,20 @@ impl Driver {
             Err(error) => return self.far_refused(id, &error),
         };
         let open = End::Open(Open::new(socket, self.ready.add(Name::Flow(id))));
-        let End::Resolving { waiting, bytes, .. } = std::mem::replace(&mut flow.end, open) else {
+        let End::Resolving { queue, .. } = std::mem::replace(&mut flow.end, open) else {
             return;
         };
-        let closed = flow.closed;
-        self.datagrams.resolving_bytes -= bytes;
+        let (waiting, closed) = self.datagrams.waiting.release(queue);
         for data in waiting {
-            self.deliver_far(id, data);
+            self.deliver_far(id, &data);
         }
         if closed {
-            self.datagrams.far.remove(&id);
+            self.drop_far(id);
         }
     }
 
     /// A datagram of the peer goes to its target.
-    pub(super) fn deliver_far(&mut self, id: FlowId, data: Bytes) {
+    pub(super) fn deliver_far(&mut self, id: FlowId, data: &[u8]) {
         let Some(flow) = self.datagrams.far.get_mut(&id) else {
             self.datagrams.counters.dropped += 1;
             return;
@@ -212,20 +195,14 @@ impl Driver {
         let len = data.len() as u64;
         let socket = match &mut flow.end {
             End::Open(open) => &open.socket,
-            End::Resolving { waiting, bytes, .. } => {
-                let all = &mut self.datagrams.resolving_bytes;
-                if waiting.len() < WAITING_MAX && *all + data.len() <= WAITING_BYTES_MAX {
-                    *bytes += data.len();
-                    *all += data.len();
-                    // A copy, since the original may hold a whole batch of packets.
-                    waiting.push_back(Bytes::copy_from_slice(&data));
-                } else {
+            End::Resolving { queue, .. } => {
+                if !self.datagrams.waiting.push(queue, data) {
                     self.datagrams.counters.dropped += 1;
                 }
                 return;
             }
         };
-        match send_now(socket, &data) {
+        match send_now(socket, data) {
             Ok(()) => flow.rx = (flow.rx.0 + 1, flow.rx.1 + len),
             Err(error) => {
                 self.datagrams.counters.dropped += 1;
@@ -289,15 +266,19 @@ impl Driver {
         let Some(flow) = self.datagrams.far.get_mut(&id) else {
             return;
         };
-        match &flow.end {
-            End::Resolving { waiting, .. } if !waiting.is_empty() => flow.closed = true,
-            End::Resolving { task, .. } => {
-                task.abort();
-                self.datagrams.far.remove(&id);
-            }
-            End::Open(_) => {
-                self.datagrams.far.remove(&id);
-            }
+        if let End::Resolving { queue, .. } = &mut flow.end
+            && self.datagrams.waiting.close(queue)
+        {
+            return;
+        }
+        self.drop_far(id);
+    }
+
+    fn drop_far(&mut self, id: FlowId) {
+        let flow = self.datagrams.far.remove(&id);
+        if let Some(End::Resolving { task, queue }) = flow.map(|flow| flow.end) {
+            task.abort();
+            self.datagrams.waiting.release(queue);
         }
     }
 }

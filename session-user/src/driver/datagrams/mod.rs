@@ -7,6 +7,7 @@ mod far;
 mod near;
 mod packets;
 mod sockets;
+mod waiting;
 mod watch;
 
 use std::collections::{BTreeMap, VecDeque};
@@ -105,8 +106,8 @@ pub(super) struct Datagrams {
     unbound: Vec<String>,
     near: Near,
     far: BTreeMap<FlowId, FarFlow>,
-    /// Bytes that wait in flows whose targets' names are being resolved.
-    resolving_bytes: usize,
+    /// What waits in flows whose targets' names are being resolved.
+    waiting: waiting::Room,
     /// Packets that wait until their socket takes some.
     held: VecDeque<UdpTransmit>,
     /// Packets that go out in one write, apart and put together.
@@ -166,7 +167,7 @@ impl Driver {
         // Before the flow's end, which may have come with its last datagram.
         while let Some((id, data)) = self.session.poll_datagram() {
             if !self.deliver_near(id, &data) {
-                self.deliver_far(id, data);
+                self.deliver_far(id, &data);
             }
         }
         for event in events.drain(..) {

@@ -4,6 +4,7 @@ mod authz;
 mod dialer;
 mod flows;
 mod peer_addresses;
+mod shares;
 mod special;
 
 pub use authz::{AllowList, AllowRule, Denied, Protocol, RuleError, WhyDenied};

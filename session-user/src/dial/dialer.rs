@@ -63,6 +63,14 @@ pub enum DialError {
         /// What the kernel said.
         error: io::Error,
     },
+    /// The peer has as many UDP sockets here as it may, or all peers have.
+    #[error(
+        "no socket for a flow to {target}: peers have as many as they may; raise LimitNOFILE if they need more"
+    )]
+    TooMany {
+        /// The target.
+        target: String,
+    },
     /// Time ran out.
     #[error("{doing} {target} took longer than {after:?}")]
     Timeout {
@@ -78,12 +86,14 @@ pub enum DialError {
 impl DialError {
     /// The errno to report to the application's end. A denial is EACCES. A name without an
     /// address is EHOSTUNREACH: connect() knows no error for it, and "no such host" is what it
-    /// means. A connect that failed keeps the kernel's own.
+    /// means. A flow without a socket is ENOBUFS: a datagram is lost, and the next may have better luck.
+    /// A connect that failed keeps the kernel's own.
     pub fn errno(&self) -> i32 {
         match self {
             DialError::Denied(_) => libc::EACCES,
             DialError::BadName(_) | DialError::Resolve { .. } => libc::EHOSTUNREACH,
             DialError::Connect { error, .. } => error.raw_os_error().unwrap_or(libc::EIO),
+            DialError::TooMany { .. } => libc::ENOBUFS,
             DialError::Timeout { .. } => libc::ETIMEDOUT,
         }
     }

@@ -41,6 +41,16 @@ impl Shares {
         })
     }
 
+    /// One, if there is one now.
+    pub fn try_acquire(&self, peer: &str) -> Option<Share> {
+        let of_peer = self.of(peer).try_acquire_owned().ok()?;
+        let of_all = Arc::clone(&self.all).try_acquire_owned().ok()?;
+        Some(Share {
+            _of_peer: of_peer,
+            _of_all: of_all,
+        })
+    }
+
     fn of(&self, peer: &str) -> Arc<Semaphore> {
         let mut peers = self.peers.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(known) = peers.get(peer).and_then(Weak::upgrade) {
@@ -70,7 +80,9 @@ mod tests {
         let other = shares.acquire("other").await.unwrap();
         greedy.pop();
         assert!(waiting.as_mut().now_or_never().is_some());
+        assert!(shares.try_acquire("third").is_some());
         drop((greedy, other, waiting));
+        assert!(shares.try_acquire("third").is_some());
         let _third = shares.acquire("third").await.unwrap();
         assert_eq!(shares.peers.lock().unwrap().len(), 1);
     }

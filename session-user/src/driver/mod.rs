@@ -196,7 +196,7 @@ enum Internal {
     },
     Flow {
         id: FlowId,
-        result: Result<tokio::net::UdpSocket, crate::dial::DialError>,
+        result: Result<crate::dial::FlowSocket, crate::dial::DialError>,
     },
     Seated {
         id: StreamId,

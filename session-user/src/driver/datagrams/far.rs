@@ -12,7 +12,7 @@ use tokio::task::AbortHandle;
 use super::waiting::Queue;
 use super::watch::ErrorWatch;
 use super::{DATAGRAM_ROOM, FlowReport, TAKEN_PER_TURN};
-use crate::dial::{DialError, dial_flow, open_flow};
+use crate::dial::{DialError, FlowSocket, Share, dial_flow, open_flow};
 use crate::driver::ready::Source;
 use crate::driver::{Driver, Internal, Name, Side};
 
@@ -38,15 +38,18 @@ struct Open {
     socket: Arc<UdpSocket>,
     source: Source<Name>,
     errors: ErrorWatch,
+    _share: Share,
 }
 
 impl Open {
-    fn new(socket: UdpSocket, source: Source<Name>) -> Self {
+    fn new(opened: FlowSocket, source: Source<Name>) -> Self {
+        let (socket, share) = opened.into_parts();
         let socket = Arc::new(socket);
         Self {
             errors: ErrorWatch::of(&socket),
             socket,
             source,
+            _share: share,
         }
     }
 
@@ -133,7 +136,7 @@ impl Driver {
         self.datagrams.far.insert(id, flow);
     }
 
-    fn begin_far(&mut self, id: FlowId, target: String, opened: Result<UdpSocket, DialError>) {
+    fn begin_far(&mut self, id: FlowId, target: String, opened: Result<FlowSocket, DialError>) {
         match opened {
             Ok(socket) => {
                 let source = self.ready.add(Name::Flow(id));
@@ -164,7 +167,7 @@ impl Driver {
     pub(in crate::driver) fn far_dialled(
         &mut self,
         id: FlowId,
-        result: Result<UdpSocket, DialError>,
+        result: Result<FlowSocket, DialError>,
     ) {
         let Some(flow) = self.datagrams.far.get_mut(&id) else {
             return;

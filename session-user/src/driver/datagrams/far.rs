@@ -101,11 +101,7 @@ impl Driver {
     pub(super) fn flow_opened(&mut self, id: FlowId, target: Target) {
         let links = self.side.links();
         let Side::Responder(responder) = &mut self.side else {
-            let peer = &self.peer.name;
-            tracing::warn!(%peer, %target, "this unit dials for nobody: the peer's flow is refused");
-            return self
-                .session
-                .flow_error(id, libc::EACCES.unsigned_abs().into());
+            return self.far_unwanted(id, &target);
         };
         let is_own = move |ip| links.links.iter().any(|link| link.holds(ip));
         let (allow, caller) = (Arc::clone(&responder.allow), Arc::clone(&responder.caller));
@@ -126,6 +122,15 @@ impl Driver {
         self.insert_far(id, name, resolving);
     }
 
+    fn far_unwanted(&mut self, id: FlowId, target: &Target) {
+        if let Some(untold) = self.tell_of_end("any", libc::EACCES) {
+            let peer = &self.peer.name;
+            tracing::warn!(%peer, %target, untold, "this unit dials for nobody: the peer's flow is refused");
+        }
+        let errno = libc::EACCES.unsigned_abs();
+        self.session.flow_error(id, errno.into());
+    }
+
     fn insert_far(&mut self, id: FlowId, target: String, end: End) {
         let flow = FarFlow {
             target,
@@ -142,16 +147,18 @@ impl Driver {
                 let source = self.ready.add(Name::Flow(id));
                 self.insert_far(id, target, End::Open(Open::new(socket, source)));
             }
-            Err(error) => self.far_refused(id, &error),
+            Err(error) => self.far_refused(id, &target, &error),
         }
     }
 
-    fn far_refused(&mut self, id: FlowId, error: &DialError) {
-        let peer = &self.peer.name;
-        if matches!(error, DialError::Denied(_)) {
-            tracing::warn!(flow = id, "{error}");
-        } else {
-            tracing::info!(%peer, flow = id, %error, "a target has no flow");
+    fn far_refused(&mut self, id: FlowId, target: &str, error: &DialError) {
+        if let Some(untold) = self.tell_of_end(target, error.errno()) {
+            let peer = &self.peer.name;
+            if matches!(error, DialError::Denied(_)) {
+                tracing::warn!(flow = id, untold, "{error}");
+            } else {
+                tracing::info!(%peer, flow = id, untold, %error, "a target has no flow");
+            }
         }
         self.far_failed(id, error.errno());
     }
@@ -174,7 +181,10 @@ impl Driver {
         };
         let socket = match result {
             Ok(socket) => socket,
-            Err(error) => return self.far_refused(id, &error),
+            Err(error) => {
+                let target = flow.target.clone();
+                return self.far_refused(id, &target, &error);
+            }
         };
         let open = End::Open(Open::new(socket, self.ready.add(Name::Flow(id))));
         let End::Resolving { queue, .. } = std::mem::replace(&mut flow.end, open) else {
@@ -220,9 +230,12 @@ impl Driver {
             tracing::debug!(flow = id, %error, "a datagram is dropped");
             return;
         };
-        if let Some(flow) = self.datagrams.far.get(&id) {
-            let (peer, target) = (&self.peer.name, &flow.target);
-            tracing::info!(%peer, flow = id, %target, %error, "a flow has failed");
+        let flow = self.datagrams.far.get(&id);
+        if let Some(target) = flow.map(|flow| flow.target.clone())
+            && let Some(untold) = self.tell_of_end(&target, errno)
+        {
+            let peer = &self.peer.name;
+            tracing::info!(%peer, flow = id, %target, untold, %error, "a flow has failed");
         }
         self.far_failed(id, errno);
     }

@@ -7,6 +7,7 @@ mod far;
 mod near;
 mod packets;
 mod sockets;
+mod told;
 mod waiting;
 mod watch;
 
@@ -118,6 +119,7 @@ pub(super) struct Datagrams {
     /// A datagram from a target.
     scratch: Vec<u8>,
     events: Vec<FlowEvent>,
+    told: told::Told,
     pub counters: DatagramCounters,
 }
 
@@ -204,6 +206,13 @@ impl Driver {
         if self.next_deadline().is_some_and(|at| Instant::now() >= at) {
             self.handle_deadline();
         }
+    }
+
+    /// Whether to log that a flow to `target` has come to an end by `why` (an errno); if so, how many such ends were not
+    /// logged since the last time.
+    fn tell_of_end(&mut self, target: &str, why: i32) -> Option<u64> {
+        let what = format!("{why} {target}");
+        self.datagrams.told.tell(Instant::now(), &what)
     }
 
     pub(super) fn flow_reports(&self) -> Vec<FlowReport> {

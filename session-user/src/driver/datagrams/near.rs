@@ -139,8 +139,10 @@ impl Driver {
         if let Some(errno) = errno {
             self.datagrams.counters.failed += 1;
             let errno = i32::try_from(errno).unwrap_or(libc::EHOSTUNREACH);
-            let error = std::io::Error::from_raw_os_error(errno);
-            tracing::info!(flow = id, app = %app.app, target = %app.target, %error, "a flow has failed");
+            if let Some(untold) = self.tell_of_end(&app.target.to_string(), errno) {
+                let error = std::io::Error::from_raw_os_error(errno);
+                tracing::info!(flow = id, app = %app.app, target = %app.target, untold, %error, "a flow has failed");
+            }
             app.end().failed(errno);
         }
     }

@@ -11,7 +11,7 @@ use tokio::task::AbortHandle;
 
 use super::waiting::Queue;
 use super::watch::ErrorWatch;
-use super::{DATAGRAM_ROOM, FlowReport, TAKEN_PER_TURN};
+use super::{BYTES_PER_TURN, DATAGRAM_ROOM, FlowReport, TAKEN_PER_TURN};
 use crate::dial::{DialError, FlowSocket, Share, dial_flow, open_flow};
 use crate::driver::ready::Source;
 use crate::driver::{Driver, Internal, Name, Side};
@@ -244,8 +244,11 @@ impl Driver {
     pub(in crate::driver) fn far_ready(&mut self, id: FlowId) {
         let mut scratch = std::mem::take(&mut self.datagrams.scratch);
         scratch.resize(DATAGRAM_ROOM, 0);
-        let mut more = true;
+        let (mut more, mut bytes) = (true, 0);
         for _ in 0..TAKEN_PER_TURN {
+            if bytes >= BYTES_PER_TURN {
+                break;
+            }
             let Some(flow) = self.datagrams.far.get_mut(&id) else {
                 break;
             };
@@ -255,8 +258,8 @@ impl Driver {
             match open.receive(&mut scratch) {
                 Ok(Some(n)) => {
                     flow.tx = (flow.tx.0 + 1, flow.tx.1 + n as u64);
-                    let now = self.clock.now();
-                    if let Err(error) = self.session.send_datagram(now, id, &scratch[..n]) {
+                    bytes += n;
+                    if let Err(error) = self.send_datagram(id, &scratch[..n]) {
                         tracing::debug!(flow = id, %error, "a datagram is dropped");
                         self.datagrams.counters.dropped += 1;
                     }

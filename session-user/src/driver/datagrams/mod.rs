@@ -17,7 +17,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::BytesMut;
-use session_proto::session::{FlowEvent, FlowId, UdpPath, UdpTransmit};
+use session_proto::session::{FlowError, FlowEvent, FlowId, UdpPath, UdpTransmit};
 use tokio::sync::mpsc;
 
 use super::ready::Source;
@@ -29,6 +29,13 @@ use sockets::{Local, Which};
 
 /// Datagrams of applications, or batches of packets, that are taken in one turn before other sources get theirs.
 const TAKEN_PER_TURN: usize = 64;
+/// Their bytes, at most but for the last.
+const BYTES_PER_TURN: usize = 256 * 1024;
+/// Bytes of datagrams that the session has taken before they are written, though the turn goes on: what waits beyond
+/// its queues is dropped (`UDP_QUEUE_BYTES`), and sockets take as much at once.
+const UNWRITTEN_MAX: usize = 48 * 1024;
+/// The same where TCP carries them, whose queue may be as short (`DATAGRAM_QUEUE_BYTES_MIN`).
+const UNWRITTEN_TCP_MAX: usize = session_proto::limits::DATAGRAM_QUEUE_BYTES_MIN;
 /// Largest datagram, and what one more byte would show, in bytes.
 const DATAGRAM_ROOM: usize = 64 * 1024;
 
@@ -109,6 +116,8 @@ pub(super) struct Datagrams {
     far: BTreeMap<FlowId, FarFlow>,
     /// What waits in flows whose targets' names are being resolved.
     waiting: waiting::Room,
+    /// Bytes of datagrams that were given to the session since it was last asked for packets.
+    unwritten: usize,
     /// Packets that wait until their socket takes some.
     held: VecDeque<UdpTransmit>,
     /// Packets that go out in one write, apart and put together.
@@ -190,6 +199,19 @@ impl Driver {
             }
         }
         self.datagrams.events = events;
+    }
+
+    /// Gives a datagram to the session, and its transports what it has, if that is much.
+    fn send_datagram(&mut self, id: FlowId, data: &[u8]) -> Result<(), FlowError> {
+        self.session.send_datagram(self.clock.now(), id, data)?;
+        self.datagrams.unwritten += data.len();
+        let unwritten = self.datagrams.unwritten;
+        let over_udp = || self.session.udp_status().is_some_and(|s| s.usable);
+        if unwritten >= UNWRITTEN_MAX || (unwritten >= UNWRITTEN_TCP_MAX && !over_udp()) {
+            self.flush_udp();
+            self.flush();
+        }
+        Ok(())
     }
 
     fn flow_over(&mut self, id: FlowId, errno: Option<u64>) {

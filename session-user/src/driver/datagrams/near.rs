@@ -6,7 +6,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use session_proto::session::{FlowError, FlowId};
 
-use super::{FlowReport, TAKEN_PER_TURN};
+use super::{BYTES_PER_TURN, FlowReport, TAKEN_PER_TURN};
 use crate::driver::{Driver, Side};
 use crate::requests::{AppFlow, FlowInput};
 
@@ -51,9 +51,16 @@ impl Driver {
             return;
         };
         let queue = Arc::clone(&initiator.config.requests);
+        let mut bytes = 0;
         for taken in 0..TAKEN_PER_TURN {
+            if bytes >= BYTES_PER_TURN {
+                break;
+            }
             match queue.flows.pop() {
-                Some(FlowInput::Datagram(app, data)) => self.carry(&app, &data),
+                Some(FlowInput::Datagram(app, data)) => {
+                    bytes += data.len();
+                    self.carry(&app, &data);
+                }
                 Some(FlowInput::Closed(app)) => self.app_closed(&app),
                 None if taken == 0 => return,
                 None => break,
@@ -64,13 +71,12 @@ impl Driver {
 
     /// A datagram goes out on its conversation's flow, which is opened if there is none.
     fn carry(&mut self, app: &Arc<AppFlow>, data: &Bytes) {
-        let now = self.clock.now();
         let known = self.datagrams.near.of_app.get(&app.number()).copied();
         let Some(id) = known.or_else(|| self.open_for(app)) else {
             self.datagrams.counters.dropped += 1;
             return;
         };
-        match self.session.send_datagram(now, id, data) {
+        match self.send_datagram(id, data) {
             Ok(()) => {
                 if let Some(flow) = self.datagrams.near.flows.get_mut(&id) {
                     flow.tx = (flow.tx.0 + 1, flow.tx.1 + data.len() as u64);

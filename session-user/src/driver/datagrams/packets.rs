@@ -6,7 +6,7 @@ use bytes::BytesMut;
 use session_proto::session::{UdpPath, UdpTransmit};
 
 use super::sockets::Which;
-use super::{Inbound, TAKEN_PER_TURN};
+use super::{BYTES_PER_TURN, Inbound, TAKEN_PER_TURN};
 use crate::driver::Driver;
 use crate::transport::WRITE_BYTES_MAX;
 
@@ -27,7 +27,11 @@ impl Driver {
     /// One of the session's own UDP sockets is ready.
     pub(in crate::driver) fn udp_ready(&mut self, path: UdpPath) {
         let mut room = self.datagrams.room.take().unwrap_or_default();
+        let mut bytes = 0;
         for _ in 0..TAKEN_PER_TURN {
+            if bytes >= BYTES_PER_TURN {
+                break;
+            }
             let Some(local) = self.datagrams.locals.get(&path) else {
                 break;
             };
@@ -50,6 +54,7 @@ impl Driver {
                 }
             };
             for batch in room.batches(count) {
+                bytes += batch.bytes.len();
                 for packet in batch.packets() {
                     self.take_packet(path, batch.from, packet);
                 }
@@ -86,8 +91,12 @@ impl Driver {
     /// Packets came to one of the unit's sockets.
     pub(in crate::driver) fn packets_arrived(&mut self, first: Inbound) {
         let mut next = Some(first);
+        let mut bytes = 0;
         for _ in 0..TAKEN_PER_TURN {
-            let Some(inbound) = next else { break };
+            let Some(inbound) = next.take_if(|_| bytes < BYTES_PER_TURN) else {
+                break;
+            };
+            bytes += inbound.bytes.len();
             self.take_inbound(inbound);
             let listening = self.datagrams.listening.as_mut();
             next = listening.and_then(|l| l.inbound.try_recv().ok());
@@ -112,6 +121,7 @@ impl Driver {
 
     /// Sends the packets that the session has.
     pub(in crate::driver) fn flush_udp(&mut self) {
+        self.datagrams.unwritten = 0;
         let mut group = std::mem::take(&mut self.datagrams.group);
         loop {
             self.gather(&mut group);

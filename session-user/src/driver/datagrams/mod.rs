@@ -6,6 +6,7 @@
 mod far;
 mod near;
 mod packets;
+mod silence;
 mod sockets;
 mod told;
 mod waiting;
@@ -138,6 +139,11 @@ impl Datagrams {
             listening,
             ..Self::default()
         }
+    }
+
+    /// When something is to be done without anything that comes.
+    pub fn deadline(&self) -> Option<Instant> {
+        self.near.deadline()
     }
 
     pub fn source_of_path(&self, path: UdpPath) -> Option<&Source<Name>> {

@@ -8,7 +8,7 @@ use session_proto::session::{UdpPath, UdpTransmit};
 use super::sockets::Which;
 use super::{BYTES_PER_TURN, Inbound, TAKEN_PER_TURN};
 use crate::driver::Driver;
-use crate::transport::WRITE_BYTES_MAX;
+use crate::transport::{PacketSocket, WRITE_BYTES_MAX};
 
 /// Room from which packets are cut that were received.
 const ARENA_BYTES: usize = 64 * 1024;
@@ -143,8 +143,12 @@ impl Driver {
                 }
                 Sent::Failed(error) if group.len() > 1 => {
                     tracing::debug!(%error, "packets go out one by one");
+                    let mut all = true;
                     for packet in group.drain(..) {
-                        self.send_single(&packet);
+                        all &= self.send_single(&packet);
+                    }
+                    if all && let Some(socket) = self.socket_of(path) {
+                        socket.refuses_several(&error);
                     }
                 }
                 Sent::Failed(error) => {
@@ -183,12 +187,15 @@ impl Driver {
     }
 
     fn segments_max(&self, path: UdpPath) -> usize {
-        let most = match self.datagrams.locals.get(&path).map(|l| &l.socket) {
-            Some(Which::Own(socket, _)) => socket.segments_max(),
-            Some(Which::Shared(socket, _)) => socket.segments_max(),
-            None => 1,
-        };
-        most.min(SEGMENTS_MAX)
+        let socket = self.socket_of(path);
+        socket.map_or(1, |s| s.segments_max().min(SEGMENTS_MAX))
+    }
+
+    fn socket_of(&self, path: UdpPath) -> Option<&PacketSocket> {
+        Some(match &self.datagrams.locals.get(&path)?.socket {
+            Which::Own(socket, _) => socket,
+            Which::Shared(socket, _) => socket,
+        })
     }
 
     fn send_group(&mut self, group: &[UdpTransmit]) -> Sent {
@@ -223,12 +230,14 @@ impl Driver {
         }
     }
 
-    fn send_single(&mut self, packet: &UdpTransmit) {
+    /// Whether it went.
+    fn send_single(&mut self, packet: &UdpTransmit) -> bool {
         match self.send_packets(packet, &packet.packet, None) {
-            Sent::Done => {}
+            Sent::Done => return true,
             Sent::Blocked => self.datagrams.counters.packets_unsent += 1,
             Sent::Failed(error) => self.unsendable(packet, &error),
         }
+        false
     }
 
     fn unsendable(&mut self, packet: &UdpTransmit, error: &io::Error) {
@@ -236,8 +245,12 @@ impl Driver {
         if error.raw_os_error() == Some(libc::EMSGSIZE) {
             let bytes = packet.packet.len();
             self.session.udp_too_large(packet.path, packet.to, bytes);
-        } else {
-            tracing::debug!(to = %packet.to, %error, "a packet is not sent");
+            return;
+        }
+        tracing::debug!(to = %packet.to, %error, "a packet is not sent");
+        if error.raw_os_error() == Some(libc::EINVAL) {
+            // Our address is not this host's any more (ip(7), IP_PKTINFO).
+            self.drop_shared(packet.path);
         }
     }
 

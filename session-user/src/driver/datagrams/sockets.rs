@@ -171,6 +171,16 @@ impl Driver {
         }
     }
 
+    /// An address of ours that cannot be sent from is no path, until something comes there again.
+    pub(super) fn drop_shared(&mut self, path: UdpPath) {
+        let local = self.datagrams.locals.get(&path);
+        if local.is_some_and(|local| matches!(local.socket, Which::Shared(..))) {
+            self.datagrams.locals.remove(&path);
+            self.session.udp_path_removed(path);
+            self.tend_shared_sockets();
+        }
+    }
+
     /// The unit's UDP socket that is beside the listener of a transport.
     fn socket_at(&self, local: SocketAddr) -> Option<usize> {
         let listening = self.datagrams.listening.as_ref()?;

@@ -11,6 +11,7 @@ use fast_socks5::{new_udp_header, parse_udp_request};
 use session_proto::wire::Target;
 use tokio::io::{AsyncRead, AsyncReadExt as _};
 use tokio::net::UdpSocket;
+use tokio::time::MissedTickBehavior;
 
 use super::Door;
 use super::datagrams::{Conversations, Heard, send_now};
@@ -80,6 +81,7 @@ impl Association {
         let requests = Arc::clone(&door.requests);
         let mut open = Conversations::new(TARGETS_MAX, door.flow_idle, requests);
         let mut look = tokio::time::interval(open.look_every());
+        look.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut room = vec![0; DATAGRAM_ROOM];
         let mut byte = [0; 64];
         loop {

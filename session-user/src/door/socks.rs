@@ -24,7 +24,7 @@ pub(super) async fn serve<S>(
     door: &Door,
     name: String,
     socket: S,
-    ends: Option<(IpAddr, IpAddr)>,
+    ends: Option<(SocketAddr, SocketAddr)>,
     permit: OwnedSemaphorePermit,
 ) -> Result<(), Unmet>
 where
@@ -38,7 +38,7 @@ where
     let (proto, command, target) = negotiated
         .map_err(|_| Unmet::Timeout)?
         .map_err(|error| Unmet::Protocol(error.to_string()))?;
-    if let (Socks5Command::UDPAssociate, Some((ours, client))) = (&command, ends) {
+    if let (Socks5Command::UDPAssociate, Some((ours, client))) = (&command, &ends) {
         drop(permit);
         let asked = match target {
             TargetAddr::Ip(addr) => Some(addr),
@@ -48,7 +48,7 @@ where
             |error: fast_socks5::server::SocksServerError| Unmet::Protocol(error.to_string());
         let (Ok(_place), Ok(association)) = (
             ASSOCIATIONS.try_acquire(),
-            Association::open(ours, client, asked).await,
+            Association::open(*ours, client.ip(), asked).await,
         ) else {
             let said = proto.reply_error(&ReplyError::GeneralFailure).await;
             return said.map_err(wrong);

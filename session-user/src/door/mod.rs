@@ -8,6 +8,7 @@ mod associate;
 mod datagrams;
 mod http;
 mod listener;
+mod places;
 mod socks;
 
 use std::io;

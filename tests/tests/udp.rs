@@ -11,7 +11,7 @@ use std::time::Duration;
 use anyhow::{Context, ensure};
 use session_lab::{Lab, LinkName};
 use session_tests::{TestBed, await_listener, eventually, finish};
-use session_user::bench::bed::Running;
+use session_user::bench::bed::{BedConfig, Running};
 use session_user::control::SessionReport;
 
 /// Nothing in these tests takes longer, unless it hangs.
@@ -86,7 +86,14 @@ struct UdpBed {
 
 impl UdpBed {
     fn new() -> anyhow::Result<Self> {
-        let bed = TestBed::with(|c| c.client_extra = doors())?;
+        Self::with(|_| {})
+    }
+
+    fn with(change: impl FnOnce(&mut BedConfig)) -> anyhow::Result<Self> {
+        let bed = TestBed::with(|c| {
+            c.client_extra = doors();
+            change(c);
+        })?;
         let echo = Echo::start(&bed.bed.lab)?;
         let client = bed
             .bed
@@ -245,11 +252,28 @@ fn after_a_cut_the_next_datagram_goes_over_the_next_link() -> anyhow::Result<()>
     for cut in 0..5 {
         bed.bed.bed.await_standby(LinkName::Lte, LIMIT)?;
         bed.bed.bed.lab.cut(LinkName::Wifi)?;
-        bed.bed.bed.await_link(LinkName::Lte, LIMIT)?;
-        bed.all_come_back(20, &format!("cut {cut}"))?;
+        // What is sent before the agent hears of the cut is lost, and nothing more.
+        let first = format!("cut {cut}");
+        let came = bed.asks(first.as_bytes())? || bed.asks(first.as_bytes())?;
+        ensure!(came, "`{first}` is lost\n{}", bed.bed.bed.last_words());
+        bed.await_udp(LinkName::Lte)?;
+        let before = bed.session()?.datagrams;
+        bed.all_come_back(20, &first)?;
+        let session = bed.session()?;
+        let udp = session.udp.context("no path")?;
+        ensure!(
+            udp.usable && udp.link == LinkName::Lte.name(),
+            "{udp:?} after a cut"
+        );
+        let after = session.datagrams;
+        ensure!(
+            after.sent_udp >= before.sent_udp + 20,
+            "{before:?}, then {after:?}"
+        );
         bed.bed.bed.lab.restore(LinkName::Wifi)?;
         bed.bed.bed.await_link(LinkName::Wifi, LIMIT)?;
         bed.all_come_back(20, &format!("return {cut}"))?;
+        bed.await_udp(LinkName::Wifi)?;
     }
     let session = bed.session()?;
     ensure!(
@@ -378,15 +402,78 @@ fn a_client_of_socks5_names_the_targets_of_its_datagrams() -> anyhow::Result<()>
         &answer[..n]
     );
     let stranger = (bed.bed.bed.lab.client()).run(|| UdpSocket::bind("127.0.0.2:0"))?;
-    stranger.set_read_timeout(Some(Duration::from_millis(200)))?;
+    // To the target that is known, and to another one.
+    let mut elsewhere = whole.clone();
+    elsewhere[9] ^= 1;
     stranger.send_to(&whole, at)?;
+    stranger.send_to(&elsewhere, at)?;
+    let again = [header(0), b"again".to_vec()].concat();
+    bed.client.send_to(&again, at)?;
+    let (n, _) = bed.client.recv_from(&mut answer)?;
+    ensure!(answer[..n] == again, "{:?}", &answer[..n]);
+    // What the stranger sent was there before.
+    let flows = bed.session()?.flows;
     ensure!(
-        stranger.recv_from(&mut answer).is_err(),
-        "a stranger uses the association"
+        flows.len() == 1 && flows[0].tx == 2,
+        "a stranger uses the association: {flows:?}"
     );
-    ensure!(bed.session()?.flows.len() == 1);
     drop(connection);
     eventually("the flow ends with the connection", LIMIT, || {
         bed.session().is_ok_and(|s| s.flows.is_empty())
     })
+}
+
+#[test]
+fn more_conversations_than_the_peer_takes_go_on_with_the_latest() -> anyhow::Result<()> {
+    const FLOWS: usize = 32;
+    let bed = UdpBed::with(|c| c.accept_extra = format!("max_flows = {FLOWS}\n"))?;
+    bed.await_udp(LinkName::Wifi)?;
+    for number in 0..4 * FLOWS {
+        let socket = (bed.bed.bed.lab.client()).run(|| UdpSocket::bind("127.0.0.1:0"))?;
+        socket.set_read_timeout(Some(LOST))?;
+        let question = format!("question {number}");
+        socket.send_to(question.as_bytes(), DOOR)?;
+        let mut answer = [0; 100];
+        let (n, _) = (socket.recv_from(&mut answer))
+            .with_context(|| format!("{question}\n{}", bed.bed.bed.last_words()))?;
+        ensure!(answer[..n] == *question.as_bytes());
+    }
+    let session = bed.session()?;
+    ensure!(
+        session.flows.len() == FLOWS - FLOWS / 16 && session.datagrams.dropped == 0,
+        "{} flows, {:?}",
+        session.flows.len(),
+        session.datagrams
+    );
+    // The first conversation was ended to make room, and is opened again.
+    bed.all_come_back(10, "the first again")
+}
+
+#[test]
+fn udp_stays_with_tcp_at_an_address_that_is_deprecated() -> anyhow::Result<()> {
+    let bed = UdpBed::new()?;
+    bed.await_udp(LinkName::Wifi)?;
+    let link = LinkName::Wifi.name();
+    let client = bed.bed.bed.lab.client();
+    client.ip(&["addr", "add", "10.10.1.77/24", "dev", link])?;
+    let deprecated = ["preferred_lft", "0", "valid_lft", "forever"];
+    let change = ["addr", "change", "10.10.1.2/24", "dev", link];
+    client.ip(&[&change[..], &deprecated].concat())?;
+    eventually("the agent has a socket at the new address", LIMIT, || {
+        let sockets = client.exec("ss", &["-Hunap", "src", "10.10.1.77"]);
+        sockets.is_ok_and(|sockets| sockets.contains("10.10.1.77"))
+    })?;
+    let before = bed.session()?;
+    bed.all_come_back(20, "from the old address")?;
+    let after = bed.session()?;
+    ensure!(
+        after.udp.as_ref().is_some_and(|udp| udp.usable),
+        "{:?}",
+        after.udp
+    );
+    ensure!(
+        after.datagrams.sent_tcp == before.datagrams.sent_tcp,
+        "{before:?}, then {after:?}"
+    );
+    Ok(())
 }

@@ -66,6 +66,11 @@ pub async fn serve(registry: Registry, index: usize, socket: Arc<PacketSocket>) 
 /// Packets that follow each other and have one name go together.
 fn hand_over(registry: &Registry, index: usize, batch: &Batch<'_>) {
     let Some(to) = batch.to else { return };
+    if batch.from.port() == 0 {
+        // Nobody can be answered there.
+        count(&UNKNOWN, batch.bytes.len(), batch.stride);
+        return;
+    }
     let mut rest = batch.bytes;
     while !rest.is_empty() {
         let (bytes, name) = first_run(rest, batch.stride);

@@ -8,6 +8,7 @@
 
 use std::io;
 use std::net::{IpAddr, SocketAddr};
+use std::sync::LazyLock;
 use std::time::Duration;
 
 use nix::sys::socket::{setsockopt, sockopt};
@@ -15,9 +16,9 @@ use session_proto::wire::Target;
 use socket2::SockRef;
 use tokio::io::AsyncWriteExt as _;
 use tokio::net::{TcpSocket, TcpStream};
-use tokio::sync::Semaphore;
 use tokio::time::{Instant, timeout_at};
 
+use super::shares::Shares;
 use super::{AllowList, Denied, Protocol, SeenAs};
 
 /// Addresses of one name that are tried; more only help somebody who wants to keep us busy.
@@ -30,8 +31,10 @@ const ATTEMPT_MAX: Duration = Duration::from_secs(10);
 /// Names resolved at once. getaddrinfo blocks a thread of tokio's pool (512) for as long as the
 /// name server pleases, even after nobody waits for it; files need that pool as well.
 const LOOKUPS_MAX: usize = 64;
+/// Of these, for one peer: it may ask for names whose name servers never answer.
+const LOOKUPS_OF_PEER_MAX: usize = 16;
 
-static LOOKUPS: Semaphore = Semaphore::const_new(LOOKUPS_MAX);
+static LOOKUPS: LazyLock<Shares> = LazyLock::new(|| Shares::new(LOOKUPS_MAX, LOOKUPS_OF_PEER_MAX));
 
 /// Why a target could not be reached.
 #[derive(Debug, thiserror::Error)]
@@ -60,6 +63,14 @@ pub enum DialError {
         /// What the kernel said.
         error: io::Error,
     },
+    /// The peer has as many UDP sockets here as it may, or all peers have.
+    #[error(
+        "no socket for a flow to {target}: peers have as many as they may; raise LimitNOFILE if they need more"
+    )]
+    TooMany {
+        /// The target.
+        target: String,
+    },
     /// Time ran out.
     #[error("{doing} {target} took longer than {after:?}")]
     Timeout {
@@ -75,12 +86,14 @@ pub enum DialError {
 impl DialError {
     /// The errno to report to the application's end. A denial is EACCES. A name without an
     /// address is EHOSTUNREACH: connect() knows no error for it, and "no such host" is what it
-    /// means. A connect that failed keeps the kernel's own.
+    /// means. A flow without a socket is ENOBUFS: a datagram is lost, and the next may have better luck.
+    /// A connect that failed keeps the kernel's own.
     pub fn errno(&self) -> i32 {
         match self {
             DialError::Denied(_) => libc::EACCES,
             DialError::BadName(_) | DialError::Resolve { .. } => libc::EHOSTUNREACH,
             DialError::Connect { error, .. } => error.raw_os_error().unwrap_or(libc::EIO),
+            DialError::TooMany { .. } => libc::ENOBUFS,
             DialError::Timeout { .. } => libc::ETIMEDOUT,
         }
     }
@@ -166,7 +179,7 @@ pub(super) async fn addresses_of(
     };
     check_name(name)?;
     allow.check_before_resolving(peer, protocol, name, port)?;
-    timeout_at(deadline, resolve(name.clone(), port))
+    timeout_at(deadline, resolve(peer, name.clone(), port))
         .await
         .map_err(|_| DialError::Timeout {
             doing: "resolving",
@@ -292,12 +305,12 @@ fn check_name(name: &str) -> Result<(), DialError> {
     Err(DialError::BadName(shown.escape_debug().to_string()))
 }
 
-async fn resolve(name: String, port: u16) -> io::Result<Vec<SocketAddr>> {
-    let permit = LOOKUPS.acquire().await.map_err(io::Error::other)?;
-    // In a task of its own: the permit is held until getaddrinfo returns, also when the caller
+async fn resolve(peer: &str, name: String, port: u16) -> io::Result<Vec<SocketAddr>> {
+    let share = LOOKUPS.acquire(peer).await.map_err(io::Error::other)?;
+    // In a task of its own: the share is held until getaddrinfo returns, also when the caller
     // has given up by then.
     let lookup = tokio::spawn(async move {
-        let _permit = permit;
+        let _share = share;
         let found: io::Result<Vec<SocketAddr>> = tokio::net::lookup_host((name, port))
             .await
             .map(Iterator::collect);

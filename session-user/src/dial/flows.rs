@@ -5,15 +5,45 @@
 
 use std::io;
 use std::net::{IpAddr, SocketAddr};
+use std::sync::LazyLock;
 use std::time::Duration;
 
+use nix::sys::resource::{Resource, getrlimit};
 use session_proto::wire::Target;
 use socket2::{Domain, SockRef, Socket, Type};
 use tokio::net::UdpSocket;
 use tokio::time::Instant;
 
 use super::dialer::{addresses_of, only_allowed};
+use super::shares::{Share, Shares};
 use super::{AllowList, Caller, DialError, Protocol};
+
+/// The part of this process's descriptors that flows may have: transports need some, or no session could be resumed.
+const DESCRIPTORS_PART: u64 = 4;
+/// The part of these that one peer may have.
+const PEER_PART: usize = 2;
+/// Descriptors where the limit cannot be read: the usual one.
+const DESCRIPTORS_USUAL: u64 = 1024;
+
+static SOCKETS: LazyLock<Shares> = LazyLock::new(|| {
+    let limit = getrlimit(Resource::RLIMIT_NOFILE).map_or(DESCRIPTORS_USUAL, |(soft, _)| soft);
+    let all = usize::try_from(limit / DESCRIPTORS_PART).unwrap_or(usize::MAX);
+    Shares::new(all, all.div_ceil(PEER_PART))
+});
+
+/// The socket of a flow, which counts among those that this process may have.
+#[derive(Debug)]
+pub struct FlowSocket {
+    socket: UdpSocket,
+    share: Share,
+}
+
+impl FlowSocket {
+    /// The socket, and what is to be kept as long as it is.
+    pub fn into_parts(self) -> (UdpSocket, Share) {
+        (self.socket, self.share)
+    }
+}
 
 /// Opens the socket of a flow to `target`, a name, for `caller` within `timeout`; `is_own` says which addresses are
 /// this host's.
@@ -23,7 +53,7 @@ pub async fn dial_flow(
     target: &Target,
     allow: &AllowList,
     timeout: Duration,
-) -> Result<UdpSocket, DialError> {
+) -> Result<FlowSocket, DialError> {
     let deadline = Instant::now() + timeout;
     let peer = caller.name.as_str();
     let found = addresses_of(peer, Protocol::Udp, target, allow, deadline, timeout).await?;
@@ -38,15 +68,18 @@ pub fn open_flow(
     target: &Target,
     allow: &AllowList,
     addresses: &[SocketAddr],
-) -> Result<UdpSocket, DialError> {
+) -> Result<FlowSocket, DialError> {
     let allowed = only_allowed(&caller.name, Protocol::Udp, target, allow, addresses)?;
+    let share = (SOCKETS.try_acquire(&caller.name)).ok_or_else(|| DialError::TooMany {
+        target: target.to_string(),
+    })?;
     let mut last = io::Error::from_raw_os_error(libc::EHOSTUNREACH);
     let mut tried = SocketAddr::from(([0, 0, 0, 0], 0));
     for addr in allowed {
         let here = addr.ip().is_loopback() || is_own(addr.ip());
         tried = addr;
         match connected(addr, caller.seen_as.towards(addr.ip(), here)) {
-            Ok(socket) => return Ok(socket),
+            Ok(socket) => return Ok(FlowSocket { socket, share }),
             Err(error) => last = error,
         }
     }
@@ -99,7 +132,8 @@ mod tests {
         let addr = gone.local_addr().unwrap();
         drop(gone);
         let rules = allow("127.0.0.0/8:*/udp");
-        let socket = open_flow(&caller(), |_| false, &Target::Addr(addr), &rules, &[addr]).unwrap();
+        let opened = open_flow(&caller(), |_| false, &Target::Addr(addr), &rules, &[addr]).unwrap();
+        let (socket, _share) = opened.into_parts();
         socket.send(b"anybody?").await.unwrap();
         let mut answer = [0; 8];
         let error = socket.recv(&mut answer).await.unwrap_err();
@@ -115,7 +149,8 @@ mod tests {
             let second = Duration::from_secs(1);
             dial_flow(&caller(), |_| false, &target, &rules, second).await
         };
-        let socket = dial(allow(&format!("127.0.0.0/8:{port}"))).await.unwrap();
+        let opened = dial(allow(&format!("127.0.0.0/8:{port}"))).await.unwrap();
+        let (socket, _share) = opened.into_parts();
         socket.send(b"hello").await.unwrap();
         let mut heard = [0; 8];
         let (n, from) = server.recv_from(&mut heard).await.unwrap();

@@ -4,9 +4,11 @@ mod authz;
 mod dialer;
 mod flows;
 mod peer_addresses;
+mod shares;
 mod special;
 
 pub use authz::{AllowList, AllowRule, Denied, Protocol, RuleError, WhyDenied};
 pub use dialer::{Caller, DialError, dial_target};
-pub use flows::{dial_flow, open_flow};
+pub use flows::{FlowSocket, dial_flow, open_flow};
 pub use peer_addresses::{BookError, PeerAddresses, SeenAs};
+pub use shares::Share;

@@ -11,6 +11,7 @@ use fast_socks5::{new_udp_header, parse_udp_request};
 use session_proto::wire::Target;
 use tokio::io::{AsyncRead, AsyncReadExt as _};
 use tokio::net::UdpSocket;
+use tokio::time::MissedTickBehavior;
 
 use super::Door;
 use super::datagrams::{Conversations, Heard, send_now};
@@ -56,16 +57,21 @@ impl FlowEnd for Named {
 
 impl Association {
     /// Opens a port beside the door, at `ours`, the address at which the client has found it. `asked`: DST.ADDR and
-    /// DST.PORT, from which the client says that it will send; often all zeros, or wrong behind a NAT: the port alone
-    /// is believed.
+    /// DST.PORT, from which the client says that it will send; often all zeros, and wrong behind a NAT, which changes
+    /// ports as well: the port is believed if the address is the client's.
     pub async fn open(
-        ours: IpAddr,
+        ours: SocketAddr,
         client: IpAddr,
         asked: Option<SocketAddr>,
     ) -> std::io::Result<Self> {
+        let client = client.to_canonical();
+        let asked = asked.filter(|addr| addr.ip().to_canonical() == client);
+        // With the link of an IPv6 address that is only good there.
+        let mut beside = ours;
+        beside.set_port(0);
         Ok(Self {
-            socket: Arc::new(UdpSocket::bind((ours, 0)).await?),
-            client: client.to_canonical(),
+            socket: Arc::new(UdpSocket::bind(beside).await?),
+            client,
             port: asked.map_or(0, |addr| addr.port()),
         })
     }
@@ -80,6 +86,7 @@ impl Association {
         let requests = Arc::clone(&door.requests);
         let mut open = Conversations::new(TARGETS_MAX, door.flow_idle, requests);
         let mut look = tokio::time::interval(open.look_every());
+        look.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut room = vec![0; DATAGRAM_ROOM];
         let mut byte = [0; 64];
         loop {
@@ -139,5 +146,29 @@ fn header_of(target: &TargetAddr) -> Option<Vec<u8>> {
     match target {
         TargetAddr::Ip(addr) => new_udp_header(*addr).ok(),
         TargetAddr::Domain(name, port) => new_udp_header((name.as_str(), *port)).ok(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_port_is_believed_if_the_address_is() {
+        let ours = "127.0.0.1:1080".parse().unwrap();
+        let client = "127.0.0.5".parse().unwrap();
+        for (asked, port) in [
+            (None, 0),
+            (Some("0.0.0.0:4000"), 0),
+            (Some("10.0.0.5:4000"), 0),
+            (Some("127.0.0.5:4000"), 4000),
+            (Some("[::ffff:127.0.0.5]:4000"), 4000),
+        ] {
+            let asked = asked.map(|addr: &str| addr.parse().unwrap());
+            let association = Association::open(ours, client, asked).await.unwrap();
+            assert_eq!(association.port, port, "{asked:?}");
+            let bound = association.bound().unwrap();
+            assert!(bound.ip() == ours.ip() && bound.port() != 1080);
+        }
     }
 }

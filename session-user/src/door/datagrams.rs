@@ -14,6 +14,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use session_proto::wire::Target;
 use tokio::net::UdpSocket;
+use tokio::time::MissedTickBehavior;
 
 use super::Door;
 use crate::requests::{AppFlow, FlowEnd, RequestQueue};
@@ -159,6 +160,7 @@ pub(super) async fn keep(socket: PacketSocket, door: Arc<Door>, target: Target) 
     let requests = Arc::clone(&door.requests);
     let mut open = Conversations::new(FLOWS_MAX, door.flow_idle, requests);
     let mut look = tokio::time::interval(open.look_every());
+    look.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut told = false;
     loop {
         tokio::select! {

@@ -8,6 +8,7 @@ mod associate;
 mod datagrams;
 mod http;
 mod listener;
+mod places;
 mod socks;
 
 use std::io;
@@ -194,7 +195,7 @@ impl Door {
         match (&self.leads, client) {
             (Leads::To(target), client) => self.forward(client, target),
             (Leads::Socks5, Client::Tcp(socket, from)) => {
-                let ends = (socket.local_addr()?.ip(), from.ip());
+                let ends = (socket.local_addr()?, from);
                 socks::serve(self, name, socket, Some(ends), permit).await
             }
             (Leads::Socks5, Client::Unix(socket)) => {

@@ -1,34 +1,44 @@
 //! SOCKS version 5 (RFC 1928): the client says where it wants to go, and hears what became of it.
 
+use std::io;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::os::fd::AsFd;
+use std::time::Duration;
 
 use fast_socks5::server::Socks5ServerProtocol;
 use fast_socks5::util::target_addr::TargetAddr;
 use fast_socks5::{ReplyError, Socks5Command};
 use session_proto::wire::Target;
+use socket2::{SockRef, TcpKeepalive};
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::sync::OwnedSemaphorePermit;
 
 use super::associate::Association;
+use super::places::Places;
 use super::{Door, NEGOTIATION_TIMEOUT, Unmet, seat};
 use crate::requests::{Answer, AppStream};
 
 /// BND.ADDR and BND.PORT: what the target sees is the gateway's, and not known here.
 const BOUND: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::UNSPECIFIED), 0);
 
-/// Associations of all doors at once: each has a socket.
-static ASSOCIATIONS: Semaphore = Semaphore::const_new(1024);
+/// A client that says nothing by TCP is asked after this time whether it is still there, then again after each
+/// interval; so many questions without an answer end its association.
+const ASK_AFTER: Duration = Duration::from_secs(60);
+const ASK_EVERY: Duration = Duration::from_secs(15);
+const ASK_TIMES: u32 = 4;
+
+static ASSOCIATIONS: Places = Places::new();
 
 /// `ends`: our address and the client's, if it came over a network.
 pub(super) async fn serve<S>(
     door: &Door,
     name: String,
     socket: S,
-    ends: Option<(IpAddr, IpAddr)>,
+    ends: Option<(SocketAddr, SocketAddr)>,
     permit: OwnedSemaphorePermit,
 ) -> Result<(), Unmet>
 where
-    S: AsyncRead + AsyncWrite + Unpin + Into<AppStream>,
+    S: AsyncRead + AsyncWrite + AsFd + Unpin + Into<AppStream>,
 {
     let negotiation = async {
         let proto = Socks5ServerProtocol::accept_no_auth(socket).await?;
@@ -38,7 +48,7 @@ where
     let (proto, command, target) = negotiated
         .map_err(|_| Unmet::Timeout)?
         .map_err(|error| Unmet::Protocol(error.to_string()))?;
-    if let (Socks5Command::UDPAssociate, Some((ours, client))) = (&command, ends) {
+    if let (Socks5Command::UDPAssociate, Some((ours, client))) = (&command, &ends) {
         drop(permit);
         let asked = match target {
             TargetAddr::Ip(addr) => Some(addr),
@@ -46,15 +56,16 @@ where
         };
         let wrong =
             |error: fast_socks5::server::SocksServerError| Unmet::Protocol(error.to_string());
-        let (Ok(_place), Ok(association)) = (
-            ASSOCIATIONS.try_acquire(),
-            Association::open(ours, client, asked).await,
+        let (Some(_place), Ok(association)) = (
+            ASSOCIATIONS.take(door.at.to_string(), client.ip()),
+            Association::open(*ours, client.ip(), asked).await,
         ) else {
             let said = proto.reply_error(&ReplyError::GeneralFailure).await;
             return said.map_err(wrong);
         };
         let bound = association.bound()?;
         let connection = proto.reply_success(bound).await.map_err(wrong)?;
+        notice_death(&connection)?;
         association.keep(door, connection).await;
         return Ok(());
     }
@@ -77,6 +88,15 @@ where
     said.map_err(|error| Unmet::Protocol(error.to_string()))
 }
 
+/// A client that vanishes without a word would keep its association, and a port of ours, for ever.
+fn notice_death(connection: &impl AsFd) -> io::Result<()> {
+    let asks = TcpKeepalive::new()
+        .with_time(ASK_AFTER)
+        .with_interval(ASK_EVERY)
+        .with_retries(ASK_TIMES);
+    SockRef::from(connection).set_tcp_keepalive(&asks)
+}
+
 pub(super) fn target_of(target: TargetAddr) -> Option<Target> {
     match target {
         TargetAddr::Ip(addr) => Some(Target::Addr(addr)),
@@ -93,5 +113,21 @@ fn reply(errno: i32) -> ReplyError {
         libc::EACCES => ReplyError::ConnectionNotAllowed,
         libc::ETIMEDOUT => ReplyError::TtlExpired,
         _ => ReplyError::GeneralFailure,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_kernel_asks_whether_a_client_is_there() {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let client = std::net::TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        notice_death(&client).unwrap();
+        let socket = SockRef::from(&client);
+        assert!(socket.keepalive().unwrap());
+        assert_eq!(socket.tcp_keepalive_time().unwrap(), ASK_AFTER);
+        assert_eq!(socket.tcp_keepalive_retries().unwrap(), ASK_TIMES);
     }
 }

@@ -95,7 +95,7 @@ fn link_stands(snapshot: &LinkSnapshot, name: &str) -> bool {
 
 /// Whether a transport's link still has what the transport is bound to. One that the peer dialled
 /// is bound to no device and needs no route of that device's own.
-fn stands(snapshot: &LinkSnapshot, path: &Path, dialled: bool) -> bool {
+pub(super) fn stands(snapshot: &LinkSnapshot, path: &Path, dialled: bool) -> bool {
     let has_all = |link: &Link| {
         let carries = link.admin_up && link.carrier;
         carries && (!dialled || link.state != LinkState::Unusable) && link.holds(path.local.ip())

@@ -196,7 +196,7 @@ enum Internal {
     },
     Flow {
         id: FlowId,
-        result: Result<tokio::net::UdpSocket, crate::dial::DialError>,
+        result: Result<crate::dial::FlowSocket, crate::dial::DialError>,
     },
     Seated {
         id: StreamId,
@@ -499,6 +499,7 @@ impl Driver {
             self.side.deadline(),
             self.reauth_deadline(),
             self.report.look_at(),
+            self.datagrams.deadline(),
         ]
         .into_iter()
         .flatten()
@@ -526,6 +527,7 @@ impl Driver {
         self.side_deadline(now);
         self.reauth_tick(now);
         self.settle_handover(now);
+        self.end_brief_flows(now);
     }
 
     fn note_adrift(&mut self) {

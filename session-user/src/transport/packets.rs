@@ -2,6 +2,7 @@
 
 use std::io::{self, IoSliceMut};
 use std::net::{IpAddr, SocketAddr};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::task::{Context, Poll};
 
 use quinn_udp::{RecvMeta, Transmit, UdpSockRef, UdpSocketState};
@@ -22,6 +23,9 @@ pub struct PacketSocket {
     socket: UdpSocket,
     state: UdpSocketState,
     local: SocketAddr,
+    /// quinn-udp has such a limit too, and ends it for good with the first EINVAL, whatever that is of: a peer's port 0,
+    /// an address of ours that has gone.
+    segments: AtomicUsize,
 }
 
 /// Where packets are received. Kept, so that it allocates once.
@@ -104,6 +108,7 @@ impl PacketSocket {
         let local = socket.local_addr()?;
         Ok(Self {
             socket,
+            segments: AtomicUsize::new(state.max_gso_segments()),
             state,
             local,
         })
@@ -122,7 +127,17 @@ impl PacketSocket {
 
     /// Packets that one write may have.
     pub fn segments_max(&self) -> usize {
-        self.state.max_gso_segments()
+        self.segments.load(Ordering::Relaxed)
+    }
+
+    /// Writes have one packet each from now on: a write of several failed with `error`, and each of them went by itself.
+    /// Does nothing if such an error does not speak of segmentation (udp(7): EINVAL; EIO of devices that cannot).
+    pub fn refuses_several(&self, error: &io::Error) {
+        if let Some(libc::EIO | libc::EINVAL) = error.raw_os_error()
+            && self.segments.swap(1, Ordering::Relaxed) > 1
+        {
+            tracing::info!(at = %self.local, %error, "packets go out one by one from now on: there is no segmentation offload");
+        }
     }
 
     /// Sends `bytes` to `to`, from our address `from` if there is a choice; `segment`: they are several packets of so
@@ -240,6 +255,23 @@ mod tests {
         near.recv(&mut room).await.unwrap();
         let answer = room.batches(1).next().unwrap();
         assert_eq!((answer.from, answer.bytes), (to, &b"the same"[..]));
+    }
+
+    #[tokio::test]
+    async fn what_cannot_be_sent_at_all_does_not_end_segmentation() {
+        let far = PacketSocket::listen("127.0.0.1:0".parse().unwrap()).unwrap();
+        let near = PacketSocket::listen("127.0.0.1:0".parse().unwrap()).unwrap();
+        let most = near.segments_max();
+        let nowhere = SocketAddr::from(([127, 0, 0, 1], 0));
+        let error = near.try_send(nowhere, None, b"?", None).unwrap_err();
+        assert_eq!(error.raw_os_error(), Some(libc::EINVAL));
+        assert_eq!(near.segments_max(), most);
+        near.try_send(far.local_addr(), None, &[0; 3000], Some(1000))
+            .unwrap();
+        near.refuses_several(&io::Error::from_raw_os_error(libc::EMSGSIZE));
+        assert_eq!(near.segments_max(), most);
+        near.refuses_several(&error);
+        assert_eq!(near.segments_max(), 1);
     }
 
     #[tokio::test]

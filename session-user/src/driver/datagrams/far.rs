@@ -1,33 +1,25 @@
 //! The end of the targets: a connected UDP socket for each flow of the peer.
 
-use std::collections::VecDeque;
 use std::io;
 use std::sync::Arc;
 use std::task::Poll;
 
-use bytes::Bytes;
 use session_proto::session::FlowId;
 use session_proto::wire::Target;
 use tokio::net::UdpSocket;
 use tokio::task::AbortHandle;
 
+use super::waiting::Queue;
 use super::watch::ErrorWatch;
-use super::{DATAGRAM_ROOM, FlowReport, TAKEN_PER_TURN};
-use crate::dial::{DialError, dial_flow, open_flow};
+use super::{BYTES_PER_TURN, DATAGRAM_ROOM, FlowReport, TAKEN_PER_TURN};
+use crate::dial::{DialError, FlowSocket, Share, dial_flow, open_flow};
 use crate::driver::ready::Source;
 use crate::driver::{Driver, Internal, Name, Side};
-
-/// Datagrams of one flow that wait while its target's name is resolved, at most; what comes after them is dropped.
-const WAITING_MAX: usize = 16;
-/// Their bytes, in all flows of the session together, at most.
-const WAITING_BYTES_MAX: usize = 1 << 20;
 
 /// A flow that the peer opened.
 pub(super) struct FarFlow {
     target: String,
     end: End,
-    /// The peer has closed it: it goes when what waits is sent.
-    closed: bool,
     tx: (u64, u64),
     rx: (u64, u64),
 }
@@ -36,8 +28,7 @@ enum End {
     /// The target's name is being resolved.
     Resolving {
         task: AbortHandle,
-        waiting: VecDeque<Bytes>,
-        bytes: usize,
+        queue: Queue,
     },
     Open(Open),
 }
@@ -47,15 +38,18 @@ struct Open {
     socket: Arc<UdpSocket>,
     source: Source<Name>,
     errors: ErrorWatch,
+    _share: Share,
 }
 
 impl Open {
-    fn new(socket: UdpSocket, source: Source<Name>) -> Self {
+    fn new(opened: FlowSocket, source: Source<Name>) -> Self {
+        let (socket, share) = opened.into_parts();
         let socket = Arc::new(socket);
         Self {
             errors: ErrorWatch::of(&socket),
             socket,
             source,
+            _share: share,
         }
     }
 
@@ -107,11 +101,7 @@ impl Driver {
     pub(super) fn flow_opened(&mut self, id: FlowId, target: Target) {
         let links = self.side.links();
         let Side::Responder(responder) = &mut self.side else {
-            let peer = &self.peer.name;
-            tracing::warn!(%peer, %target, "this unit dials for nobody: the peer's flow is refused");
-            return self
-                .session
-                .flow_error(id, libc::EACCES.unsigned_abs().into());
+            return self.far_unwanted(id, &target);
         };
         let is_own = move |ip| links.links.iter().any(|link| link.holds(ip));
         let (allow, caller) = (Arc::clone(&responder.allow), Arc::clone(&responder.caller));
@@ -127,51 +117,55 @@ impl Driver {
             // The driver may have ended meanwhile; then the socket ends here.
             let _ = internal.send(Internal::Flow { id, result });
         });
-        let resolving = End::Resolving {
-            task,
-            waiting: VecDeque::new(),
-            bytes: 0,
-        };
+        let queue = Queue::default();
+        let resolving = End::Resolving { task, queue };
         self.insert_far(id, name, resolving);
+    }
+
+    fn far_unwanted(&mut self, id: FlowId, target: &Target) {
+        if let Some(untold) = self.tell_of_end("any", libc::EACCES) {
+            let peer = &self.peer.name;
+            tracing::warn!(%peer, %target, untold, "this unit dials for nobody: the peer's flow is refused");
+        }
+        let errno = libc::EACCES.unsigned_abs();
+        self.session.flow_error(id, errno.into());
     }
 
     fn insert_far(&mut self, id: FlowId, target: String, end: End) {
         let flow = FarFlow {
             target,
             end,
-            closed: false,
             tx: (0, 0),
             rx: (0, 0),
         };
         self.datagrams.far.insert(id, flow);
     }
 
-    fn begin_far(&mut self, id: FlowId, target: String, opened: Result<UdpSocket, DialError>) {
+    fn begin_far(&mut self, id: FlowId, target: String, opened: Result<FlowSocket, DialError>) {
         match opened {
             Ok(socket) => {
                 let source = self.ready.add(Name::Flow(id));
                 self.insert_far(id, target, End::Open(Open::new(socket, source)));
             }
-            Err(error) => self.far_refused(id, &error),
+            Err(error) => self.far_refused(id, &target, &error),
         }
     }
 
-    fn far_refused(&mut self, id: FlowId, error: &DialError) {
-        let peer = &self.peer.name;
-        if matches!(error, DialError::Denied(_)) {
-            tracing::warn!(flow = id, "{error}");
-        } else {
-            tracing::info!(%peer, flow = id, %error, "a target has no flow");
+    fn far_refused(&mut self, id: FlowId, target: &str, error: &DialError) {
+        if let Some(untold) = self.tell_of_end(target, error.errno()) {
+            let peer = &self.peer.name;
+            if matches!(error, DialError::Denied(_)) {
+                tracing::warn!(flow = id, untold, "{error}");
+            } else {
+                tracing::info!(%peer, flow = id, untold, %error, "a target has no flow");
+            }
         }
         self.far_failed(id, error.errno());
     }
 
     /// The flow ends with its target's error.
     fn far_failed(&mut self, id: FlowId, errno: i32) {
-        let flow = self.datagrams.far.remove(&id);
-        if let Some(End::Resolving { bytes, .. }) = flow.map(|flow| flow.end) {
-            self.datagrams.resolving_bytes -= bytes;
-        }
+        self.drop_far(id);
         self.datagrams.counters.failed += 1;
         self.session.flow_error(id, errno.unsigned_abs().into());
     }
@@ -180,31 +174,33 @@ impl Driver {
     pub(in crate::driver) fn far_dialled(
         &mut self,
         id: FlowId,
-        result: Result<UdpSocket, DialError>,
+        result: Result<FlowSocket, DialError>,
     ) {
         let Some(flow) = self.datagrams.far.get_mut(&id) else {
             return;
         };
         let socket = match result {
             Ok(socket) => socket,
-            Err(error) => return self.far_refused(id, &error),
+            Err(error) => {
+                let target = flow.target.clone();
+                return self.far_refused(id, &target, &error);
+            }
         };
         let open = End::Open(Open::new(socket, self.ready.add(Name::Flow(id))));
-        let End::Resolving { waiting, bytes, .. } = std::mem::replace(&mut flow.end, open) else {
+        let End::Resolving { queue, .. } = std::mem::replace(&mut flow.end, open) else {
             return;
         };
-        let closed = flow.closed;
-        self.datagrams.resolving_bytes -= bytes;
+        let (waiting, closed) = self.datagrams.waiting.release(queue);
         for data in waiting {
-            self.deliver_far(id, data);
+            self.deliver_far(id, &data);
         }
         if closed {
-            self.datagrams.far.remove(&id);
+            self.drop_far(id);
         }
     }
 
     /// A datagram of the peer goes to its target.
-    pub(super) fn deliver_far(&mut self, id: FlowId, data: Bytes) {
+    pub(super) fn deliver_far(&mut self, id: FlowId, data: &[u8]) {
         let Some(flow) = self.datagrams.far.get_mut(&id) else {
             self.datagrams.counters.dropped += 1;
             return;
@@ -212,20 +208,14 @@ impl Driver {
         let len = data.len() as u64;
         let socket = match &mut flow.end {
             End::Open(open) => &open.socket,
-            End::Resolving { waiting, bytes, .. } => {
-                let all = &mut self.datagrams.resolving_bytes;
-                if waiting.len() < WAITING_MAX && *all + data.len() <= WAITING_BYTES_MAX {
-                    *bytes += data.len();
-                    *all += data.len();
-                    // A copy, since the original may hold a whole batch of packets.
-                    waiting.push_back(Bytes::copy_from_slice(&data));
-                } else {
+            End::Resolving { queue, .. } => {
+                if !self.datagrams.waiting.push(queue, data) {
                     self.datagrams.counters.dropped += 1;
                 }
                 return;
             }
         };
-        match send_now(socket, &data) {
+        match send_now(socket, data) {
             Ok(()) => flow.rx = (flow.rx.0 + 1, flow.rx.1 + len),
             Err(error) => {
                 self.datagrams.counters.dropped += 1;
@@ -240,9 +230,12 @@ impl Driver {
             tracing::debug!(flow = id, %error, "a datagram is dropped");
             return;
         };
-        if let Some(flow) = self.datagrams.far.get(&id) {
-            let (peer, target) = (&self.peer.name, &flow.target);
-            tracing::info!(%peer, flow = id, %target, %error, "a flow has failed");
+        let flow = self.datagrams.far.get(&id);
+        if let Some(target) = flow.map(|flow| flow.target.clone())
+            && let Some(untold) = self.tell_of_end(&target, errno)
+        {
+            let peer = &self.peer.name;
+            tracing::info!(%peer, flow = id, %target, untold, %error, "a flow has failed");
         }
         self.far_failed(id, errno);
     }
@@ -251,8 +244,11 @@ impl Driver {
     pub(in crate::driver) fn far_ready(&mut self, id: FlowId) {
         let mut scratch = std::mem::take(&mut self.datagrams.scratch);
         scratch.resize(DATAGRAM_ROOM, 0);
-        let mut more = true;
+        let (mut more, mut bytes) = (true, 0);
         for _ in 0..TAKEN_PER_TURN {
+            if bytes >= BYTES_PER_TURN {
+                break;
+            }
             let Some(flow) = self.datagrams.far.get_mut(&id) else {
                 break;
             };
@@ -262,8 +258,8 @@ impl Driver {
             match open.receive(&mut scratch) {
                 Ok(Some(n)) => {
                     flow.tx = (flow.tx.0 + 1, flow.tx.1 + n as u64);
-                    let now = self.clock.now();
-                    if let Err(error) = self.session.send_datagram(now, id, &scratch[..n]) {
+                    bytes += n;
+                    if let Err(error) = self.send_datagram(id, &scratch[..n]) {
                         tracing::debug!(flow = id, %error, "a datagram is dropped");
                         self.datagrams.counters.dropped += 1;
                     }
@@ -289,15 +285,19 @@ impl Driver {
         let Some(flow) = self.datagrams.far.get_mut(&id) else {
             return;
         };
-        match &flow.end {
-            End::Resolving { waiting, .. } if !waiting.is_empty() => flow.closed = true,
-            End::Resolving { task, .. } => {
-                task.abort();
-                self.datagrams.far.remove(&id);
-            }
-            End::Open(_) => {
-                self.datagrams.far.remove(&id);
-            }
+        if let End::Resolving { queue, .. } = &mut flow.end
+            && self.datagrams.waiting.close(queue)
+        {
+            return;
+        }
+        self.drop_far(id);
+    }
+
+    fn drop_far(&mut self, id: FlowId) {
+        let flow = self.datagrams.far.remove(&id);
+        if let Some(End::Resolving { task, queue }) = flow.map(|flow| flow.end) {
+            task.abort();
+            self.datagrams.waiting.release(queue);
         }
     }
 }

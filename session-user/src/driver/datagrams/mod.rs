@@ -6,7 +6,10 @@
 mod far;
 mod near;
 mod packets;
+mod silence;
 mod sockets;
+mod told;
+mod waiting;
 mod watch;
 
 use std::collections::{BTreeMap, VecDeque};
@@ -15,7 +18,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::BytesMut;
-use session_proto::session::{FlowEvent, FlowId, UdpPath, UdpTransmit};
+use session_proto::session::{FlowError, FlowEvent, FlowId, UdpPath, UdpTransmit};
 use tokio::sync::mpsc;
 
 use super::ready::Source;
@@ -27,6 +30,13 @@ use sockets::{Local, Which};
 
 /// Datagrams of applications, or batches of packets, that are taken in one turn before other sources get theirs.
 const TAKEN_PER_TURN: usize = 64;
+/// Their bytes, at most but for the last.
+const BYTES_PER_TURN: usize = 256 * 1024;
+/// Bytes of datagrams that the session has taken before they are written, though the turn goes on: what waits beyond
+/// its queues is dropped (`UDP_QUEUE_BYTES`), and sockets take as much at once.
+const UNWRITTEN_MAX: usize = 48 * 1024;
+/// The same where TCP carries them, whose queue may be as short (`DATAGRAM_QUEUE_BYTES_MIN`).
+const UNWRITTEN_TCP_MAX: usize = session_proto::limits::DATAGRAM_QUEUE_BYTES_MIN;
 /// Largest datagram, and what one more byte would show, in bytes.
 const DATAGRAM_ROOM: usize = 64 * 1024;
 
@@ -105,8 +115,10 @@ pub(super) struct Datagrams {
     unbound: Vec<String>,
     near: Near,
     far: BTreeMap<FlowId, FarFlow>,
-    /// Bytes that wait in flows whose targets' names are being resolved.
-    resolving_bytes: usize,
+    /// What waits in flows whose targets' names are being resolved.
+    waiting: waiting::Room,
+    /// Bytes of datagrams that were given to the session since it was last asked for packets.
+    unwritten: usize,
     /// Packets that wait until their socket takes some.
     held: VecDeque<UdpTransmit>,
     /// Packets that go out in one write, apart and put together.
@@ -117,6 +129,7 @@ pub(super) struct Datagrams {
     /// A datagram from a target.
     scratch: Vec<u8>,
     events: Vec<FlowEvent>,
+    told: told::Told,
     pub counters: DatagramCounters,
 }
 
@@ -126,6 +139,11 @@ impl Datagrams {
             listening,
             ..Self::default()
         }
+    }
+
+    /// When something is to be done without anything that comes.
+    pub fn deadline(&self) -> Option<Instant> {
+        self.near.deadline()
     }
 
     pub fn source_of_path(&self, path: UdpPath) -> Option<&Source<Name>> {
@@ -166,7 +184,7 @@ impl Driver {
         // Before the flow's end, which may have come with its last datagram.
         while let Some((id, data)) = self.session.poll_datagram() {
             if !self.deliver_near(id, &data) {
-                self.deliver_far(id, data);
+                self.deliver_far(id, &data);
             }
         }
         for event in events.drain(..) {
@@ -189,6 +207,19 @@ impl Driver {
         self.datagrams.events = events;
     }
 
+    /// Gives a datagram to the session, and its transports what it has, if that is much.
+    fn send_datagram(&mut self, id: FlowId, data: &[u8]) -> Result<(), FlowError> {
+        self.session.send_datagram(self.clock.now(), id, data)?;
+        self.datagrams.unwritten += data.len();
+        let unwritten = self.datagrams.unwritten;
+        let over_udp = || self.session.udp_status().is_some_and(|s| s.usable);
+        if unwritten >= UNWRITTEN_MAX || (unwritten >= UNWRITTEN_TCP_MAX && !over_udp()) {
+            self.flush_udp();
+            self.flush();
+        }
+        Ok(())
+    }
+
     fn flow_over(&mut self, id: FlowId, errno: Option<u64>) {
         self.near_over(id, errno);
         self.far_over(id);
@@ -203,6 +234,13 @@ impl Driver {
         if self.next_deadline().is_some_and(|at| Instant::now() >= at) {
             self.handle_deadline();
         }
+    }
+
+    /// Whether to log that a flow to `target` has come to an end by `why` (an errno); if so, how many such ends were not
+    /// logged since the last time.
+    fn tell_of_end(&mut self, target: &str, why: i32) -> Option<u64> {
+        let what = format!("{why} {target}");
+        self.datagrams.told.tell(Instant::now(), &what)
     }
 
     pub(super) fn flow_reports(&self) -> Vec<FlowReport> {

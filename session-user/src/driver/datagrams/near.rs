@@ -2,13 +2,19 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
+use std::time::Instant;
 
 use bytes::Bytes;
 use session_proto::session::{FlowError, FlowId};
 
-use super::{FlowReport, TAKEN_PER_TURN};
+use super::silence::{Place, Silence, is_brief};
+use super::{BYTES_PER_TURN, FlowReport, TAKEN_PER_TURN};
 use crate::driver::{Driver, Side};
 use crate::requests::{AppFlow, FlowInput};
+
+/// The part of the peer's limit on flows that is left free: what goes over UDP may come before the news, by TCP, that
+/// another flow has made room for it.
+const ROOM_PART: u64 = 16;
 
 /// Flows whose applications are here.
 #[derive(Default)]
@@ -16,12 +22,14 @@ pub(super) struct Near {
     flows: BTreeMap<FlowId, NearFlow>,
     /// The flow of each conversation, by its number.
     of_app: HashMap<u64, FlowId>,
+    silence: Silence,
     /// Whether it was told that the peer takes no (more) flows.
     told_full: bool,
 }
 
 struct NearFlow {
     app: Arc<AppFlow>,
+    place: Place,
     tx: (u64, u64),
     rx: (u64, u64),
 }
@@ -40,7 +48,38 @@ impl Near {
     fn remove(&mut self, id: FlowId) -> Option<Arc<AppFlow>> {
         let flow = self.flows.remove(&id)?;
         self.of_app.remove(&flow.app.number());
+        self.silence.remove(id, flow.place);
         Some(flow.app)
+    }
+
+    fn insert(&mut self, id: FlowId, app: &Arc<AppFlow>) {
+        let brief = is_brief(&app.target, 0, 0);
+        let flow = NearFlow {
+            app: Arc::clone(app),
+            place: self.silence.insert(id, brief, Instant::now()),
+            tx: (0, 0),
+            rx: (0, 0),
+        };
+        self.flows.insert(id, flow);
+        self.of_app.insert(app.number(), id);
+    }
+
+    fn sent(&mut self, id: FlowId, bytes: usize) {
+        if let Some(flow) = self.flows.get_mut(&id) {
+            flow.tx = (flow.tx.0 + 1, flow.tx.1 + bytes as u64);
+            flow.touch(id, &mut self.silence);
+        }
+    }
+
+    pub fn deadline(&self) -> Option<Instant> {
+        self.silence.deadline()
+    }
+}
+
+impl NearFlow {
+    fn touch(&mut self, id: FlowId, silence: &mut Silence) {
+        let brief = is_brief(&self.app.target, self.tx.0, self.rx.0);
+        silence.touch(id, &mut self.place, brief, Instant::now());
     }
 }
 
@@ -51,9 +90,16 @@ impl Driver {
             return;
         };
         let queue = Arc::clone(&initiator.config.requests);
+        let mut bytes = 0;
         for taken in 0..TAKEN_PER_TURN {
+            if bytes >= BYTES_PER_TURN {
+                break;
+            }
             match queue.flows.pop() {
-                Some(FlowInput::Datagram(app, data)) => self.carry(&app, &data),
+                Some(FlowInput::Datagram(app, data)) => {
+                    bytes += data.len();
+                    self.carry(&app, &data);
+                }
                 Some(FlowInput::Closed(app)) => self.app_closed(&app),
                 None if taken == 0 => return,
                 None => break,
@@ -64,18 +110,13 @@ impl Driver {
 
     /// A datagram goes out on its conversation's flow, which is opened if there is none.
     fn carry(&mut self, app: &Arc<AppFlow>, data: &Bytes) {
-        let now = self.clock.now();
         let known = self.datagrams.near.of_app.get(&app.number()).copied();
         let Some(id) = known.or_else(|| self.open_for(app)) else {
             self.datagrams.counters.dropped += 1;
             return;
         };
-        match self.session.send_datagram(now, id, data) {
-            Ok(()) => {
-                if let Some(flow) = self.datagrams.near.flows.get_mut(&id) {
-                    flow.tx = (flow.tx.0 + 1, flow.tx.1 + data.len() as u64);
-                }
-            }
+        match self.send_datagram(id, data) {
+            Ok(()) => self.datagrams.near.sent(id, data.len()),
             // Its end waits to be told: the next one opens another flow.
             Err(FlowError::Gone | FlowError::NotOpen | FlowError::TooMany) => {
                 self.datagrams.near.remove(id);
@@ -89,17 +130,12 @@ impl Driver {
     }
 
     fn open_for(&mut self, app: &Arc<AppFlow>) -> Option<FlowId> {
+        self.make_room();
         match self.session.open_flow(self.clock.now(), app.target.clone()) {
             Ok(id) => {
                 tracing::debug!(flow = id, app = %app.app, target = %app.target, "a flow is opened");
-                let flow = NearFlow {
-                    app: Arc::clone(app),
-                    tx: (0, 0),
-                    rx: (0, 0),
-                };
                 let near = &mut self.datagrams.near;
-                near.flows.insert(id, flow);
-                near.of_app.insert(app.number(), id);
+                near.insert(id, app);
                 near.told_full = false;
                 Some(id)
             }
@@ -113,20 +149,49 @@ impl Driver {
         }
     }
 
-    fn app_closed(&mut self, app: &AppFlow) {
-        let Some(id) = self.datagrams.near.of_app.get(&app.number()).copied() else {
+    /// Where the peer takes no more flows, the one that was silent for longest goes.
+    fn make_room(&mut self) {
+        let most = self.session.flows_max();
+        let most = most - most / ROOM_PART;
+        let near = &self.datagrams.near;
+        if most == 0 || (near.flows.len() as u64) < most {
             return;
-        };
+        }
+        if let Some(id) = near.silence.longest(Instant::now()) {
+            self.end_near(id);
+            // Until its end is sealed, its place is not free.
+            self.flush();
+        }
+    }
+
+    /// Ends the flows that were a question and its answer.
+    pub(in crate::driver) fn end_brief_flows(&mut self, now: Instant) {
+        while let Some(id) = self.datagrams.near.silence.over(now) {
+            self.end_near(id);
+        }
+    }
+
+    /// What the flow's application sends next opens another.
+    fn end_near(&mut self, id: FlowId) {
         self.datagrams.near.remove(id);
         self.session.close_flow(id);
     }
 
+    fn app_closed(&mut self, app: &AppFlow) {
+        let Some(id) = self.datagrams.near.of_app.get(&app.number()).copied() else {
+            return;
+        };
+        self.end_near(id);
+    }
+
     /// A datagram came from a target; false if no application here has the flow.
     pub(super) fn deliver_near(&mut self, id: FlowId, data: &[u8]) -> bool {
-        let Some(flow) = self.datagrams.near.flows.get_mut(&id) else {
+        let near = &mut self.datagrams.near;
+        let Some(flow) = near.flows.get_mut(&id) else {
             return false;
         };
         flow.rx = (flow.rx.0 + 1, flow.rx.1 + data.len() as u64);
+        flow.touch(id, &mut near.silence);
         flow.app.end().deliver(data);
         true
     }
@@ -139,8 +204,10 @@ impl Driver {
         if let Some(errno) = errno {
             self.datagrams.counters.failed += 1;
             let errno = i32::try_from(errno).unwrap_or(libc::EHOSTUNREACH);
-            let error = std::io::Error::from_raw_os_error(errno);
-            tracing::info!(flow = id, app = %app.app, target = %app.target, %error, "a flow has failed");
+            if let Some(untold) = self.tell_of_end(&app.target.to_string(), errno) {
+                let error = std::io::Error::from_raw_os_error(errno);
+                tracing::info!(flow = id, app = %app.app, target = %app.target, untold, %error, "a flow has failed");
+            }
             app.end().failed(errno);
         }
     }

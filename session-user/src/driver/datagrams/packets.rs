@@ -6,9 +6,9 @@ use bytes::BytesMut;
 use session_proto::session::{UdpPath, UdpTransmit};
 
 use super::sockets::Which;
-use super::{Inbound, TAKEN_PER_TURN};
+use super::{BYTES_PER_TURN, Inbound, TAKEN_PER_TURN};
 use crate::driver::Driver;
-use crate::transport::WRITE_BYTES_MAX;
+use crate::transport::{PacketSocket, WRITE_BYTES_MAX};
 
 /// Room from which packets are cut that were received.
 const ARENA_BYTES: usize = 64 * 1024;
@@ -27,7 +27,11 @@ impl Driver {
     /// One of the session's own UDP sockets is ready.
     pub(in crate::driver) fn udp_ready(&mut self, path: UdpPath) {
         let mut room = self.datagrams.room.take().unwrap_or_default();
+        let mut bytes = 0;
         for _ in 0..TAKEN_PER_TURN {
+            if bytes >= BYTES_PER_TURN {
+                break;
+            }
             let Some(local) = self.datagrams.locals.get(&path) else {
                 break;
             };
@@ -50,6 +54,7 @@ impl Driver {
                 }
             };
             for batch in room.batches(count) {
+                bytes += batch.bytes.len();
                 for packet in batch.packets() {
                     self.take_packet(path, batch.from, packet);
                 }
@@ -86,8 +91,12 @@ impl Driver {
     /// Packets came to one of the unit's sockets.
     pub(in crate::driver) fn packets_arrived(&mut self, first: Inbound) {
         let mut next = Some(first);
+        let mut bytes = 0;
         for _ in 0..TAKEN_PER_TURN {
-            let Some(inbound) = next else { break };
+            let Some(inbound) = next.take_if(|_| bytes < BYTES_PER_TURN) else {
+                break;
+            };
+            bytes += inbound.bytes.len();
             self.take_inbound(inbound);
             let listening = self.datagrams.listening.as_mut();
             next = listening.and_then(|l| l.inbound.try_recv().ok());
@@ -112,6 +121,7 @@ impl Driver {
 
     /// Sends the packets that the session has.
     pub(in crate::driver) fn flush_udp(&mut self) {
+        self.datagrams.unwritten = 0;
         let mut group = std::mem::take(&mut self.datagrams.group);
         loop {
             self.gather(&mut group);
@@ -133,8 +143,12 @@ impl Driver {
                 }
                 Sent::Failed(error) if group.len() > 1 => {
                     tracing::debug!(%error, "packets go out one by one");
+                    let mut all = true;
                     for packet in group.drain(..) {
-                        self.send_single(&packet);
+                        all &= self.send_single(&packet);
+                    }
+                    if all && let Some(socket) = self.socket_of(path) {
+                        socket.refuses_several(&error);
                     }
                 }
                 Sent::Failed(error) => {
@@ -173,12 +187,15 @@ impl Driver {
     }
 
     fn segments_max(&self, path: UdpPath) -> usize {
-        let most = match self.datagrams.locals.get(&path).map(|l| &l.socket) {
-            Some(Which::Own(socket, _)) => socket.segments_max(),
-            Some(Which::Shared(socket, _)) => socket.segments_max(),
-            None => 1,
-        };
-        most.min(SEGMENTS_MAX)
+        let socket = self.socket_of(path);
+        socket.map_or(1, |s| s.segments_max().min(SEGMENTS_MAX))
+    }
+
+    fn socket_of(&self, path: UdpPath) -> Option<&PacketSocket> {
+        Some(match &self.datagrams.locals.get(&path)?.socket {
+            Which::Own(socket, _) => socket,
+            Which::Shared(socket, _) => socket,
+        })
     }
 
     fn send_group(&mut self, group: &[UdpTransmit]) -> Sent {
@@ -213,12 +230,14 @@ impl Driver {
         }
     }
 
-    fn send_single(&mut self, packet: &UdpTransmit) {
+    /// Whether it went.
+    fn send_single(&mut self, packet: &UdpTransmit) -> bool {
         match self.send_packets(packet, &packet.packet, None) {
-            Sent::Done => {}
+            Sent::Done => return true,
             Sent::Blocked => self.datagrams.counters.packets_unsent += 1,
             Sent::Failed(error) => self.unsendable(packet, &error),
         }
+        false
     }
 
     fn unsendable(&mut self, packet: &UdpTransmit, error: &io::Error) {
@@ -226,8 +245,12 @@ impl Driver {
         if error.raw_os_error() == Some(libc::EMSGSIZE) {
             let bytes = packet.packet.len();
             self.session.udp_too_large(packet.path, packet.to, bytes);
-        } else {
-            tracing::debug!(to = %packet.to, %error, "a packet is not sent");
+            return;
+        }
+        tracing::debug!(to = %packet.to, %error, "a packet is not sent");
+        if error.raw_os_error() == Some(libc::EINVAL) {
+            // Our address is not this host's any more (ip(7), IP_PKTINFO).
+            self.drop_shared(packet.path);
         }
     }
 

@@ -6,7 +6,8 @@ use std::sync::Arc;
 use session_proto::session::UdpPath;
 
 use super::Inbound;
-use crate::driver::links::link_of;
+use crate::driver::carrier::Path;
+use crate::driver::links::{link_of, stands};
 use crate::driver::ready::Source;
 use crate::driver::{Driver, Name, Side};
 use crate::glob;
@@ -27,6 +28,19 @@ pub(super) struct Local {
     /// The peer's addresses that it reaches; none at an acceptor.
     remotes: Vec<SocketAddr>,
     pub socket: Which,
+}
+
+impl Local {
+    /// Whether it is as `want` has it.
+    fn is(&self, want: &Wanted) -> bool {
+        self.covers(want) && self.remotes.len() == want.remotes.len()
+    }
+
+    /// Whether it reaches all that `want` names.
+    fn covers(&self, want: &Wanted) -> bool {
+        (&self.link, self.ip, self.mtu) == (&want.link, want.ip, want.mtu)
+            && want.remotes.iter().all(|to| self.remotes.contains(to))
+    }
 }
 
 /// Whose socket it is.
@@ -62,13 +76,10 @@ impl Driver {
         };
         let config = &initiator.config;
         let wanted = wanted(&links, &config.policy.exclude, &config.remotes);
-        let same = |local: &Local, want: &Wanted| {
-            (&local.link, local.ip, local.mtu, &local.remotes)
-                == (&want.link, want.ip, want.mtu, &want.remotes)
-        };
         let locals = &self.datagrams.locals;
         let gone: Vec<UdpPath> = (locals.iter())
-            .filter(|(_, local)| !wanted.iter().any(|want| same(local, want)))
+            .filter(|(_, local)| !wanted.iter().any(|want| local.is(want)))
+            .filter(|(_, local)| !self.serves_carrier(&links, local))
             .map(|(&path, _)| path)
             .collect();
         for path in gone {
@@ -76,7 +87,7 @@ impl Driver {
             self.session.udp_path_removed(path);
         }
         for want in wanted {
-            let have = |local: &Local| same(local, &want);
+            let have = |local: &Local| local.is(&want) || local.covers(&want);
             if self.datagrams.locals.values().any(have) {
                 continue;
             }
@@ -85,6 +96,18 @@ impl Driver {
             }
             self.add_own_socket(want);
         }
+    }
+
+    /// Whether TCP goes on from the socket's address, though nothing new would be dialled from it: another address is
+    /// preferred now, or the link settles.
+    fn serves_carrier(&self, links: &LinkSnapshot, local: &Local) -> bool {
+        let mtu = links.link(&local.link).map(mtu_of);
+        let served = |path: &Path| {
+            (&path.link, path.local.ip()) == (&local.link, local.ip)
+                && local.remotes.contains(&path.remote)
+                && stands(links, path, true)
+        };
+        mtu == Some(local.mtu) && self.carriers.values().any(|c| served(&c.path))
     }
 
     fn add_own_socket(&mut self, want: Wanted) {
@@ -138,9 +161,13 @@ impl Driver {
             (None, Some(attempt)) => (&attempt.path.link, attempt.path.source),
             (None, None) => return,
         };
-        let fits = |local: &Local| local.link == *link && local.ip == ip;
-        let mut locals = self.datagrams.locals.iter();
-        if let Some((&path, _)) = locals.find(|(_, local)| fits(local)) {
+        let same = |local: &Local| local.link == *link && local.ip == ip;
+        // Another address of the link does as well, if there is no socket at that one.
+        let near = |local: &Local| local.link == *link && local.ip.is_ipv4() == ip.is_ipv4();
+        let locals = &self.datagrams.locals;
+        let found = locals.iter().find(|(_, local)| same(local));
+        let found = found.or_else(|| locals.iter().find(|(_, local)| near(local)));
+        if let Some((&path, _)) = found {
             self.session.prefer_udp(self.clock.now(), path);
         }
     }
@@ -168,6 +195,16 @@ impl Driver {
             && let Some(index) = self.socket_at(local)
         {
             self.add_shared(index, local.ip());
+        }
+    }
+
+    /// An address of ours that cannot be sent from is no path, until something comes there again.
+    pub(super) fn drop_shared(&mut self, path: UdpPath) {
+        let local = self.datagrams.locals.get(&path);
+        if local.is_some_and(|local| matches!(local.socket, Which::Shared(..))) {
+            self.datagrams.locals.remove(&path);
+            self.session.udp_path_removed(path);
+            self.tend_shared_sockets();
         }
     }
 

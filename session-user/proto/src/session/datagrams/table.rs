@@ -224,6 +224,11 @@ impl Session {
         self.datagrams.flows.get(&id).map(|f| &f.target)
     }
 
+    /// Flows that the peer lets this end have open at once.
+    pub fn flows_max(&self) -> u64 {
+        self.peer.max_flows
+    }
+
     /// Counters of flows and of the UDP transport.
     pub fn flow_stats(&self) -> FlowStats {
         self.datagrams.stats

@@ -25,7 +25,7 @@ enum Request {
     Attach(PathBuf, Filter, oneshot::Sender<Result<(), CaptureError>>),
     Detach(PathBuf, oneshot::Sender<Result<(), CaptureError>>),
     DetachAll(oneshot::Sender<()>),
-    Enter(u32, oneshot::Sender<Result<(), NamespaceError>>),
+    Enter(u32, Option<u64>, oneshot::Sender<Result<(), NamespaceError>>),
     State(oneshot::Sender<State>),
     Explain(
         PathBuf,
@@ -109,9 +109,11 @@ impl Captures {
         self.ask(Request::DetachAll).await
     }
 
-    /// Has connections of a process captured in the network namespace that it is in, from the first one on.
-    pub async fn enter(&self, pid: u32) -> Result<(), Error> {
-        Ok(self.ask(|reply| Request::Enter(pid, reply)).await??)
+    /// Has connections of a process captured in the network namespace that it is in, from the first one on. `netns`: its
+    /// number, as the process says.
+    pub async fn enter(&self, pid: u32, netns: Option<u64>) -> Result<(), Error> {
+        let enter = |reply| Request::Enter(pid, netns, reply);
+        Ok(self.ask(enter).await??)
     }
 
     /// What becomes of connections that a process in `cgroup` (a folder) and in the network namespace with the number
@@ -266,7 +268,9 @@ async fn apply(capture: &mut Capture, request: Request) -> bool {
             }
             let _ = reply.send(());
         }
-        Request::Enter(pid, reply) => drop(reply.send(capture.enter(pid).await)),
+        Request::Enter(pid, netns, reply) => {
+            drop(reply.send(capture.enter(pid, netns).await));
+        }
         Request::Explain(cgroup, netns, questions, reply) => {
             let explain = |question| capture.explain(&cgroup, netns, question);
             drop(reply.send(questions.iter().map(explain).collect()));

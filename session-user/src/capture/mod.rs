@@ -309,8 +309,11 @@ impl Capture {
 
     /// Listens in the network namespace that a process (or a thread) is in, so that even its first connection finds
     /// somebody. Nothing is done for one in a namespace that is open already, such as the agent's own.
-    pub async fn enter(&mut self, pid: u32) -> Result<(), NamespaceError> {
-        self.namespaces.enter(&mut self.kernel, pid).await
+    ///
+    /// `netns` is the namespace's number, if the process has told it ([`own_netns`]). Where it has not and the agent may not
+    /// look either, the process is taken to be where the agent is: if it is not, its first connection shows it.
+    pub async fn enter(&mut self, pid: u32, netns: Option<u64>) -> Result<(), NamespaceError> {
+        self.namespaces.enter(&mut self.kernel, pid, netns).await
     }
 
     /// What [`Survey::look`] looks for on a thread that may take its time, and [`Capture::settle`] then acts on.
@@ -374,6 +377,11 @@ impl Capture {
             tracing::debug!(%app, "reset a connection to a capture port that was not captured");
         }
     }
+}
+
+/// The number of this thread's network namespace (namespaces(7)).
+pub fn own_netns() -> io::Result<u64> {
+    Ok(Netns::own()?.inode())
 }
 
 /// The number of this thread's network namespace, and the agent's sockets in it. Without an injector where this process may

@@ -164,9 +164,24 @@ impl Namespaces {
         kernel.set_namespace(self.own, &own.entry)
     }
 
-    /// Listens in the namespace that a thread is in, unless that is done already.
-    pub async fn enter(&mut self, kernel: &mut Kernel, tid: u32) -> Result<(), NamespaceError> {
-        let netns = Netns::of_thread(tid)?;
+    /// Listens in the namespace that a thread is in, unless that is done already. `inode`: its number, as the thread's own
+    /// process says. One that lies is only where nobody listens before it connects.
+    pub async fn enter(
+        &mut self,
+        kernel: &mut Kernel,
+        tid: u32,
+        inode: Option<u64>,
+    ) -> Result<(), NamespaceError> {
+        if inode.is_some_and(|inode| self.is_open(inode)) {
+            return Ok(());
+        }
+        let netns = match Netns::of_thread(tid) {
+            Err(error @ NamespaceError::Hidden { .. }) if inode.is_none() => {
+                tracing::info!(%error, "a process is taken to be in the agent's network namespace");
+                return Ok(());
+            }
+            found => found?,
+        };
         if self.is_open(netns.inode()) {
             return Ok(());
         }
@@ -295,7 +310,7 @@ impl Namespaces {
         });
         let mut trouble = Vec::new();
         for (inode, resident) in &found.residents {
-            match self.enter(kernel, resident.tid).await {
+            match self.enter(kernel, resident.tid, Some(*inode)).await {
                 Ok(()) => self.watch(*inode, resident.tid),
                 Err(NamespaceError::Ended { .. }) => {}
                 Err(error) => trouble.push((resident.clone(), *inode, error)),

@@ -161,19 +161,28 @@ pub fn until(mut good: impl FnMut() -> bool) -> io::Result<()> {
     Ok(())
 }
 
-/// Gives this thread CAP_SYS_ADMIN, or takes it away for the time being: capset(2).
+/// Gives this thread CAP_SYS_ADMIN, or takes it away for the time being.
 pub fn sys_admin(held: bool) -> io::Result<()> {
+    capability(1 << 21, held)
+}
+
+/// The same with CAP_SYS_PTRACE.
+pub fn sys_ptrace(held: bool) -> io::Result<()> {
+    capability(1 << 19, held)
+}
+
+/// In this thread's effective set: capset(2).
+fn capability(bit: u32, held: bool) -> io::Result<()> {
     const VERSION_3: u32 = 0x2008_0522;
-    const SYS_ADMIN: u32 = 1 << 21;
     let header = [VERSION_3, 0];
     // Two times effective, permitted and inheritable.
     let mut sets = [[0_u32; 3]; 2];
     // SAFETY: the header and the sets are as long as this version says.
     let got = unsafe { libc::syscall(libc::SYS_capget, header.as_ptr(), sets.as_mut_ptr()) };
     if held {
-        sets[0][0] |= SYS_ADMIN;
+        sets[0][0] |= bit;
     } else {
-        sets[0][0] &= !SYS_ADMIN;
+        sets[0][0] &= !bit;
     }
     // SAFETY: as above.
     let set = unsafe { libc::syscall(libc::SYS_capset, header.as_ptr(), sets.as_ptr()) };

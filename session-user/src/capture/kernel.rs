@@ -208,6 +208,7 @@ impl Kernel {
 
     /// Tells the programs of a network namespace, in place of what they knew of it.
     pub fn set_namespace(&mut self, cookie: u64, entry: &Namespace) -> Result<(), CaptureError> {
+        let entry = Namespace { cookie, ..*entry };
         let told = self.namespaces.insert(cookie, entry, 0);
         told.map_err(|error| CaptureError::map("writing a network namespace", error))
     }

@@ -39,7 +39,7 @@ pub static HAS_SET_RETVAL: Global<u8> = Global::new(1);
 pub static SETTINGS: Array<Settings> = Array::with_max_entries(1, 0);
 /// The network namespaces that the agent has looked at, by their cookies.
 #[map]
-pub static NAMESPACES: HashMap<u64, Namespace> = HashMap::with_max_entries(NAMESPACES_MAX, 0);
+static NAMESPACES: HashMap<u64, Namespace> = HashMap::with_max_entries(NAMESPACES_MAX, 0);
 /// A socket on which the agent listens for nobody. The kernel takes it out when the agent has closed it, and so when the
 /// agent has died: however that came, and whichever network namespace asks.
 #[map]

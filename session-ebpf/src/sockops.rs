@@ -18,7 +18,9 @@ use aya_ebpf::{
     programs::SockOpsContext,
 };
 use aya_log_ebpf::{debug, warn};
-use session_ebpf_common::{AppSocket, FlowKey, Knock, Namespace, SYN_BYTES_MAX, counter, gate, knock};
+use session_ebpf_common::{
+    AppSocket, FlowKey, Knock, Namespace, SYN_BYTES_MAX, counter, gate, knock,
+};
 
 use crate::{
     access::load,

@@ -316,6 +316,9 @@ pub mod gate {
     pub const HELD: u32 = 2;
     /// It was let through.
     pub const PASSED: u32 = 3;
+    /// It was let go to where nobody listened, to be answered by a reset: if somebody accepts it all the same, that is
+    /// not the agent, and nothing more is sent.
+    pub const FORSAKEN: u32 = 4;
 }
 
 /// What the programs tell the agent about a held handshake.

@@ -15,7 +15,7 @@ use nix::{
 use tokio::time::timeout;
 
 use super::{
-    elsewhere::{Agent, leave, loopback_up, say, sys_admin, sys_ptrace, until},
+    elsewhere::{Agent, enter, leave, loopback_up, say, sys_admin, sys_ptrace, until},
     harness::{App, PATIENCE, ask, captured, closed, everything, in_netns, run, scope},
 };
 use crate::capture::{Capture, CaptureConfig, NamespaceError};
@@ -149,8 +149,8 @@ fn a_process_that_is_entered_before_it_connects_needs_no_gate() {
             Ok(say(&[FAR4, FAR6]))
         });
         there.read_exact(&mut [0]).unwrap();
-        capture.enter(app.pid().as_raw() as u32, None).await.unwrap();
-        capture.enter(app.pid().as_raw() as u32, None).await.unwrap();
+        enter(&mut capture, app.pid().as_raw() as u32, None).await.unwrap();
+        enter(&mut capture, app.pid().as_raw() as u32, None).await.unwrap();
         assert_eq!(capture.other_namespaces(), 1);
         let _reports = super::harness::serve(std::rc::Rc::new(capture));
         write(&go, b"+").unwrap();
@@ -241,13 +241,13 @@ fn a_loopback_interface_that_is_down_is_told_of_and_tried_again() {
 fn what_cannot_be_entered_is_told_apart() {
     in_netns(async || {
         let (mut capture, _scope) = super::harness::capture(&[everything()]);
-        let nobody = capture.enter(u32::MAX >> 1, None).await;
+        let nobody = enter(&mut capture, u32::MAX >> 1, None).await;
         assert!(
-            matches!(nobody, Err(NamespaceError::Ended { .. })),
+            nobody.as_ref().is_err_and(|e| matches!(**e, NamespaceError::Ended { .. })),
             "{nobody:?}"
         );
         assert_eq!(capture.other_namespaces(), 0);
-        let own = capture.enter(nix::unistd::gettid().as_raw() as u32, None).await;
+        let own = enter(&mut capture, nix::unistd::gettid().as_raw() as u32, None).await;
         assert!(own.is_ok(), "{own:?}");
         assert_eq!(capture.other_namespaces(), 0, "it is the agent's own");
     });
@@ -267,11 +267,11 @@ fn a_process_that_may_not_be_looked_at_is_where_it_says() {
         let pid = app.pid().as_raw() as u32;
         assert!(std::fs::metadata(format!("/proc/{pid}/ns/net")).is_err());
         let own = crate::capture::own_netns().unwrap();
-        capture.enter(pid, Some(own)).await.unwrap();
-        capture.enter(pid, None).await.unwrap();
-        let elsewhere = capture.enter(pid, Some(1)).await;
+        enter(&mut capture, pid, Some(own)).await.unwrap();
+        enter(&mut capture, pid, None).await.unwrap();
+        let elsewhere = enter(&mut capture, pid, Some(1)).await;
         assert!(
-            matches!(elsewhere, Err(NamespaceError::Hidden { .. })),
+            elsewhere.as_ref().is_err_and(|e| matches!(**e, NamespaceError::Hidden { .. })),
             "{elsewhere:?}"
         );
         let _reports = super::harness::serve(std::rc::Rc::new(capture));

@@ -473,6 +473,12 @@ pub fn pretend_in_flight(kernel: &mut Kernel, count: u64) {
         .expect("the counter");
 }
 
+/// Whether the programs know of a network namespace.
+#[cfg(test)]
+pub fn knows_namespace(kernel: &Kernel, cookie: u64) -> bool {
+    kernel.namespaces.get(&cookie, 0).is_ok()
+}
+
 /// Handshakes that are filed now, counted in the map itself.
 #[cfg(test)]
 pub fn handshakes_filed(kernel: &Kernel) -> usize {

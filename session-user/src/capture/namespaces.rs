@@ -230,7 +230,8 @@ impl Namespaces {
             }
             self.want(netns, tid)
         });
-        let noted = wanted.and_then(|wanted| wanted.note(cookie).then_some(()).ok_or_else(elsewhere));
+        let noted =
+            wanted.and_then(|wanted| wanted.note(cookie).then_some(()).ok_or_else(elsewhere));
         match noted {
             Ok(()) => self.injectors.expect(cookie),
             Err(error) => {

@@ -149,8 +149,12 @@ fn a_process_that_is_entered_before_it_connects_needs_no_gate() {
             Ok(say(&[FAR4, FAR6]))
         });
         there.read_exact(&mut [0]).unwrap();
-        enter(&mut capture, app.pid().as_raw() as u32, None).await.unwrap();
-        enter(&mut capture, app.pid().as_raw() as u32, None).await.unwrap();
+        enter(&mut capture, app.pid().as_raw() as u32, None)
+            .await
+            .unwrap();
+        enter(&mut capture, app.pid().as_raw() as u32, None)
+            .await
+            .unwrap();
         assert_eq!(capture.other_namespaces(), 1);
         let _reports = super::harness::serve(std::rc::Rc::new(capture));
         write(&go, b"+").unwrap();
@@ -243,7 +247,9 @@ fn what_cannot_be_entered_is_told_apart() {
         let (mut capture, _scope) = super::harness::capture(&[everything()]);
         let nobody = enter(&mut capture, u32::MAX >> 1, None).await;
         assert!(
-            nobody.as_ref().is_err_and(|e| matches!(**e, NamespaceError::Ended { .. })),
+            nobody
+                .as_ref()
+                .is_err_and(|e| matches!(**e, NamespaceError::Ended { .. })),
             "{nobody:?}"
         );
         assert_eq!(capture.other_namespaces(), 0);
@@ -271,7 +277,9 @@ fn a_process_that_may_not_be_looked_at_is_where_it_says() {
         enter(&mut capture, pid, None).await.unwrap();
         let elsewhere = enter(&mut capture, pid, Some(1)).await;
         assert!(
-            elsewhere.as_ref().is_err_and(|e| matches!(**e, NamespaceError::Hidden { .. })),
+            elsewhere
+                .as_ref()
+                .is_err_and(|e| matches!(**e, NamespaceError::Hidden { .. })),
             "{elsewhere:?}"
         );
         let _reports = super::harness::serve(std::rc::Rc::new(capture));
@@ -298,20 +306,22 @@ fn without_an_agent_connections_elsewhere_go_direct_or_are_refused() {
 
 #[test]
 fn an_agent_that_may_not_enter_leaves_connections_to_their_rules() {
-    in_netns(async || {
-        sys_admin(false).unwrap();
-        let shut = closed(&["198.51.100.0/24"], 1);
-        let (agent, scope) = Agent::start(&[shut, everything()]);
-        let said = run(&scope, || {
-            sys_admin(true)?;
-            leave(true)?;
-            Ok(say(&[FAR4, "198.51.100.1:80", FAR6]))
+    for capability in [sys_admin, sys_ptrace] {
+        in_netns(async move || {
+            capability(false).unwrap();
+            let shut = closed(&["198.51.100.0/24"], 1);
+            let (agent, scope) = Agent::start(&[shut, everything()]);
+            let said = run(&scope, move || {
+                capability(true)?;
+                leave(true)?;
+                Ok(say(&[FAR4, "198.51.100.1:80", FAR6]))
+            });
+            let right = "ENETUNREACH\nECONNREFUSED\nENETUNREACH";
+            assert_eq!(said.await.as_deref(), Ok(right));
+            let counters = agent.with(|capture| capture.counters()).await;
+            assert_eq!((counters.agent_gone, counters.held), (3, 0), "{counters:?}");
         });
-        let right = "ENETUNREACH\nECONNREFUSED\nENETUNREACH";
-        assert_eq!(said.await.as_deref(), Ok(right));
-        let counters = agent.with(|capture| capture.counters()).await;
-        assert_eq!((counters.agent_gone, counters.held), (3, 0), "{counters:?}");
-    });
+    }
 }
 
 #[test]

@@ -16,7 +16,7 @@ use crate::{
     ctx::{
         ALLOW, SockAddr as _, Words, id_of, is_local, is_mapped, is_of_one_link, mapped, refuse,
     },
-    maps::{self, NAMESPACES, SETTINGS},
+    maps::{self, SETTINGS},
     rules::{Claim, QUESTION, claim_on, is_left_out},
     udp::{self, Fate, Hop},
 };
@@ -183,8 +183,7 @@ fn capture_udp(ctx: &SockAddrContext, hop: Hop, addr: Words, port: u16) -> Outco
         return give_up(ctx, hop.claim, counter::DEVICE_BOUND);
     }
     let gate = gate::OPEN;
-    // SAFETY: what it says may be of an older or of a newer time.
-    let known = unsafe { NAMESPACES.get(ctx.netns_cookie()) };
+    let known = maps::namespace(ctx.netns_cookie());
     *app = app_socket(known, hop.claim, addr, port, &target, gate);
     app.device = device;
     Outcome::Redirected(target)
@@ -269,8 +268,7 @@ fn way<'a>(ctx: &SockAddrContext, settings: &'a Settings, addr: &Words) -> Resul
 /// the connection is captured all the same, for its SYN waits until they are there.
 #[inline(always)]
 fn way_here(netns_cookie: u64, settings: &Settings) -> Option<Way<'_>> {
-    // SAFETY: the ports of a namespace do not change while it has an entry, and what else it says may be of either time.
-    let Some(known) = (unsafe { NAMESPACES.get(netns_cookie) }) else {
+    let Some(known) = maps::namespace(netns_cookie) else {
         let told = maps::tell_newcomer(netns_cookie);
         let waits = told && settings.gate == GATE_ON && settings.usual.v4 != 0;
         return waits.then_some(Way {
@@ -325,6 +323,17 @@ fn capture(
         None if named => ctx.device(),
         None => 0,
     };
+    let v4 = is_mapped(&addr);
+    let target = if v4 {
+        target4(way.ports, addr[3], port)
+    } else {
+        target6(way.ports, &addr, port)
+    };
+    // Replaced meanwhile, and perhaps another namespace's already. What follows is only what the application is told.
+    let cookie = ctx.netns_cookie();
+    if way.known.is_some_and(|here| !maps::is_of(here, cookie)) {
+        return give_up(ctx, claim, counter::AGENT_GONE);
+    }
     // After the last thing that can fail: a socket that goes direct keeps its device.
     if !ctx.unbind_device() {
         info!(
@@ -333,12 +342,6 @@ fn capture(
         );
         return give_up(ctx, claim, counter::DEVICE_BOUND);
     }
-    let v4 = is_mapped(&addr);
-    let target = if v4 {
-        target4(way.ports, addr[3], port)
-    } else {
-        target6(way.ports, &addr, port)
-    };
     // Where there is no listener yet even an early connection has to wait for one.
     let gate = if settings.gate == GATE_ON && (!claim.early || way.known.is_none()) {
         gate::ARMED

@@ -5,26 +5,34 @@
 //! or answers with what the target said. Retransmissions are held as well, for one that slips through would connect the
 //! application to a target that has not answered.
 //!
+//! A SYN goes on by itself only to the agent's own listener, or to a port where nobody listens, which answers with a reset.
+//! It never goes to another that listens where the agent could not, or does not any more: then it is held until the
+//! application's time is over.
+//!
 //! It runs for every packet that captured cgroups send. All but the handshakes of captured sockets leave it after one
 //! look into the socket's storage.
 
 use aya_ebpf::{
     bindings::{__sk_buff, bpf_sock},
-    helpers::generated::{bpf_sk_fullsock, bpf_skb_load_bytes},
+    helpers::generated::{bpf_sk_fullsock, bpf_sk_lookup_tcp, bpf_sk_release, bpf_skb_load_bytes},
     macros::cgroup_skb,
     programs::SkBuffContext,
 };
-use session_ebpf_common::{AppSocket, Knock, SYN_BYTES_MAX, counter, gate, knock};
+use session_ebpf_common::{
+    AppSocket, FlowKey, Knock, Namespace, SYN_BYTES_MAX, counter, gate, knock,
+};
 
 use crate::{
     access::load,
-    maps::{self, HANDSHAKES, KNOCKS, NAMESPACES},
+    maps::{self, HANDSHAKES, KNOCKS},
 };
 
 /// Verdicts of a cgroup_skb program.
 const PASS: i32 = 1;
 const HOLD: i32 = 0;
 
+/// `BPF_F_CURRENT_NETNS` of the kernel's bpf.h.
+const CURRENT_NETNS: u64 = u64::MAX;
 /// `ETH_P_IP` as the context has it.
 pub const IPV4: u32 = 0x0800_u16.to_be() as u32;
 const IPV6_HEADER_BYTES: u32 = 40;
@@ -42,18 +50,22 @@ pub fn hold_syn(ctx: SkBuffContext) -> i32 {
     let Some(app) = captured_sender(skb) else {
         return PASS;
     };
-    if app.gate != gate::ARMED && app.gate != gate::HELD {
+    if app.gate == gate::OPEN || app.gate == gate::PASSED {
         return PASS;
     }
     let Some(headers) = syn_headers(skb) else {
+        // Somebody began to listen while the SYN was under way.
+        if app.gate == gate::FORSAKEN && !agent_listens(app) {
+            return HOLD;
+        }
         // The handshake is over.
         app.gate = gate::PASSED;
         return PASS;
     };
-    if app.gate == gate::HELD {
-        return again(app);
+    if app.gate == gate::ARMED {
+        return first(skb, app, headers);
     }
-    first(skb, app, headers)
+    again(skb, app)
 }
 
 /// State of the captured socket that sends the packet, if one does.
@@ -93,26 +105,27 @@ fn byte(skb: *mut __sk_buff, offset: u32) -> Option<u8> {
     (loaded == 0).then_some(byte)
 }
 
-/// A retransmission: it may go on if the agent has let the handshake through; or if it has gone or could not come here, so
-/// that its port answers with a reset; or if it hangs and the connection's rule would rather have it wait there than not
-/// be made.
+/// A retransmission: it may go on if the agent has let the handshake through; or if it hangs, and the connection's rule
+/// would rather have it wait there than not be made; or if the agent has gone or could not come here, so that its port
+/// answers with a reset.
 #[inline(always)]
-fn again(app: &AppSocket) -> i32 {
+fn again(skb: *mut __sk_buff, app: &mut AppSocket) -> i32 {
     // SAFETY: one field is read at once; the agent's update of it is the only one there is.
     let admitted = unsafe { HANDSHAKES.get(app.key) }.is_some_and(|filed| filed.admitted != 0);
-    // SAFETY: one field is read at once; the agent replaces the value as a whole.
-    let kept_out =
-        unsafe { NAMESPACES.get(app.key.netns_cookie) }.is_some_and(|here| here.ports.v4 == 0);
-    let gone = kept_out || !maps::agent_lives();
     let released = app.fail_closed == 0 && maps::agent_hangs();
-    if admitted || gone || released {
+    if admitted || (released && agent_listens(app)) {
+        return PASS;
+    }
+    if forsaken(app) && !somebody_listens(skb, &app.key) {
+        app.gate = gate::FORSAKEN;
         return PASS;
     }
     maps::count(counter::HELD_AGAIN);
     HOLD
 }
 
-/// The first SYN: it goes to the agent, or where that cannot be, to its listener.
+/// The first SYN: it goes to the agent, or where that cannot be, to its listener. Where it has none yet, the next one is
+/// the first.
 #[inline(always)]
 fn first(skb: *mut __sk_buff, app: &mut AppSocket, headers: u32) -> i32 {
     if tell(skb, app, headers) {
@@ -120,9 +133,64 @@ fn first(skb: *mut __sk_buff, app: &mut AppSocket, headers: u32) -> i32 {
         maps::count(counter::HELD);
         return HOLD;
     }
+    if !agent_listens(app) {
+        maps::count(counter::HELD_AGAIN);
+        return HOLD;
+    }
     app.gate = gate::OPEN;
     maps::count(counter::NOT_HELD);
     PASS
+}
+
+/// Whether the agent lives and listens where this socket connects to.
+#[inline(always)]
+fn agent_listens(app: &AppSocket) -> bool {
+    let (cookie, port) = (app.key.netns_cookie, app.agent_port);
+    let listens = |here: &Namespace| here.listens_at(port) && maps::is_of(here, cookie);
+    maps::agent_lives() && maps::namespace(cookie).is_some_and(listens)
+}
+
+/// Whether the agent has gone, or could not come here.
+#[inline(always)]
+fn forsaken(app: &AppSocket) -> bool {
+    let cookie = app.key.netns_cookie;
+    let kept_out = |here: &Namespace| here.ports.v4 == 0 && maps::is_of(here, cookie);
+    maps::namespace(cookie).is_some_and(kept_out) || !maps::agent_lives()
+}
+
+/// Whether anybody listens where a SYN goes.
+#[inline(always)]
+fn somebody_listens(skb: *mut __sk_buff, key: &FlowKey) -> bool {
+    let (from, to) = (key.app_port as u16, key.agent_port as u16);
+    let (from, to) = (from.to_be_bytes(), to.to_be_bytes());
+    let ports = u32::from_ne_bytes([from[0], from[1], to[0], to[1]]);
+    let (own, agent) = (&key.app_addr, &key.agent_addr);
+    let v4 = [own[3], agent[3], ports];
+    let v6 = [
+        own[0], own[1], own[2], own[3], agent[0], agent[1], agent[2], agent[3], ports,
+    ];
+    let (tuple, len) = if load!((*skb).protocol) == IPV4 {
+        (v4.as_ptr(), size_of_val(&v4))
+    } else {
+        (v6.as_ptr(), size_of_val(&v6))
+    };
+    // SAFETY: `struct bpf_sock_tuple` is addresses and ports of IPv4 or of IPv6, told apart by the length that is given;
+    // it outlives the call.
+    let sk = unsafe {
+        bpf_sk_lookup_tcp(
+            skb.cast(),
+            tuple.cast_mut().cast(),
+            len as u32,
+            CURRENT_NETNS,
+            0,
+        )
+    };
+    if sk.is_null() {
+        return false;
+    }
+    // SAFETY: the lookup took a reference to this socket; it is given back exactly once.
+    unsafe { bpf_sk_release(sk.cast()) };
+    true
 }
 
 #[inline(always)]

@@ -1,6 +1,9 @@
 //! Every map and load-time constant of the programs, and the few operations on them that need raw pointers.
 
-use core::arch::asm;
+use core::{
+    arch::asm,
+    sync::atomic::{Ordering, compiler_fence},
+};
 
 use aya_ebpf::{
     Global,
@@ -36,7 +39,7 @@ pub static HAS_SET_RETVAL: Global<u8> = Global::new(1);
 pub static SETTINGS: Array<Settings> = Array::with_max_entries(1, 0);
 /// The network namespaces that the agent has looked at, by their cookies.
 #[map]
-pub static NAMESPACES: HashMap<u64, Namespace> = HashMap::with_max_entries(NAMESPACES_MAX, 0);
+static NAMESPACES: HashMap<u64, Namespace> = HashMap::with_max_entries(NAMESPACES_MAX, 0);
 /// A socket on which the agent listens for nobody. The kernel takes it out when the agent has closed it, and so when the
 /// agent has died: however that came, and whichever network namespace asks.
 #[map]
@@ -180,6 +183,25 @@ pub fn agent_hangs() -> bool {
     // SAFETY: as above; the helper takes no arguments and reads a clock.
     let (since, now) = unsafe { (cell.read_volatile(), bpf_ktime_get_ns()) };
     since != 0 && now.saturating_sub(since) > HUNG_AFTER_NS
+}
+
+/// What the agent has told of a network namespace, if it has. What is read of it is believed only if [`is_of`] says so
+/// afterwards.
+#[inline(always)]
+pub fn namespace(netns_cookie: u64) -> Option<&'static Namespace> {
+    // SAFETY: the map is allocated in advance, so this stays an element's value while the program runs; but an element
+    // that is replaced may become another namespace's, which `is_of` tells.
+    unsafe { NAMESPACES.get(netns_cookie) }
+}
+
+/// Whether what was read of `here` was of the namespace with this cookie: it comes first in the value, so that it has
+/// changed when anything else has. A CPU that reads out of order may very rarely miss that: then a connection goes to a
+/// port where the agent does not listen, and is refused or held there.
+#[inline(always)]
+pub fn is_of(here: &Namespace, netns_cookie: u64) -> bool {
+    compiler_fence(Ordering::SeqCst);
+    // SAFETY: an aligned u64 inside a map value, valid for the program's life; volatile, for the agent changes it.
+    unsafe { (&raw const here.cookie).read_volatile() == netns_cookie }
 }
 
 /// Files a handshake; false if the map is full.

@@ -18,11 +18,13 @@ use aya_ebpf::{
     programs::SockOpsContext,
 };
 use aya_log_ebpf::{debug, warn};
-use session_ebpf_common::{AppSocket, FlowKey, Knock, SYN_BYTES_MAX, counter, gate, knock};
+use session_ebpf_common::{
+    AppSocket, FlowKey, Knock, Namespace, SYN_BYTES_MAX, counter, gate, knock,
+};
 
 use crate::{
     access::load,
-    maps::{self, HANDSHAKES, KNOCKS, NAMESPACES},
+    maps::{self, HANDSHAKES, KNOCKS},
     ops::SockOps,
 };
 
@@ -90,7 +92,7 @@ fn abandon(ctx: &SockOpsContext) {
     if maps::drop_handshake(&app.key) {
         maps::count(counter::ABANDONED);
         // Let through and not taken: the agent still waits for the connection.
-        if app.gate == gate::HELD || app.gate == gate::PASSED {
+        if app.gate != gate::OPEN && app.gate != gate::ARMED {
             tell_gone(app);
         }
     }
@@ -115,14 +117,11 @@ fn tell_gone(app: &AppSocket) {
 /// The agent's side is established: move the destination into the accepted socket.
 #[inline(always)]
 fn deliver(ctx: &SockOpsContext) {
-    // SAFETY: the ports of a namespace do not change while it has an entry.
-    let Some(here) = (unsafe { NAMESPACES.get(ctx.netns_cookie()) }) else {
-        return;
-    };
+    let cookie = ctx.netns_cookie();
     let port = ctx.local_port();
-    let is_ours =
-        port == u32::from(here.ports.v4) || here.ports.v6.iter().any(|own| u32::from(*own) == port);
-    if !is_ours {
+    // What was read of another namespace says nothing: then the handshake is looked for.
+    let others = |here: &Namespace| !here.listens_at(port) && maps::is_of(here, cookie);
+    if maps::namespace(cookie).is_none_or(others) {
         return;
     }
     let key = ctx.key_of_agent();

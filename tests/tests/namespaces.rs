@@ -1,7 +1,9 @@
 //! Captured programs in network namespaces that have no connectivity of their own: only a loopback interface.
 
+use std::fs::{self, Permissions};
 use std::io::{BufRead, BufReader, Write};
 use std::net::SocketAddr;
+use std::os::unix::fs::PermissionsExt as _;
 use std::process::{Child, ChildStdin, ChildStdout, Output};
 use std::time::Duration;
 
@@ -134,6 +136,14 @@ fn run_in_a_namespace_is_ready_before_its_command() -> anyhow::Result<()> {
     let expected = make_file(&nginx.root.join("file"), BYTES)?;
     let control = bed.bed.client_control();
     let inside = Netns::new("box")?;
+    // Nobody has connected yet: it is told that the agent listens there already.
+    let (program, to) = (program(), format!("{}:{}", Lab::target(false), Nginx::PORT));
+    let (program, path) = (program.display().to_string(), control.display().to_string());
+    let explain = ["run", "--", &program, "--control", &path, "explain", &to];
+    let said = inside.output(command(&control, &explain))?;
+    let said = String::from_utf8_lossy(&said.stdout).into_owned();
+    ensure!(said.contains("its rule captures it"), "{said}");
+    ensure!(!said.contains("waits for the agent"), "{said}");
     for v6 in [false, true] {
         let out = bed.path("out").display().to_string();
         let url = url(v6);
@@ -146,14 +156,6 @@ fn run_in_a_namespace_is_ready_before_its_command() -> anyhow::Result<()> {
         log.contains("listening in another network namespace"),
         "{log}"
     );
-    // It is told what becomes of its connections.
-    let (program, to) = (program(), format!("{}:{}", Lab::target(false), Nginx::PORT));
-    let (program, path) = (program.display().to_string(), control.display().to_string());
-    let explain = ["run", "--", &program, "--control", &path, "explain", &to];
-    let said = inside.output(command(&control, &explain))?;
-    let said = String::from_utf8_lossy(&said.stdout).into_owned();
-    ensure!(said.contains("its rule captures it"), "{said}");
-    ensure!(!said.contains("waits for the agent"), "{said}");
     // Where nothing can be captured the command is not started.
     let dark = Netns::new("dark")?;
     dark.ip(&["link", "set", "lo", "down"])?;
@@ -161,6 +163,43 @@ fn run_in_a_namespace_is_ready_before_its_command() -> anyhow::Result<()> {
     let said = String::from_utf8_lossy(&refused.stderr).into_owned();
     ensure!(!refused.status.success(), "the command was started");
     ensure!(said.contains("ip link set lo up"), "{said}");
+    Ok(())
+}
+
+/// The agent under the unit's bounds holds less than a command of root does, and may not look at it.
+#[test]
+fn run_works_within_the_bounds_of_the_unit() -> anyhow::Result<()> {
+    const HELD: &str = "-all,+bpf,+perfmon,+net_admin,+net_raw,+sys_resource";
+    let dir = tempfile::tempdir()?;
+    let bounded = dir.path().join("holdfast-bounded");
+    let script = format!(
+        "#!/bin/sh\nexec setpriv --no-new-privs --bounding-set {HELD} {} \"$@\"\n",
+        program().display()
+    );
+    fs::write(&bounded, script)?;
+    fs::set_permissions(&bounded, Permissions::from_mode(0o755))?;
+    let bed = TestBed::with(|c| c.program = bounded.clone())?;
+    let unit = include_str!("../../dist/holdfast.service");
+    let granted = HELD
+        .split(",+")
+        .skip(1)
+        .map(|name| format!("CAP_{}", name.to_uppercase()));
+    for name in granted {
+        ensure!(unit.contains(&name), "the unit grants no {name}");
+    }
+    let nginx = Nginx::start(&bed.bed.lab, &bed.path(""))?;
+    let expected = make_file(&nginx.root.join("file"), BYTES)?;
+    let out = bed.path("out").display().to_string();
+    let child = bed.start_run(&["curl", "-sS", "-f", "-o", &out, &url(false)])?;
+    good(&bed, &finish(child, LIMIT)?)?;
+    ensure!(sha256(&bed.path("out"))? == expected);
+    // Elsewhere it cannot, and says what it lacks.
+    let inside = Netns::new("box")?;
+    let run = ["run", "--", "true"];
+    let refused = inside.output(command(&bed.bed.client_control(), &run))?;
+    let said = String::from_utf8_lossy(&refused.stderr).into_owned();
+    ensure!(!refused.status.success(), "the command was started");
+    ensure!(said.contains("CAP_SYS_PTRACE"), "{said}");
     Ok(())
 }
 

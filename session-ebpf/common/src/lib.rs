@@ -187,6 +187,9 @@ pub const NAMES_KNOWN: u16 = 1;
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Namespace {
+    /// Its cookie, which is its key as well: the kernel may give the memory of an entry that is replaced to another one
+    /// while a program still reads it. What was read is right if this is right afterwards.
+    pub cookie: u64,
     /// Where the agent listens in it; the IPv4 port is 0 where it cannot.
     pub ports: Ports,
     /// [`NAMES_KNOWN`], or 0.
@@ -197,6 +200,16 @@ pub struct Namespace {
     pub retry_at: u64,
     /// What a connection there would have without capture.
     pub native: Native,
+}
+
+impl Namespace {
+    /// Whether the agent listens at `port` in it.
+    #[inline(always)]
+    pub fn listens_at(&self, port: u32) -> bool {
+        port != 0
+            && (u32::from(self.ports.v4) == port
+                || self.ports.v6.iter().any(|own| u32::from(*own) == port))
+    }
 }
 
 /// Tells the agent of a connect() in a network namespace where it does not listen.
@@ -303,6 +316,9 @@ pub mod gate {
     pub const HELD: u32 = 2;
     /// It was let through.
     pub const PASSED: u32 = 3;
+    /// It was let go to where nobody listened, to be answered by a reset: if somebody accepts it all the same, that is
+    /// not the agent, and nothing more is sent.
+    pub const FORSAKEN: u32 = 4;
 }
 
 /// What the programs tell the agent about a held handshake.
@@ -363,7 +379,7 @@ const _: () = {
     assert!(V6_PORTS.is_power_of_two());
     assert!(size_of::<Settings>() == 72);
     assert!(size_of::<Ports>() == 34);
-    assert!(size_of::<Namespace>() == 88);
+    assert!(size_of::<Namespace>() == 96);
     assert!(size_of::<Newcomer>() == 16);
     assert!(size_of::<Native>() == 40);
     assert!(size_of::<PortRule>() == 24);

@@ -13,8 +13,8 @@ use super::native::native;
 use super::routes::Routes;
 use super::surveys::Surveys;
 use crate::capture::{
-    Capture, CaptureError, Counters, Explanation, Filter, Gate, GateEvent, NamespaceError, Native,
-    Question,
+    Capture, CaptureError, Counters, Entered, Explanation, Filter, Gate, GateEvent, NamespaceError,
+    Native, Question,
 };
 use crate::link::LinkSnapshot;
 
@@ -25,7 +25,7 @@ enum Request {
     Attach(PathBuf, Filter, oneshot::Sender<Result<(), CaptureError>>),
     Detach(PathBuf, oneshot::Sender<Result<(), CaptureError>>),
     DetachAll(oneshot::Sender<()>),
-    Enter(u32, oneshot::Sender<Result<(), NamespaceError>>),
+    Enter(u32, Option<u64>, oneshot::Sender<Entered>),
     State(oneshot::Sender<State>),
     Explain(
         PathBuf,
@@ -61,7 +61,7 @@ pub enum Error {
     Capture(#[from] CaptureError),
     /// A process is where nothing can be captured.
     #[error("{0}")]
-    Namespace(#[from] NamespaceError),
+    Namespace(#[from] Arc<NamespaceError>),
     /// There is no capture any more.
     #[error("the agent is shutting down")]
     Gone,
@@ -109,9 +109,11 @@ impl Captures {
         self.ask(Request::DetachAll).await
     }
 
-    /// Has connections of a process captured in the network namespace that it is in, from the first one on.
-    pub async fn enter(&self, pid: u32) -> Result<(), Error> {
-        Ok(self.ask(|reply| Request::Enter(pid, reply)).await??)
+    /// Has connections of a process captured in the network namespace that it is in, from the first one on. `netns`: its
+    /// number, as the process says.
+    pub async fn enter(&self, pid: u32, netns: Option<u64>) -> Result<(), Error> {
+        let enter = |reply| Request::Enter(pid, netns, reply);
+        Ok(self.ask(enter).await??)
     }
 
     /// What becomes of connections that a process in `cgroup` (a folder) and in the network namespace with the number
@@ -157,7 +159,7 @@ async fn serve(
     loop {
         tokio::select! {
             request = inbox.recv() => match request {
-                Some(request) => if apply(&mut capture, request).await {
+                Some(request) => if apply(&mut capture, request) {
                     look_after(&mut capture, watch.as_ref());
                     surveys.want();
                 }
@@ -176,12 +178,18 @@ async fn serve(
                 capture.forget_departed(departed);
                 surveys.want();
             }
-            found = surveys.next(&capture) => capture.settle(&found).await,
+            found = surveys.next(&capture) => if capture.settle(&found, &held.namespaces()) {
+                surveys.want();
+            },
+            opened = capture.opened() => {
+                capture.take_in(opened);
+                surveys.want();
+            }
             event = next(gate.as_mut()) => match event {
                 // Here and now: the SYN that waits for it comes next.
                 Ok(GateEvent::Newcomer(newcomer)) => {
                     capture.note_answered();
-                    if capture.welcome(&newcomer).await.is_ok() {
+                    if capture.welcome(&newcomer) {
                         surveys.want();
                     }
                 }
@@ -250,7 +258,7 @@ async fn changed(watch: Option<&CgroupWatch>) {
 }
 
 /// Does what is asked; returns whether it changed what is captured.
-async fn apply(capture: &mut Capture, request: Request) -> bool {
+fn apply(capture: &mut Capture, request: Request) -> bool {
     let changes = !matches!(request, Request::State(_) | Request::Explain(..));
     // Whoever asked may have gone; what was asked is done all the same.
     match request {
@@ -266,7 +274,7 @@ async fn apply(capture: &mut Capture, request: Request) -> bool {
             }
             let _ = reply.send(());
         }
-        Request::Enter(pid, reply) => drop(reply.send(capture.enter(pid).await)),
+        Request::Enter(pid, netns, reply) => capture.enter(pid, netns, reply),
         Request::Explain(cgroup, netns, questions, reply) => {
             let explain = |question| capture.explain(&cgroup, netns, question);
             drop(reply.send(questions.iter().map(explain).collect()));

@@ -105,14 +105,18 @@ impl ControlHandler for Shared {
                     cgroup.display()
                 )))
             }
-            Request::Run { only, except } => {
+            Request::Run {
+                only,
+                except,
+                netns,
+            } => {
                 let filter = Filter {
                     only: destinations(&only)?,
                     except: destinations(&except)?,
                 };
                 let scope = self
                     .runs
-                    .begin(self.capture()?, who.pid, &filter)
+                    .begin(self.capture()?, (who.pid, netns), &filter)
                     .await
                     .map_err(|e| failed(e, "`holdfast doctor` says what is missing"))?;
                 Ok(Response::Done(scope.display().to_string()))

@@ -28,13 +28,15 @@ const MIXED: &str =
 
 /// The number of the network namespace that is asked about, and what is to be known about that. Without a number it is
 /// the agent's own: what cannot be read is not claimed to be another.
-fn netns_of(asked: &Asked, folder: &Path, who: Credentials) -> (Option<u64>, Option<String>) {
+async fn netns_of(asked: &Asked, folder: &Path, who: Credentials) -> (Option<u64>, Option<String>) {
     if asked.cgroup.is_none() {
         let link = format!("/proc/{}/ns/net", who.pid);
         return (fs::metadata(link).ok().map(|data| data.ino()), None);
     }
-    let found = Survey::of(folder).look().namespaces();
-    match found.as_slice() {
+    // A cgroup can have many processes. One that cannot be looked at is not claimed to be elsewhere.
+    let survey = Survey::of(folder);
+    let found = tokio::task::spawn_blocking(move || survey.look().namespaces()).await;
+    match found.unwrap_or_default().as_slice() {
         [] => (None, None),
         [one] => (Some(*one), None),
         _ => (None, Some(MIXED.to_owned())),
@@ -78,7 +80,7 @@ impl Shared {
             protocol: asked.protocol,
         };
         let questions: Vec<Question> = asked_about.iter().map(question).collect();
-        let (netns, note) = netns_of(asked, &folder, who);
+        let (netns, note) = netns_of(asked, &folder, who).await;
         let answers = captures.explain(&folder, netns, questions.clone()).await;
         let answers = answers.map_err(capture_failed)?;
         let sessions = self.registry.snapshots().await;

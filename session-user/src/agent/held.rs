@@ -4,7 +4,8 @@
 //! is let through, and the connection that it makes is accepted; its socket goes to the stream. At any of them the
 //! application may give up.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
+use std::time::Duration;
 
 use futures_util::StreamExt as _;
 use futures_util::future::{AbortHandle, Abortable, Aborted, BoxFuture};
@@ -20,6 +21,10 @@ use crate::requests::{Answer, AppStream, Asker, Supply};
 type Heard = Option<Answer>;
 /// An answer and what it is for; nothing if the application gave up meanwhile.
 pub(super) type Answered = Option<(Hop, Heard)>;
+
+/// Longer than any connect() takes: with as many retransmissions as Linux makes unless told otherwise, 127 s (tcp(7),
+/// `tcp_syn_retries`).
+const LONGEST_CONNECT: Duration = Duration::from_secs(150);
 
 /// How far one is.
 enum Step {
@@ -57,8 +62,8 @@ impl HeldConnections {
                 }
             }
             GateEvent::Gone(hop) => self.forget(hop),
-            // It concerns the capture.
-            GateEvent::Newcomer(_) => {}
+            // They concern the capture.
+            GateEvent::Newcomer(_) | GateEvent::Postponed => {}
         }
     }
 
@@ -90,6 +95,15 @@ impl HeldConnections {
         if let Some(Step::Asked { forget, .. }) = self.held.remove(&hop).map(|held| held.step) {
             forget.abort();
         }
+    }
+
+    /// Cookies of the network namespaces in which somebody waits. Those who were let through and have not come for so long
+    /// do not wait any more: when a cgroup is no longer captured, nobody tells.
+    pub fn namespaces(&mut self) -> BTreeSet<u64> {
+        self.held.retain(|hop, held| {
+            matches!(held.step, Step::Asked { .. }) || hop.age() < LONGEST_CONNECT
+        });
+        self.held.keys().map(Hop::netns).collect()
     }
 
     /// The next answer. Cancel-safe.

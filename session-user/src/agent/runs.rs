@@ -39,12 +39,12 @@ impl Runs {
     }
 
     /// Makes a scope, captures in it what `filter` keeps, also in the network namespace that `pid` is
-    /// in, and moves `pid` into it. The scope is removed when its last process has ended, and its
-    /// filter with it.
+    /// in (`netns`, if it has told its number), and moves `pid` into it. The scope is removed when its
+    /// last process has ended, and its filter with it.
     pub async fn begin(
         &self,
         captures: &Captures,
-        pid: u32,
+        (pid, netns): (u32, Option<u64>),
         filter: &Filter,
     ) -> Result<PathBuf, String> {
         let folder = scopes_folder(&cgroup::cgroup2_root().map_err(|e| e.to_string())?);
@@ -56,7 +56,7 @@ impl Runs {
         let ready = async {
             let attached = captures.attach(&path, filter).await;
             attached.map_err(|e| e.to_string())?;
-            let entered = captures.enter(pid).await;
+            let entered = captures.enter(pid, netns).await;
             entered.map_err(|e| e.to_string())?;
             scope.add_pid(pid).map_err(|e| e.to_string())
         };

@@ -1,9 +1,12 @@
 //! The agent's side of the gate: hears of held SYNs, and sends them on or answers them.
 
+use std::collections::{BTreeMap, HashMap};
 use std::io;
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
+use std::time::Duration;
 
 use aya::maps::{MapData, RingBuf};
+use nix::time::{ClockId, clock_gettime};
 use session_ebpf_common::{FlowKey, Knock as Told, Newcomer, SYN_BYTES_MAX, knock};
 use tokio::io::unix::AsyncFd;
 
@@ -60,6 +63,19 @@ pub struct Knock {
     syn: Syn,
 }
 
+impl Hop {
+    /// Cookie of the network namespace that it is in.
+    pub fn netns(&self) -> u64 {
+        self.key.netns_cookie
+    }
+
+    /// How long ago connect() was called.
+    pub fn age(&self) -> Duration {
+        let now = clock_gettime(ClockId::CLOCK_MONOTONIC).map_or(Duration::ZERO, Duration::from);
+        now.saturating_sub(Duration::from_nanos(self.called_at))
+    }
+}
+
 /// What the gate tells.
 #[derive(Debug)]
 pub enum GateEvent {
@@ -70,6 +86,8 @@ pub enum GateEvent {
     /// An application is in a network namespace where nobody listens yet: for [`super::Capture::welcome`], before the
     /// gate is asked again.
     Newcomer(Newcomer),
+    /// An application waits until its network namespace has been opened, or could not be. Its knock comes then.
+    Postponed,
 }
 
 /// Holds the SYNs of captured connections.
@@ -77,6 +95,8 @@ pub struct Gate {
     ring: AsyncFd<RingBuf<MapData>>,
     handshakes: Handshakes,
     injectors: Injectors,
+    /// What waits for a namespace to be opened, by its cookie.
+    postponed: BTreeMap<u64, HashMap<Hop, Box<Knock>>>,
 }
 
 impl std::fmt::Debug for Gate {
@@ -97,21 +117,61 @@ impl Gate {
             })?,
             handshakes,
             injectors,
+            postponed: BTreeMap::new(),
         })
     }
 
-    /// What happens next. Cancel-safe.
+    /// What happens next. Cancel-safe; to be asked anew after [`super::Capture::take_in`].
     pub async fn next(&mut self) -> io::Result<GateEvent> {
         loop {
+            if let Some(knock) = self.due() {
+                return Ok(GateEvent::Knock(knock));
+            }
             let mut guard = self.ring.readable_mut().await?;
             let Some(told) = guard.get_inner_mut().next() else {
                 guard.clear_ready();
                 continue;
             };
-            match decode(&told) {
-                Some(event) => return Ok(event),
+            let event = decode(&told);
+            drop(told);
+            match event {
+                Some(event) => return Ok(self.postpone(event)),
                 None => tracing::error!("the gate told of something that is no SYN"),
             }
+        }
+    }
+
+    /// A knock whose namespace is not being opened any more.
+    fn due(&mut self) -> Option<Box<Knock>> {
+        loop {
+            // There are never many: as many as are opened at once.
+            let mut cookies = self.postponed.keys().copied();
+            let cookie = cookies.find(|cookie| !self.injectors.is_expected(*cookie))?;
+            let waiting = self.postponed.get_mut(&cookie)?;
+            let hop = waiting.keys().next().copied();
+            if let Some(knock) = hop.and_then(|hop| waiting.remove(&hop)) {
+                return Some(knock);
+            }
+            self.postponed.remove(&cookie);
+        }
+    }
+
+    /// Keeps a knock back until its namespace has been opened, and forgets it if its application gives up meanwhile.
+    fn postpone(&mut self, event: GateEvent) -> GateEvent {
+        match event {
+            GateEvent::Knock(knock) if self.injectors.is_expected(knock.hop.netns()) => {
+                let waiting = self.postponed.entry(knock.hop.netns()).or_default();
+                waiting.insert(knock.hop, knock);
+                GateEvent::Postponed
+            }
+            GateEvent::Gone(hop) => {
+                let waiting = self.postponed.get_mut(&hop.netns());
+                match waiting.and_then(|waiting| waiting.remove(&hop)) {
+                    Some(_) => GateEvent::Postponed,
+                    None => GateEvent::Gone(hop),
+                }
+            }
+            event => event,
         }
     }
 
@@ -124,7 +184,10 @@ impl Gate {
         };
         let key = &knock.hop.key;
         if !self.injectors.listens(key.netns_cookie, key.agent_port) {
-            self.refuse(knock, libc::ECONNREFUSED)?;
+            if let Err(error) = self.refuse(knock, libc::ECONNREFUSED) {
+                // Its retransmission is answered by its own port, or held until its time is over.
+                tracing::debug!(%error, app = %knock.app, "an application cannot be told that the agent is not there");
+            }
             return Ok(false);
         }
         // First, so that the application's own retransmissions pass if this one is lost.

@@ -1,6 +1,6 @@
 //! Sends packets into network namespaces: held SYNs to the agent's own listeners, and answers to applications.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -51,29 +51,52 @@ struct Post {
     injector: Injector,
 }
 
+/// Where packets can be sent, and where they soon can.
+#[derive(Debug, Default)]
+struct Posts {
+    open: BTreeMap<u64, Post>,
+    expected: BTreeSet<u64>,
+}
+
 /// The injectors of all open network namespaces, by their cookies. Cheap to clone; all clones are one.
 #[derive(Clone, Debug, Default)]
-pub struct Injectors(Arc<Mutex<BTreeMap<u64, Post>>>);
+pub struct Injectors(Arc<Mutex<Posts>>);
 
 impl Injectors {
-    fn posts(&self) -> MutexGuard<'_, BTreeMap<u64, Post>> {
+    fn posts(&self) -> MutexGuard<'_, Posts> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// A namespace was opened, with these listeners.
     pub fn add(&self, netns_cookie: u64, ports: Ports, injector: Injector) {
-        self.posts().insert(netns_cookie, Post { ports, injector });
+        let post = Post { ports, injector };
+        self.posts().open.insert(netns_cookie, post);
     }
 
     /// A namespace was closed.
     pub fn remove(&self, netns_cookie: u64) {
-        self.posts().remove(&netns_cookie);
+        self.posts().open.remove(&netns_cookie);
+    }
+
+    /// A namespace is being opened: its held SYNs wait for that.
+    pub fn expect(&self, netns_cookie: u64) {
+        self.posts().expected.insert(netns_cookie);
+    }
+
+    /// It is open, or will not be.
+    pub fn forget_expected(&self, netns_cookie: u64) {
+        self.posts().expected.remove(&netns_cookie);
+    }
+
+    /// Whether a namespace is being opened.
+    pub fn is_expected(&self, netns_cookie: u64) -> bool {
+        self.posts().expected.contains(&netns_cookie)
     }
 
     /// Whether the agent listens at `port` there. A SYN is held before the agent has opened its listeners, and then its
     /// port may turn out to be somebody else's.
     pub fn listens(&self, netns_cookie: u64, port: u32) -> bool {
-        self.posts().get(&netns_cookie).is_some_and(|post| {
+        self.posts().open.get(&netns_cookie).is_some_and(|post| {
             u32::from(post.ports.v4) == port
                 || post.ports.v6.iter().any(|own| u32::from(*own) == port)
         })
@@ -81,7 +104,7 @@ impl Injectors {
 
     /// Sends a packet in a namespace.
     pub fn send(&self, netns_cookie: u64, packet: &[u8], to: IpAddr) -> io::Result<()> {
-        match self.posts().get(&netns_cookie) {
+        match self.posts().open.get(&netns_cookie) {
             Some(post) => post.injector.send(packet, to),
             None => Err(io::Error::other("its network namespace is not open")),
         }

@@ -208,6 +208,7 @@ impl Kernel {
 
     /// Tells the programs of a network namespace, in place of what they knew of it.
     pub fn set_namespace(&mut self, cookie: u64, entry: &Namespace) -> Result<(), CaptureError> {
+        let entry = Namespace { cookie, ..*entry };
         let told = self.namespaces.insert(cookie, entry, 0);
         told.map_err(|error| CaptureError::map("writing a network namespace", error))
     }
@@ -470,6 +471,12 @@ pub fn pretend_in_flight(kernel: &mut Kernel, count: u64) {
         .counters
         .set(counter::IN_FLIGHT, count, 0)
         .expect("the counter");
+}
+
+/// Whether the programs know of a network namespace.
+#[cfg(test)]
+pub fn knows_namespace(kernel: &Kernel, cookie: u64) -> bool {
+    kernel.namespaces.get(&cookie, 0).is_ok()
 }
 
 /// Handshakes that are filed now, counted in the map itself.

@@ -25,11 +25,13 @@ mod log;
 mod namespace;
 mod namespaces;
 mod netns;
+mod openings;
 mod pins;
 mod policy;
 mod privileges;
 mod probe;
 mod programs;
+mod refusals;
 mod rule;
 mod scope;
 mod survey;
@@ -41,14 +43,14 @@ mod udp;
 mod witness;
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     future::poll_fn,
     io,
     net::{Ipv4Addr, Ipv6Addr, SocketAddr},
     path::{Path, PathBuf},
 };
 
-use tokio::net::TcpStream;
+use tokio::{net::TcpStream, sync::oneshot};
 use tracing::level_filters::LevelFilter;
 
 pub use error::CaptureError;
@@ -57,6 +59,7 @@ pub use filter::{Destination, Filter, FilterError};
 pub use gate::{Gate, GateEvent, Hop, Knock};
 pub use kernel::Counters;
 pub use netns::NamespaceError;
+pub use openings::{Entered, Opened as Opening};
 pub use policy::{RuleError, check, reserve};
 pub use probe::{Check, probe};
 pub use programs::names as program_names;
@@ -290,27 +293,40 @@ impl Capture {
         self.namespaces.set_native(&mut self.kernel, told)
     }
 
-    /// Listens in the network namespace where an application has called connect() while nobody did. Where SYNs are held
-    /// that connection waits for it, and is captured; without a gate it went direct, or was refused, as its rule says.
+    /// Begins to listen in the network namespace where an application has called connect() while nobody did. Where SYNs are
+    /// held that connection waits for it, and is captured; without a gate it went direct, or was refused, as its rule says.
+    /// Returns whether a survey is due: what the thread does says nothing of the others there.
     ///
     /// Where it fails, the programs let connections there go direct, or refuse them, as if the agent were dead; that is
     /// logged once.
-    pub async fn welcome(&mut self, newcomer: &Newcomer) -> Result<(), NamespaceError> {
-        let known = self.namespaces.is_refused(newcomer.netns_cookie);
-        let welcomed = self.namespaces.welcome(&mut self.kernel, newcomer).await;
-        if let Err(error) = &welcomed
-            && !known
-        {
-            let cgroup = cgroup::of_process(newcomer.tid).unwrap_or_default();
-            tracing::warn!(cgroup = %cgroup.display(), thread = newcomer.tid, %error, "connections in another network namespace cannot be captured");
-        }
-        welcomed
+    pub fn welcome(&mut self, newcomer: &Newcomer) -> bool {
+        let welcomed = self.namespaces.welcome(&mut self.kernel, newcomer);
+        welcomed.unwrap_or_else(|error| {
+            out_of_reach(newcomer.tid, &error);
+            true
+        })
     }
 
     /// Listens in the network namespace that a process (or a thread) is in, so that even its first connection finds
-    /// somebody. Nothing is done for one in a namespace that is open already, such as the agent's own.
-    pub async fn enter(&mut self, pid: u32) -> Result<(), NamespaceError> {
-        self.namespaces.enter(&mut self.kernel, pid).await
+    /// somebody, and tells `reply` when it does. Nothing is done for one in a namespace that is open already, such as the
+    /// agent's own.
+    ///
+    /// `netns` is the namespace's number, if the process has told it ([`own_netns`]). Where it has not and the agent may not
+    /// look either, the process is taken to be where the agent is: if it is not, its first connection shows it.
+    pub fn enter(&mut self, pid: u32, netns: Option<u64>, reply: oneshot::Sender<Entered>) {
+        self.namespaces.enter(pid, netns, reply);
+    }
+
+    /// The next network namespace that has been opened, or could not be: for [`Capture::take_in`]. Cancel-safe.
+    pub async fn opened(&self) -> Opening {
+        poll_fn(|cx| self.namespaces.poll_opened(cx)).await
+    }
+
+    /// Listens in a network namespace that has been opened. One that could not be is logged once. A survey is due.
+    pub fn take_in(&mut self, opened: Opening) {
+        if let Some((tid, error)) = self.namespaces.take_in(&mut self.kernel, opened) {
+            out_of_reach(tid, &error);
+        }
     }
 
     /// What [`Survey::look`] looks for on a thread that may take its time, and [`Capture::settle`] then acts on.
@@ -318,19 +334,22 @@ impl Capture {
         Survey {
             cgroups: self.attached(),
             open: self.namespaces.inodes(),
+            probes: self.namespaces.probes(),
         }
     }
 
-    /// Listens in the network namespaces where captured processes were found, and no longer in those where none was. What
-    /// cannot be done is logged once.
-    pub async fn settle(&mut self, found: &Surveyed) {
-        let trouble = self.namespaces.settle(&mut self.kernel, found).await;
+    /// Begins to listen in the network namespaces where captured processes were found, and listens no longer in those where
+    /// two surveys have found none. `busy`: cookies of namespaces in which connections wait, which stay. What cannot be done
+    /// is logged once. Returns whether another survey is due.
+    pub fn settle(&mut self, found: &Surveyed, busy: &BTreeSet<u64>) -> bool {
+        let (due, trouble) = self.namespaces.settle(&mut self.kernel, found, busy);
         for (resident, error) in trouble {
-            tracing::warn!(cgroup = %resident.cgroup.display(), thread = resident.tid, %error, "a captured process is in a network namespace where its connections cannot be captured");
+            out_of_reach(resident.tid, &error);
         }
         if let Some((resident, error)) = &found.hidden {
             tracing::debug!(cgroup = %resident.cgroup.display(), thread = resident.tid, %error, "a captured process may be in another network namespace");
         }
+        due
     }
 
     /// Returns when a process has ended by which a network namespace was known to be lived in: a survey is due.
@@ -376,6 +395,17 @@ impl Capture {
     }
 }
 
+/// Says that a captured thread is where its connections cannot be captured.
+fn out_of_reach(tid: u32, error: &NamespaceError) {
+    let cgroup = cgroup::of_process(tid).unwrap_or_default();
+    tracing::warn!(cgroup = %cgroup.display(), thread = tid, %error, "a captured process is in a network namespace where its connections cannot be captured");
+}
+
+/// The number of this thread's network namespace (namespaces(7)).
+pub fn own_netns() -> io::Result<u64> {
+    Ok(Netns::own()?.inode())
+}
+
 /// The number of this thread's network namespace, and the agent's sockets in it. Without an injector where this process may
 /// not send raw packets.
 fn own_sockets(gate: bool) -> Result<(u64, NamespaceSockets), CaptureError> {
@@ -387,6 +417,7 @@ fn own_sockets(gate: bool) -> Result<(u64, NamespaceSockets), CaptureError> {
         listeners: Opened::open(&Ports::default())?,
         injector: if gate { injector() } else { None },
         probes: Probes::open(),
+        native: session_ebpf_common::Native::default(),
     };
     Ok((own.inode(), sockets))
 }

@@ -2,8 +2,6 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
-use nix::ifaddrs::getifaddrs;
-use nix::net::if_::InterfaceFlags;
 use nix::sys::socket::{getsockopt, sockopt::IpMtu};
 use session_ebpf_common::{Native, Ports};
 use socket2::{Domain, Protocol, Socket, Type};
@@ -27,6 +25,8 @@ pub struct NamespaceSockets {
     pub injector: Option<Injector>,
     /// Know what a connection would have without capture.
     pub probes: Probes,
+    /// What they have said; nothing in the agent's own namespace.
+    pub native: Native,
 }
 
 impl NamespaceSockets {
@@ -37,24 +37,36 @@ impl NamespaceSockets {
             return Err(NamespaceError::LoopbackDown);
         }
         let injector = gate.then(Injector::open).transpose();
+        let probes = Probes::open();
         Ok(Self {
             listeners: Opened::open(usual)?,
             injector: injector.map_err(|source| CaptureError::Runtime {
                 what: "open raw sockets in the network namespace (CAP_NET_RAW)",
                 source,
             })?,
-            probes: Probes::open(),
+            native: probes.native(),
+            probes,
         })
     }
 }
 
-/// Whether lo is up here. Where nobody tells, what is opened next will.
+/// Whether lo is up here: netdevice(7), of this one interface, for whoever made the namespace can fill it with others. Where
+/// nobody tells, what is opened next will.
 fn loopback_is_up() -> bool {
-    let Ok(mut interfaces) = getifaddrs() else {
+    use std::os::fd::AsRawFd as _;
+    let Ok(socket) = Socket::new(Domain::IPV4, Type::DGRAM.cloexec(), Some(Protocol::UDP)) else {
         return true;
     };
-    let up = InterfaceFlags::IFF_LOOPBACK | InterfaceFlags::IFF_UP;
-    interfaces.any(|interface| interface.flags.contains(up))
+    // SAFETY: all zeroes is a valid ifreq.
+    let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
+    for (to, from) in request.ifr_name.iter_mut().zip(b"lo") {
+        *to = *from as libc::c_char;
+    }
+    // SAFETY: a live descriptor, and the structure that the request reads and writes.
+    let told = unsafe { libc::ioctl(socket.as_raw_fd(), libc::SIOCGIFFLAGS, &raw mut request) };
+    // SAFETY: this request writes the flags, and zeroes are flags too.
+    let flags = unsafe { request.ifr_ifru.ifru_flags };
+    told != 0 || libc::c_int::from(flags) & libc::IFF_UP != 0
 }
 
 /// UDP sockets that ask the kernel for its routes. Nothing is ever sent on them.

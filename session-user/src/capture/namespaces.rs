@@ -3,13 +3,16 @@
 //! The agent's sockets keep a namespace alive. So one is closed when no captured process is left in it, and no more than
 //! [`OTHERS_MAX`] are open at once, for any captured process may make namespaces.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::btree_map::Entry;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 use futures_util::future::AbortHandle;
 use nix::time::{ClockId, clock_gettime};
 use session_ebpf_common::{NAMES_KNOWN, NAMESPACES_MAX, Namespace, Native, Newcomer, Ports};
+use tokio::sync::oneshot;
 
 use super::CaptureError;
 use super::arrivals::Arrivals;
@@ -19,17 +22,21 @@ use super::kernel::Kernel;
 use super::listeners::Listeners;
 use super::namespace::{NamespaceSockets, Probes};
 use super::netns::{NamespaceError, Netns};
+use super::openings::{Entered, Opened, Openings, Wanted};
+use super::refusals::{Refused, Troubles};
 use super::survey::{Resident, Surveyed};
 use super::witness::Witnesses;
 
 /// Network namespaces beside the agent's own in which it listens at once.
+#[cfg(not(test))]
 pub const OTHERS_MAX: usize = 256;
+/// So few that a test can have them all.
+#[cfg(test)]
+pub const OTHERS_MAX: usize = 4;
 /// Namespaces that are known to be out of reach, at once: what is left of the programs' table.
 const REFUSED_MAX: usize = NAMESPACES_MAX as usize - OTHERS_MAX - 1;
-/// When the agent asks again what may soon be otherwise, such as an interface that is down.
-const SOON: Duration = Duration::from_secs(1);
-/// When it asks again what only the operator can change.
-const LATER: Duration = Duration::from_secs(60);
+/// Namespaces that are tried after one survey.
+const ATTEMPTS_MAX: usize = 32;
 
 /// A namespace in which the agent listens.
 struct Open {
@@ -37,11 +44,13 @@ struct Open {
     inode: u64,
     #[cfg(test)]
     listeners: Arc<Listeners>,
-    /// None in the agent's own, whose links are watched.
-    probes: Option<Probes>,
+    /// Not asked in the agent's own, whose links are watched.
+    probes: Arc<Probes>,
     /// What the programs know of it.
     entry: Namespace,
     accepting: AbortHandle,
+    /// Whether the last survey has found nobody there.
+    was_empty: bool,
 }
 
 /// How connections in a network namespace reach the agent.
@@ -66,10 +75,11 @@ pub struct Namespaces {
     open: BTreeMap<u64, Open>,
     /// Cookie of the agent's own.
     own: u64,
-    /// Those out of reach that the programs know of, the oldest first.
-    refused: VecDeque<u64>,
-    /// Namespaces by number that could not be opened, and why.
-    trouble: BTreeMap<u64, String>,
+    /// Those that are being opened, by number.
+    wanted: BTreeMap<u64, Wanted>,
+    openings: Openings,
+    refused: Refused,
+    troubles: Troubles,
     pub(super) injectors: Injectors,
     pub(super) arrivals: Arrivals,
     pub(super) witnesses: Witnesses,
@@ -98,8 +108,10 @@ impl Namespaces {
         let mut this = Self {
             open: BTreeMap::new(),
             own: 0,
-            refused: VecDeque::new(),
-            trouble: BTreeMap::new(),
+            wanted: BTreeMap::new(),
+            openings: Openings::default(),
+            refused: Refused::default(),
+            troubles: Troubles::default(),
             injectors: Injectors::default(),
             arrivals: Arrivals::default(),
             witnesses: Witnesses::default(),
@@ -113,11 +125,6 @@ impl Namespaces {
     /// How many there are beside the agent's own.
     pub fn others(&self) -> usize {
         self.open.len().saturating_sub(1)
-    }
-
-    /// Whether the programs know that a namespace is out of reach.
-    pub fn is_refused(&self, netns_cookie: u64) -> bool {
-        self.refused.contains(&netns_cookie)
     }
 
     /// Whether the namespace with this number, or none, is the agent's own.
@@ -136,8 +143,8 @@ impl Namespaces {
             Some((_, open)) => Reach::Open {
                 v6: open.entry.ports.v6[0] != 0,
             },
-            None => match inode.and_then(|inode| self.trouble.get(&inode)) {
-                Some(why) => Reach::Never(why.clone()),
+            None => match inode.and_then(|inode| self.troubles.why(inode)) {
+                Some(why) => Reach::Never(why.to_owned()),
                 None => Reach::New {
                     held: self.gate && self.usual.v4 != 0,
                 },
@@ -164,60 +171,141 @@ impl Namespaces {
         kernel.set_namespace(self.own, &own.entry)
     }
 
-    /// Listens in the namespace that a thread is in, unless that is done already.
-    pub async fn enter(&mut self, kernel: &mut Kernel, tid: u32) -> Result<(), NamespaceError> {
-        let netns = Netns::of_thread(tid)?;
-        if self.is_open(netns.inode()) {
-            return Ok(());
-        }
-        self.open_in(kernel, netns).await?;
-        Ok(())
+    /// Listens in the namespace that a thread is in, unless that is done already, and tells `reply` when it does. `inode`:
+    /// the namespace's number, as the thread's own process says. One that lies is only where nobody listens before it
+    /// connects.
+    pub fn enter(&mut self, tid: u32, inode: Option<u64>, reply: oneshot::Sender<Entered>) {
+        let wanted = self.want_for(tid, inode);
+        let answer = match wanted {
+            Ok(Some(wanted)) => return wanted.waiters.push(reply),
+            Ok(None) => Ok(()),
+            Err(error) => Err(Arc::new(error)),
+        };
+        // Whoever asked may have gone.
+        let _ = reply.send(answer);
     }
 
-    /// Listens in the namespace where a connect() was called.
-    pub async fn welcome(
+    fn want_for(
+        &mut self,
+        tid: u32,
+        inode: Option<u64>,
+    ) -> Result<Option<&mut Wanted>, NamespaceError> {
+        if inode.is_some_and(|inode| self.is_open(inode)) {
+            return Ok(None);
+        }
+        let netns = match Netns::of_thread(tid) {
+            Err(error @ NamespaceError::Hidden { .. }) if inode.is_none() => {
+                tracing::info!(%error, "a process is taken to be in the agent's network namespace");
+                return Ok(None);
+            }
+            found => found?,
+        };
+        if self.is_open(netns.inode()) {
+            return Ok(None);
+        }
+        self.want(netns, tid).map(Some)
+    }
+
+    /// Begins to listen in the namespace where a connect() was called, unless that is done, is being done, or has just
+    /// been found to be in vain. Returns whether it was looked at; an error is one that is to be told of.
+    pub fn welcome(
         &mut self,
         kernel: &mut Kernel,
         newcomer: &Newcomer,
-    ) -> Result<(), NamespaceError> {
-        let cookie = newcomer.netns_cookie;
-        if self.open.contains_key(&cookie) {
-            return Ok(());
+    ) -> Result<bool, NamespaceError> {
+        let (cookie, tid) = (newcomer.netns_cookie, newcomer.tid);
+        // One that is expected already may be so by a caller who is elsewhere.
+        if self.open.contains_key(&cookie) || self.refused.is_early(cookie, now()) {
+            return Ok(false);
         }
-        let tid = newcomer.tid;
-        let opened = match Netns::of_thread(tid) {
-            Ok(netns) if self.is_open(netns.inode()) => Err(NamespaceError::Elsewhere { tid }),
-            Ok(netns) => {
-                let inode = netns.inode();
-                let opened = self.open_in(kernel, netns).await;
-                if let Err(error) = &opened {
-                    self.trouble.insert(inode, error.to_string());
-                }
-                opened
-            }
-            Err(error) => Err(error),
+        let elsewhere = || NamespaceError::Elsewhere { tid };
+        let found = match Netns::of_thread(tid) {
+            // Its process is as likely to be there.
+            Err(NamespaceError::Ended { .. }) => Netns::of_thread(newcomer.tgid),
+            found => found,
         };
-        let opened = opened.and_then(|found| {
-            let right = found == cookie;
-            right.then_some(()).ok_or(NamespaceError::Elsewhere { tid })
+        let wanted = found.and_then(|netns| {
+            if self.is_open(netns.inode()) {
+                return Err(elsewhere());
+            }
+            self.want(netns, tid)
         });
-        match &opened {
-            // Others may be in its namespace: the next that connects is asked about it.
-            Ok(()) | Err(NamespaceError::Ended { .. }) => {}
-            Err(error) => self.refuse(kernel, cookie, error),
+        let noted =
+            wanted.and_then(|wanted| wanted.note(cookie).then_some(()).ok_or_else(elsewhere));
+        match noted {
+            Ok(()) => self.injectors.expect(cookie),
+            Err(error) => {
+                let known = self.refused.contains(cookie);
+                self.refuse(kernel, cookie, &error);
+                if !known {
+                    return Err(error);
+                }
+            }
         }
-        opened
+        Ok(true)
     }
 
-    async fn open_in(&mut self, kernel: &mut Kernel, netns: Netns) -> Result<u64, NamespaceError> {
-        if self.others() >= OTHERS_MAX {
-            return Err(NamespaceError::TooMany { max: OTHERS_MAX });
+    /// Begins to open a namespace, unless that is being done already.
+    fn want(&mut self, netns: Netns, tid: u32) -> Result<&mut Wanted, NamespaceError> {
+        let full = self.others() + self.wanted.len() >= OTHERS_MAX;
+        match self.wanted.entry(netns.inode()) {
+            Entry::Occupied(wanted) => Ok(wanted.into_mut()),
+            Entry::Vacant(_) if full => Err(NamespaceError::TooMany { max: OTHERS_MAX }),
+            Entry::Vacant(new) => {
+                let (usual, gate) = (self.usual, self.gate);
+                let open = move || NamespaceSockets::open(&usual, gate);
+                self.openings.begin(netns, open);
+                Ok(new.insert(Wanted::by(tid)))
+            }
         }
-        let (inode, usual, gate) = (netns.inode(), self.usual, self.gate);
-        let sockets = netns.run(move || NamespaceSockets::open(&usual, gate));
-        let cookie = self.add(kernel, inode, sockets.await?, false)?;
-        tracing::info!(netns = inode, "listening in another network namespace");
-        Ok(cookie)
+    }
+
+    /// Takes in what came of an opening, and tells those who wait for it. Returns a failure that is to be told of, and the
+    /// thread that was found there.
+    pub fn take_in(
+        &mut self,
+        kernel: &mut Kernel,
+        Opened { inode, sockets }: Opened,
+    ) -> Option<(u32, Arc<NamespaceError>)> {
+        let wanted = self.wanted.remove(&inode)?;
+        let added = sockets.and_then(|sockets| Ok(self.add(kernel, inode, sockets, false)?));
+        let added = added.map_err(Arc::new);
+        if let Ok(found) = &added {
+            self.injectors.forget_expected(*found);
+        }
+        let elsewhere = NamespaceError::Elsewhere { tid: wanted.tid };
+        for cookie in wanted.cookies() {
+            let open = self.open.contains_key(&cookie);
+            // Another thread that has called there may be right.
+            if !open && self.wanted.values().any(|other| other.may_be(cookie)) {
+                continue;
+            }
+            self.injectors.forget_expected(cookie);
+            match &added {
+                _ if open => {}
+                Ok(_) => self.refuse(kernel, cookie, &elsewhere),
+                Err(error) => self.refuse(kernel, cookie, error),
+            }
+        }
+        for waiter in wanted.waiters {
+            let _ = waiter.send(added.clone().map(drop));
+        }
+        match added {
+            Ok(_) => {
+                self.watch(inode, wanted.tid);
+                tracing::info!(netns = inode, "listening in another network namespace");
+                None
+            }
+            Err(error) => {
+                let first = self.troubles.note(inode, &error, now());
+                first.then_some((wanted.tid, error))
+            }
+        }
+    }
+
+    /// What came of an opening, for [`Namespaces::take_in`].
+    pub fn poll_opened(&self, cx: &mut Context<'_>) -> Poll<Opened> {
+        self.openings.poll_next(cx)
     }
 
     /// Takes sockets in, and tells the programs when all is ready for what they send.
@@ -230,11 +318,10 @@ impl Namespaces {
     ) -> Result<u64, CaptureError> {
         let listeners = Arc::new(sockets.listeners.register()?);
         let cookie = listeners.netns_cookie();
-        let probes = (!own).then_some(sockets.probes);
         let entry = Namespace {
             ports: listeners.ports(),
             flags: if own { NAMES_KNOWN } else { 0 },
-            native: probes.as_ref().map_or_else(Native::default, Probes::native),
+            native: sockets.native,
             ..Namespace::default()
         };
         kernel.set_namespace(cookie, &entry)?;
@@ -246,70 +333,80 @@ impl Namespaces {
             inode,
             #[cfg(test)]
             listeners,
-            probes,
+            probes: Arc::new(sockets.probes),
             entry,
             accepting,
+            was_empty: false,
         };
-        self.refused.retain(|refused| *refused != cookie);
-        self.trouble.remove(&inode);
+        self.refused.remove(cookie);
+        self.troubles.remove(inode);
         self.open.insert(cookie, open);
         Ok(cookie)
     }
 
     /// The programs are to send nothing from a namespace, and to ask for it again after a while.
-    fn refuse(&mut self, kernel: &mut Kernel, cookie: u64, error: &NamespaceError) {
-        let after = match error {
-            NamespaceError::Hidden { .. }
-            | NamespaceError::Closed { .. }
-            | NamespaceError::TooMany { .. } => LATER,
-            _ => SOON,
-        };
-        let now = clock_gettime(ClockId::CLOCK_MONOTONIC).map_or(Duration::ZERO, Duration::from);
+    pub(super) fn refuse(&mut self, kernel: &mut Kernel, cookie: u64, error: &NamespaceError) {
+        // First, for the table may be full.
+        while let Some(oldest) = self.refused.make_room(cookie, REFUSED_MAX) {
+            kernel.forget_namespace(oldest);
+        }
+        let retry_at = now() + error.retry_after();
         let entry = Namespace {
-            retry_at: (now + after).as_nanos() as u64,
+            retry_at: retry_at.as_nanos() as u64,
             ..Namespace::default()
         };
+        self.refused.insert(cookie, retry_at);
         if let Err(error) = kernel.set_namespace(cookie, &entry) {
             tracing::warn!(%error, "the programs go on asking for a network namespace that is out of reach");
-            return;
-        }
-        if !self.refused.contains(&cookie) {
-            self.refused.push_back(cookie);
-        }
-        while self.refused.len() > REFUSED_MAX {
-            if let Some(oldest) = self.refused.pop_front() {
-                kernel.forget_namespace(oldest);
-            }
         }
     }
 
-    /// Opens what a survey has found, closes where it has found nobody, and learns anew what connections would have.
-    /// Returns the namespaces that stay closed though somebody is there, with the reason, those not told of before.
-    pub async fn settle(
+    /// Opens what a survey has found, closes where two have found nobody, and tells the programs anew what connections
+    /// would have. `busy`: cookies of namespaces in which connections wait. Returns whether another survey is due, and the
+    /// failures that are to be told of.
+    pub fn settle(
         &mut self,
         kernel: &mut Kernel,
         found: &Surveyed,
-    ) -> Vec<(Resident, NamespaceError)> {
-        self.close(kernel, |inode| {
-            found.open.contains(&inode) && !found.residents.contains_key(&inode)
-        });
-        let mut trouble = Vec::new();
+        busy: &BTreeSet<u64>,
+    ) -> (bool, Vec<(Resident, NamespaceError)>) {
+        let doubtful = self.close(kernel, found, busy);
+        self.troubles
+            .retain(|inode| found.residents.contains_key(&inode));
+        let now = now();
+        let open: BTreeSet<u64> = self.inodes().into_iter().collect();
+        let mut due = Vec::new();
         for (inode, resident) in &found.residents {
-            match self.enter(kernel, resident.tid).await {
-                Ok(()) => self.watch(*inode, resident.tid),
-                Err(NamespaceError::Ended { .. }) => {}
-                Err(error) => trouble.push((resident.clone(), *inode, error)),
+            if open.contains(inode) {
+                self.watch(*inode, resident.tid);
+            } else if !self.wanted.contains_key(inode)
+                && let Some(tries) = self.troubles.due(*inode, now)
+            {
+                due.push((tries, *inode, resident));
             }
         }
-        // What is no more need not be remembered, and what was told of not be told again.
-        let before = std::mem::take(&mut self.trouble);
-        for (_, inode, error) in &trouble {
-            self.trouble.insert(*inode, error.to_string());
+        // Whatever fails over and over keeps no other waiting.
+        due.sort_by_key(|(tries, inode, _)| (*tries, *inode));
+        let left = due.len() > ATTEMPTS_MAX;
+        let mut told = Vec::new();
+        for (_, inode, resident) in due.into_iter().take(ATTEMPTS_MAX) {
+            let netns = Netns::of_thread(resident.tid);
+            let there = netns.map(|netns| Some(netns).filter(|netns| netns.inode() == inode));
+            let wanted = there.and_then(|netns| match netns {
+                Some(netns) => self.want(netns, resident.tid).map(drop),
+                None => Ok(()),
+            });
+            match wanted {
+                Ok(()) | Err(NamespaceError::Ended { .. }) => {}
+                Err(error) => {
+                    if self.troubles.note(inode, &error, now) {
+                        told.push((resident.clone(), error));
+                    }
+                }
+            }
         }
-        trouble.retain(|(_, inode, _)| !before.contains_key(inode));
-        self.refresh(kernel);
-        let told = trouble.into_iter();
-        told.map(|(resident, _, error)| (resident, error)).collect()
+        self.refresh(kernel, &found.natives);
+        (doubtful || left, told)
     }
 
     /// Notices the end of a process by which a namespace is known to be lived in.
@@ -322,12 +419,23 @@ impl Namespaces {
         }
     }
 
-    fn close(&mut self, kernel: &mut Kernel, empty: impl Fn(u64) -> bool) {
-        let own = self.own;
-        let gone = |(cookie, open): (&u64, &Open)| {
-            (*cookie != own && empty(open.inode)).then_some(*cookie)
-        };
-        let gone: Vec<u64> = self.open.iter().filter_map(gone).collect();
+    /// Closes where two surveys one after the other have found nobody: one may miss a process that is moved, or is made,
+    /// while it looks. Returns whether a second one is due.
+    fn close(&mut self, kernel: &mut Kernel, found: &Surveyed, busy: &BTreeSet<u64>) -> bool {
+        let (own, mut doubtful, mut gone) = (self.own, false, Vec::new());
+        for (cookie, open) in &mut self.open {
+            // What was not open when the survey began was not looked for.
+            if *cookie == own || !found.open.contains(&open.inode) {
+                continue;
+            }
+            let empty = !found.residents.contains_key(&open.inode) && !busy.contains(cookie);
+            if empty && open.was_empty {
+                gone.push(*cookie);
+            } else {
+                doubtful |= empty;
+            }
+            open.was_empty = empty;
+        }
         for cookie in gone {
             kernel.forget_namespace(cookie);
             self.injectors.remove(cookie);
@@ -340,22 +448,37 @@ impl Namespaces {
                 );
             }
         }
+        doubtful
     }
 
     /// Tells the programs what connections in other namespaces would have now.
-    fn refresh(&mut self, kernel: &mut Kernel) {
-        for (cookie, open) in &mut self.open {
-            let Some(probes) = &open.probes else { continue };
-            let native = probes.native();
-            if native == open.entry.native {
+    fn refresh(&mut self, kernel: &mut Kernel, natives: &[(u64, Native)]) {
+        for (cookie, native) in natives {
+            let Some(open) = self.open.get_mut(cookie) else {
+                continue;
+            };
+            if *native == open.entry.native {
                 continue;
             }
-            open.entry.native = native;
+            open.entry.native = *native;
             if let Err(error) = kernel.set_namespace(*cookie, &open.entry) {
                 tracing::warn!(%error, "captured applications in another network namespace may be told an old address as theirs");
             }
         }
     }
+
+    /// What asks the other namespaces for their routes, by cookie.
+    pub fn probes(&self) -> Vec<(u64, Arc<Probes>)> {
+        let others = self.open.iter().filter(|(cookie, _)| **cookie != self.own);
+        others
+            .map(|(cookie, open)| (*cookie, Arc::clone(&open.probes)))
+            .collect()
+    }
+}
+
+/// CLOCK_MONOTONIC, as the programs have it.
+fn now() -> Duration {
+    clock_gettime(ClockId::CLOCK_MONOTONIC).map_or(Duration::ZERO, Duration::from)
 }
 
 #[cfg(test)]

@@ -3,6 +3,7 @@
 use std::fs::File;
 use std::io;
 use std::os::unix::fs::MetadataExt as _;
+use std::time::Duration;
 
 use nix::sched::{CloneFlags, setns};
 use thiserror::Error;
@@ -53,6 +54,12 @@ pub enum NamespaceError {
     TooMany {
         /// The most that there may be.
         max: usize,
+    },
+    /// What whoever made it has put in it, or the host's load, keeps the agent waiting.
+    #[error("it has taken longer than {limit:?} to open sockets in the network namespace")]
+    Slow {
+        /// The longest that it may take.
+        limit: Duration,
     },
     /// The sockets could not be opened.
     #[error(transparent)]

@@ -25,9 +25,10 @@ pub fn missing_for_namespaces() -> Vec<&'static str> {
     lacking.map(|(name, _)| *name).collect()
 }
 
-/// Whether this thread may enter the network namespaces of its own user's processes at least.
+/// Whether this thread may find and enter the network namespaces of other processes. One capability without the other is
+/// of no use: also of its own user's processes it may not look at those that hold more than it does (proc(5)).
 pub fn may_enter_namespaces() -> bool {
-    held() & (1 << CAP_SYS_ADMIN) != 0
+    missing_for_namespaces().is_empty()
 }
 
 fn held() -> u64 {

@@ -5,7 +5,11 @@ use std::fs;
 use std::io;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
+use session_ebpf_common::Native;
+
+use super::namespace::Probes;
 use super::netns::link_of;
 
 /// A thread that was found in a network namespace.
@@ -24,6 +28,8 @@ pub struct Survey {
     pub(super) cgroups: Vec<PathBuf>,
     /// The namespaces that were open when it began: the others are not to be closed for what it has not seen.
     pub(super) open: Vec<u64>,
+    /// What asks the other namespaces for their routes, by cookie.
+    pub(super) probes: Vec<(u64, Arc<Probes>)>,
 }
 
 /// What was found.
@@ -35,6 +41,8 @@ pub struct Surveyed {
     pub(super) hidden: Option<(Resident, io::ErrorKind)>,
     /// As in [`Survey`].
     pub(super) open: Vec<u64>,
+    /// What connections in the other namespaces would have, by cookie.
+    pub(super) natives: Vec<(u64, Native)>,
 }
 
 impl Surveyed {
@@ -50,14 +58,18 @@ impl Survey {
         Self {
             cgroups: vec![cgroup.to_owned()],
             open: Vec::new(),
+            probes: Vec::new(),
         }
     }
 
     /// Looks at every thread of the cgroups and of those below them: threads of one process may be in different
     /// namespaces.
     pub fn look(self) -> Surveyed {
+        let natives = self.probes.iter();
+        let natives = natives.map(|(cookie, probes)| (*cookie, probes.native()));
         let mut found = Surveyed {
             open: self.open,
+            natives: natives.collect(),
             ..Surveyed::default()
         };
         for cgroup in &self.cgroups {

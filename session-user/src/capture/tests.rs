@@ -10,3 +10,4 @@ mod lifecycle;
 mod names;
 mod namespaces;
 mod rules;
+mod strangers;

@@ -6,7 +6,7 @@ use std::path::Path;
 use std::process::{Command, ExitCode};
 
 use super::exit::Failure;
-use crate::capture::Destination;
+use crate::capture::{self, Destination};
 use crate::control::{Client, Request};
 use crate::stdio::say;
 
@@ -26,6 +26,8 @@ pub fn run(control: &Path, narrowed: &Narrowed, command: &[String]) -> Result<Ex
     Client::connect(control)?.call(&Request::Run {
         only: texts(&narrowed.only),
         except: texts(&narrowed.except),
+        // Where there is no proc the agent looks itself.
+        netns: capture::own_netns().ok(),
     })?;
     let Some((program, arguments)) = command.split_first() else {
         return Ok(ExitCode::from(2));

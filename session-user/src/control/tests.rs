@@ -35,6 +35,7 @@ fn run() -> Request {
     Request::Run {
         only: vec![],
         except: vec![],
+        netns: None,
     }
 }
 

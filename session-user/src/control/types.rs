@@ -50,6 +50,9 @@ pub enum Request {
         /// Destinations that go direct.
         #[serde(default)]
         except: Vec<String>,
+        /// Number of the network namespace that it is in: the agent need not be allowed to look.
+        #[serde(default)]
+        netns: Option<u64>,
     },
     /// What becomes of a connection, and why.
     Explain(Asked),

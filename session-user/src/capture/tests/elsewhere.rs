@@ -1,13 +1,13 @@
 //! An agent with a gate, and what applications do that leave its network namespace.
 
-use std::{io, net::Ipv4Addr, os::fd::AsRawFd as _, thread, time::Instant};
+use std::{collections::BTreeSet, io, net::Ipv4Addr, os::fd::AsRawFd as _, thread, time::Instant};
 
 use nix::sched::{CloneFlags, unshare};
 use session_ebpf_common::Namespace;
 use tokio::sync::{mpsc, oneshot};
 
 use super::harness::{PATIENCE, answer, ask, scope};
-use crate::capture::{Capture, CaptureConfig, CaptureRule, GateEvent, Scope};
+use crate::capture::{Capture, CaptureConfig, CaptureRule, Entered, GateEvent, Scope};
 
 /// What the agent says of these ports.
 const REFUSED: u16 = 81;
@@ -79,8 +79,7 @@ async fn live(mut capture: Capture, mut inbox: mpsc::UnboundedReceiver<Ask>) {
         tokio::select! {
             asked = inbox.recv() => match asked {
                 Some(Ask::Survey(reply)) => {
-                    let found = capture.survey().look();
-                    capture.settle(&found).await;
+                    survey(&mut capture);
                     let _ = reply.send(());
                 }
                 Some(Ask::Do(job)) => job(&mut capture),
@@ -88,13 +87,13 @@ async fn live(mut capture: Capture, mut inbox: mpsc::UnboundedReceiver<Ask>) {
             },
             departed = capture.departed() => {
                 capture.forget_departed(departed);
-                let found = capture.survey().look();
-                capture.settle(&found).await;
+                survey(&mut capture);
             }
+            opened = capture.opened() => capture.take_in(opened),
             event = gate.next() => match event.expect("the ring") {
                 GateEvent::Newcomer(newcomer) => {
                     // What it says is seen by what follows.
-                    let _ = capture.welcome(&newcomer).await;
+                    capture.welcome(&newcomer);
                 }
                 GateEvent::Knock(knock) => {
                     match knock.original.port() {
@@ -104,12 +103,35 @@ async fn live(mut capture: Capture, mut inbox: mpsc::UnboundedReceiver<Ask>) {
                     }.expect("a raw socket");
                     capture.note_answered();
                 }
-                GateEvent::Gone(_) => {}
+                GateEvent::Gone(_) | GateEvent::Postponed => {}
             },
             connection = capture.accept() => {
                 let connection = connection.expect("a connection");
                 tokio::task::spawn_local(answer(connection));
             }
+        }
+    }
+}
+
+/// Looks where processes are, and settles that, until nothing is in doubt.
+fn survey(capture: &mut Capture) {
+    loop {
+        let found = capture.survey().look();
+        if !capture.settle(&found, &BTreeSet::new()) {
+            return;
+        }
+    }
+}
+
+/// Listens where a process is.
+pub async fn enter(capture: &mut Capture, pid: u32, netns: Option<u64>) -> Entered {
+    let (reply, mut entered) = oneshot::channel();
+    capture.enter(pid, netns, reply);
+    loop {
+        tokio::select! {
+            biased;
+            entered = &mut entered => return entered.expect("an answer"),
+            opened = capture.opened() => capture.take_in(opened),
         }
     }
 }
@@ -161,19 +183,28 @@ pub fn until(mut good: impl FnMut() -> bool) -> io::Result<()> {
     Ok(())
 }
 
-/// Gives this thread CAP_SYS_ADMIN, or takes it away for the time being: capset(2).
+/// Gives this thread CAP_SYS_ADMIN, or takes it away for the time being.
 pub fn sys_admin(held: bool) -> io::Result<()> {
+    capability(1 << 21, held)
+}
+
+/// The same with CAP_SYS_PTRACE.
+pub fn sys_ptrace(held: bool) -> io::Result<()> {
+    capability(1 << 19, held)
+}
+
+/// In this thread's effective set: capset(2).
+fn capability(bit: u32, held: bool) -> io::Result<()> {
     const VERSION_3: u32 = 0x2008_0522;
-    const SYS_ADMIN: u32 = 1 << 21;
     let header = [VERSION_3, 0];
     // Two times effective, permitted and inheritable.
     let mut sets = [[0_u32; 3]; 2];
     // SAFETY: the header and the sets are as long as this version says.
     let got = unsafe { libc::syscall(libc::SYS_capget, header.as_ptr(), sets.as_mut_ptr()) };
     if held {
-        sets[0][0] |= SYS_ADMIN;
+        sets[0][0] |= bit;
     } else {
-        sets[0][0] &= !SYS_ADMIN;
+        sets[0][0] &= !bit;
     }
     // SAFETY: as above.
     let set = unsafe { libc::syscall(libc::SYS_capset, header.as_ptr(), sets.as_ptr()) };

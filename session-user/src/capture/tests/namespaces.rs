@@ -15,7 +15,7 @@ use nix::{
 use tokio::time::timeout;
 
 use super::{
-    elsewhere::{Agent, leave, loopback_up, say, sys_admin, until},
+    elsewhere::{Agent, enter, leave, loopback_up, say, sys_admin, sys_ptrace, until},
     harness::{App, PATIENCE, ask, captured, closed, everything, in_netns, run, scope},
 };
 use crate::capture::{Capture, CaptureConfig, NamespaceError};
@@ -149,8 +149,12 @@ fn a_process_that_is_entered_before_it_connects_needs_no_gate() {
             Ok(say(&[FAR4, FAR6]))
         });
         there.read_exact(&mut [0]).unwrap();
-        capture.enter(app.pid().as_raw() as u32).await.unwrap();
-        capture.enter(app.pid().as_raw() as u32).await.unwrap();
+        enter(&mut capture, app.pid().as_raw() as u32, None)
+            .await
+            .unwrap();
+        enter(&mut capture, app.pid().as_raw() as u32, None)
+            .await
+            .unwrap();
         assert_eq!(capture.other_namespaces(), 1);
         let _reports = super::harness::serve(std::rc::Rc::new(capture));
         write(&go, b"+").unwrap();
@@ -241,15 +245,46 @@ fn a_loopback_interface_that_is_down_is_told_of_and_tried_again() {
 fn what_cannot_be_entered_is_told_apart() {
     in_netns(async || {
         let (mut capture, _scope) = super::harness::capture(&[everything()]);
-        let nobody = capture.enter(u32::MAX >> 1).await;
+        let nobody = enter(&mut capture, u32::MAX >> 1, None).await;
         assert!(
-            matches!(nobody, Err(NamespaceError::Ended { .. })),
+            nobody
+                .as_ref()
+                .is_err_and(|e| matches!(**e, NamespaceError::Ended { .. })),
             "{nobody:?}"
         );
         assert_eq!(capture.other_namespaces(), 0);
-        let own = capture.enter(nix::unistd::gettid().as_raw() as u32).await;
+        let own = enter(&mut capture, nix::unistd::gettid().as_raw() as u32, None).await;
         assert!(own.is_ok(), "{own:?}");
         assert_eq!(capture.other_namespaces(), 0, "it is the agent's own");
+    });
+}
+
+#[test]
+fn a_process_that_may_not_be_looked_at_is_where_it_says() {
+    in_netns(async || {
+        // It holds more than the agent uses, as a command of root does where the agent's own set is bounded.
+        sys_ptrace(false).unwrap();
+        let (mut capture, scope) = super::harness::capture(&[everything()]);
+        let (wait, go) = pipe().unwrap();
+        let app = App::start(&scope, move || {
+            File::from(wait).read_exact(&mut [0])?;
+            ask(FAR4)
+        });
+        let pid = app.pid().as_raw() as u32;
+        assert!(std::fs::metadata(format!("/proc/{pid}/ns/net")).is_err());
+        let own = crate::capture::own_netns().unwrap();
+        enter(&mut capture, pid, Some(own)).await.unwrap();
+        enter(&mut capture, pid, None).await.unwrap();
+        let elsewhere = enter(&mut capture, pid, Some(1)).await;
+        assert!(
+            elsewhere
+                .as_ref()
+                .is_err_and(|e| matches!(**e, NamespaceError::Hidden { .. })),
+            "{elsewhere:?}"
+        );
+        let _reports = super::harness::serve(std::rc::Rc::new(capture));
+        write(&go, b"+").unwrap();
+        assert_eq!(app.result().await, Ok(captured(FAR4, 1)));
     });
 }
 
@@ -271,20 +306,22 @@ fn without_an_agent_connections_elsewhere_go_direct_or_are_refused() {
 
 #[test]
 fn an_agent_that_may_not_enter_leaves_connections_to_their_rules() {
-    in_netns(async || {
-        sys_admin(false).unwrap();
-        let shut = closed(&["198.51.100.0/24"], 1);
-        let (agent, scope) = Agent::start(&[shut, everything()]);
-        let said = run(&scope, || {
-            sys_admin(true)?;
-            leave(true)?;
-            Ok(say(&[FAR4, "198.51.100.1:80", FAR6]))
+    for capability in [sys_admin, sys_ptrace] {
+        in_netns(async move || {
+            capability(false).unwrap();
+            let shut = closed(&["198.51.100.0/24"], 1);
+            let (agent, scope) = Agent::start(&[shut, everything()]);
+            let said = run(&scope, move || {
+                capability(true)?;
+                leave(true)?;
+                Ok(say(&[FAR4, "198.51.100.1:80", FAR6]))
+            });
+            let right = "ENETUNREACH\nECONNREFUSED\nENETUNREACH";
+            assert_eq!(said.await.as_deref(), Ok(right));
+            let counters = agent.with(|capture| capture.counters()).await;
+            assert_eq!((counters.agent_gone, counters.held), (3, 0), "{counters:?}");
         });
-        let right = "ENETUNREACH\nECONNREFUSED\nENETUNREACH";
-        assert_eq!(said.await.as_deref(), Ok(right));
-        let counters = agent.with(|capture| capture.counters()).await;
-        assert_eq!((counters.agent_gone, counters.held), (3, 0), "{counters:?}");
-    });
+    }
 }
 
 #[test]

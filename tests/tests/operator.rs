@@ -21,17 +21,33 @@ fn err(output: &Output) -> String {
     String::from_utf8_lossy(&output.stderr).into_owned()
 }
 
+/// What captured UDP over IPv6 needs.
+const ANY_IP: &str = "local fde6:b481:678d:568e::/64 dev lo ";
+
 #[test]
 fn the_host_stays_as_it_was() -> anyhow::Result<()> {
+    stays_as_it_was("protocol = \"tcp\"\n", false)
+}
+
+#[test]
+fn the_host_has_one_route_more_while_udp_over_ipv6_is_captured() -> anyhow::Result<()> {
+    stays_as_it_was("", true)
+}
+
+fn stays_as_it_was(capture_extra: &str, route: bool) -> anyhow::Result<()> {
     let here = HostState::here();
-    let mut bed = TestBed::with(|c| c.holdfast = false)?;
+    let mut bed = TestBed::with(|c| {
+        c.holdfast = false;
+        c.capture_extra = capture_extra.to_owned();
+    })?;
     let lab_before = HostState::of(bed.bed.lab.client());
     bed.bed.start_agents()?;
     let nginx = Nginx::start(&bed.bed.lab, &bed.path(""))?;
     make_file(&nginx.root.join("file"), 1 << 20)?;
     let url = format!("http://{}:{}/file", Lab::target(false), Nginx::PORT);
     bed.succeed(&["curl", "-sS", "-f", "-o", "/dev/null", &url], LIMIT)?;
-    let during = HostState::of(bed.bed.lab.client());
+    let (during, has_route) = HostState::of(bed.bed.lab.client()).without(ANY_IP);
+    ensure!(has_route == route, "the route is there: {has_route}");
     ensure!(
         during == lab_before,
         "the agent changed its host:\n{}",
@@ -42,7 +58,15 @@ fn the_host_stays_as_it_was() -> anyhow::Result<()> {
         "the lab changed the host:\n{}",
         here.differences(&HostState::here())
     );
-    bed.bed.client_agent = None;
+    let agent = bed.bed.client_agent.take().context("no agent")?;
+    if route {
+        // In order: a killed agent leaves it to the next.
+        let pid = nix::unistd::Pid::from_raw(i32::try_from(agent.pid())?);
+        nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGTERM)?;
+        let gone = || !HostState::of(bed.bed.lab.client()).without(ANY_IP).1;
+        eventually("the route is gone", LIMIT, gone)?;
+    }
+    drop(agent);
     let after = HostState::of(bed.bed.lab.client());
     ensure!(
         after == lab_before,

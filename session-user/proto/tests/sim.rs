@@ -397,8 +397,11 @@ fn hoarded_datagrams_are_caught() {
 
 #[test]
 fn a_conversation_that_nobody_hears_is_caught() {
-    is_caught(
+    // Few runs have one that lasts for longer than it may be interrupted.
+    let failures = is_caught_within(
+        400,
         Mutation::DeafConversation,
         &["a conversation is interrupted"],
     );
+    assert!(failures.len() > 1, "a single run has such a conversation");
 }

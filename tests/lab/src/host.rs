@@ -50,6 +50,18 @@ impl HostState {
         Self { parts }
     }
 
+    /// The same without the lines that begin with `start`, and whether there were any.
+    pub fn without(&self, start: &str) -> (Self, bool) {
+        let mut parts = self.parts.clone();
+        for text in parts.values_mut() {
+            let kept: Vec<&str> = text.lines().filter(|l| !l.starts_with(start)).collect();
+            *text = kept.join("\n");
+        }
+        let rest = Self { parts };
+        let had = rest != *self;
+        (rest, had)
+    }
+
     /// What differs, for people; empty if nothing does.
     pub fn differences(&self, other: &Self) -> String {
         let mut out = String::new();

@@ -20,6 +20,7 @@ pub mod link;
 pub mod names;
 pub mod pki;
 pub mod policy;
+pub mod remembered;
 pub mod requests;
 pub mod stdio;
 pub mod trace;

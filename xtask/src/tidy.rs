@@ -12,7 +12,7 @@ const LINES_MAX: usize = 600;
 /// stands in an earlier group (or, within the last ones, what is below it).
 const ADAPTERS: [&str; 6] = ["capture", "transport", "link", "dial", "handshake", "pki"];
 /// What an adapter may import beside itself.
-const BELOW_ADAPTERS: [&str; 2] = ["glob", "requests"];
+const BELOW_ADAPTERS: [&str; 3] = ["glob", "remembered", "requests"];
 /// `pki` writes what `handshake` reads: names have one form.
 const ALLOWED: [(&str, &str); 1] = [("pki", "handshake")];
 /// What `config` checks by those who use it.

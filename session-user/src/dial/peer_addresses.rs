@@ -13,13 +13,15 @@
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::io::{self, Write as _};
+use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 
 use ipnet::IpNet;
 use ring::digest;
+
+use crate::remembered;
 
 /// Where the addresses are remembered, in the unit's state folder.
 const FILE: &str = "peers.json";
@@ -86,7 +88,7 @@ impl PeerAddresses {
             path: path.clone(),
             source,
         };
-        let (book, file) = match fs::create_dir_all(state).and_then(|()| read(&path)) {
+        let (book, file) = match fs::create_dir_all(state).and_then(|()| remembered::read(&path)) {
             Ok(book) => (book, Some(path)),
             Err(error) if error.kind() == io::ErrorKind::InvalidData => return Err(failed(error)),
             Err(error) => {
@@ -123,7 +125,7 @@ impl PeerAddresses {
             }
         }
         if let Some(file) = self.file.as_ref().filter(|_| new)
-            && let Err(error) = write(file, &book)
+            && let Err(error) = remembered::write(file, &*book)
         {
             tracing::error!(%error, path = %file.display(), "the address of a peer cannot be remembered");
         }
@@ -170,25 +172,6 @@ fn nth(network: IpNet, n: u64) -> IpAddr {
         IpNet::V4(net) => Ipv4Addr::from(u32::from(net.network()).wrapping_add(n as u32)).into(),
         IpNet::V6(net) => Ipv6Addr::from(u128::from(net.network()).wrapping_add(n.into())).into(),
     }
-}
-
-fn read(path: &Path) -> io::Result<Book> {
-    let text = match fs::read(path) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Book::new()),
-        read => read?,
-    };
-    serde_json::from_slice(&text).map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))
-}
-
-/// The old file or the new one, whatever happens in between.
-fn write(path: &Path, book: &Book) -> io::Result<()> {
-    let folder = path.parent().unwrap_or(Path::new("."));
-    let mut file = tempfile::NamedTempFile::new_in(folder)?;
-    serde_json::to_writer_pretty(&mut file, book)?;
-    file.write_all(b"\n")?;
-    file.as_file().sync_all()?;
-    file.persist(path)?;
-    Ok(())
 }
 
 #[cfg(test)]

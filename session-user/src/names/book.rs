@@ -14,7 +14,7 @@
 use std::collections::{BTreeMap, HashMap};
 use std::fmt;
 use std::fs;
-use std::io::{self, Write as _};
+use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -27,6 +27,7 @@ use session_proto::wire::Target;
 use tokio::sync::Notify;
 
 use super::is_host;
+use crate::remembered;
 
 /// Where the names are remembered, in the unit's state folder.
 const FILE: &str = "names.json";
@@ -170,7 +171,7 @@ impl Book {
             path: path.clone(),
             source,
         };
-        let (known, file) = match fs::create_dir_all(state).and_then(|()| read(&path)) {
+        let (known, file) = match fs::create_dir_all(state).and_then(|()| remembered::read(&path)) {
             Ok(known) => (known, Some(path)),
             Err(error) if error.kind() == io::ErrorKind::InvalidData => return Err(failed(error)),
             Err(error) => {
@@ -287,7 +288,7 @@ impl Book {
             names: names.collect(),
         };
         drop(inner);
-        if let Err(error) = write(file, &known) {
+        if let Err(error) = remembered::write(file, &known) {
             tracing::error!(%error, path = %file.display(), "the addresses of names cannot be remembered");
         }
     }
@@ -334,25 +335,6 @@ impl Inner {
             .map(|step| 1 + ((first + step) % u64::from(places)) as u32)
             .find(|place| !self.places.contains_key(place))
     }
-}
-
-fn read(path: &Path) -> io::Result<Remembered> {
-    let text = match fs::read(path) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Remembered::default()),
-        read => read?,
-    };
-    serde_json::from_slice(&text).map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))
-}
-
-/// The old file or the new one, whatever happens in between.
-fn write(path: &Path, known: &Remembered) -> io::Result<()> {
-    let folder = path.parent().unwrap_or(Path::new("."));
-    let mut file = tempfile::NamedTempFile::new_in(folder)?;
-    serde_json::to_writer_pretty(&mut file, known)?;
-    file.write_all(b"\n")?;
-    file.as_file().sync_all()?;
-    file.persist(path)?;
-    Ok(())
 }
 
 #[cfg(test)]

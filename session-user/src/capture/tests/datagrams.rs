@@ -2,7 +2,6 @@
 
 use std::{
     io,
-    mem::MaybeUninit,
     net::{SocketAddr, UdpSocket},
     os::fd::AsRawFd as _,
 };
@@ -14,8 +13,8 @@ use nix::{
 use socket2::{Domain, Protocol, Socket, Type};
 
 use super::harness::{
-    HERE4, HERE6, PATIENCE, answered, capture, direct_echo, everything, exchange, hear, in_netns,
-    run, talk,
+    HERE4, HERE6, PATIENCE, answered, capture, direct_echo, disconnect, everything, exchange, hear,
+    in_netns, run, talk,
 };
 use crate::capture::{CaptureRule, Native};
 
@@ -203,24 +202,6 @@ fn mtu(socket: &UdpSocket, to: &str) -> io::Result<i32> {
     };
     if result == 0 {
         Ok(value)
-    } else {
-        Err(io::Error::last_os_error())
-    }
-}
-
-fn disconnect(socket: &UdpSocket) -> io::Result<()> {
-    // SAFETY: all zeroes is a valid sockaddr: AF_UNSPEC.
-    let unspecified: libc::sockaddr = unsafe { MaybeUninit::zeroed().assume_init() };
-    // SAFETY: a live descriptor, and an address with its length.
-    let result = unsafe {
-        libc::connect(
-            socket.as_raw_fd(),
-            &raw const unspecified,
-            size_of_val(&unspecified) as u32,
-        )
-    };
-    if result == 0 {
-        Ok(())
     } else {
         Err(io::Error::last_os_error())
     }

@@ -3,7 +3,6 @@
 use std::{
     collections::BTreeSet,
     io::{self, Write as _},
-    mem::MaybeUninit,
     net::{SocketAddr, TcpStream},
     os::fd::AsRawFd as _,
     rc::Rc,
@@ -17,8 +16,8 @@ use nix::{
 use socket2::{Domain, Socket, Type};
 
 use super::harness::{
-    App, HERE4, HERE6, PATIENCE, ask, capture, captured, direct, direct_server, everything,
-    greeting, in_netns, run, serve,
+    App, HERE4, HERE6, PATIENCE, ask, capture, captured, direct, direct_server, disconnect,
+    everything, greeting, in_netns, run, serve,
 };
 use crate::capture::{cgroup, kernel::handshakes_filed};
 
@@ -236,24 +235,6 @@ fn one_port_to_many_destinations() {
         .await;
         assert_eq!(result, Ok("all right".into()));
     });
-}
-
-fn disconnect(socket: &Socket) -> io::Result<()> {
-    // SAFETY: all zeroes is a valid sockaddr: AF_UNSPEC.
-    let unspecified: libc::sockaddr = unsafe { MaybeUninit::zeroed().assume_init() };
-    // SAFETY: a live descriptor, and an address with its length.
-    let result = unsafe {
-        libc::connect(
-            socket.as_raw_fd(),
-            &raw const unspecified,
-            size_of_val(&unspecified) as u32,
-        )
-    };
-    if result == 0 {
-        Ok(())
-    } else {
-        Err(io::Error::last_os_error())
-    }
 }
 
 #[test]

@@ -3,8 +3,9 @@
 use std::{
     fs,
     io::{self, BufRead as _, BufReader, Read as _, Write as _},
+    mem::MaybeUninit,
     net::{SocketAddr, TcpListener, TcpStream, UdpSocket},
-    os::fd::BorrowedFd,
+    os::fd::{AsRawFd, BorrowedFd},
     panic::{AssertUnwindSafe, catch_unwind, resume_unwind},
     path::Path,
     process::Command,
@@ -447,4 +448,23 @@ pub async fn run(
     body: impl FnOnce() -> io::Result<String>,
 ) -> Result<String, String> {
     App::start(scope, body).result().await
+}
+
+/// Ends a socket's connection: connect() to AF_UNSPEC.
+pub fn disconnect(socket: &impl AsRawFd) -> io::Result<()> {
+    // SAFETY: all zeroes is a valid sockaddr: AF_UNSPEC.
+    let unspecified: libc::sockaddr = unsafe { MaybeUninit::zeroed().assume_init() };
+    // SAFETY: a live descriptor, and an address with its length.
+    let result = unsafe {
+        libc::connect(
+            socket.as_raw_fd(),
+            &raw const unspecified,
+            size_of_val(&unspecified) as u32,
+        )
+    };
+    if result == 0 {
+        Ok(())
+    } else {
+        Err(io::Error::last_os_error())
+    }
 }

@@ -38,7 +38,7 @@ fn stays_as_it_was(capture_extra: &str, route: bool) -> anyhow::Result<()> {
     let here = HostState::here();
     let mut bed = TestBed::with(|c| {
         c.holdfast = false;
-        c.capture_extra = capture_extra.to_owned();
+        c.capture_extra = String::from(capture_extra);
     })?;
     let lab_before = HostState::of(bed.bed.lab.client());
     bed.bed.start_agents()?;

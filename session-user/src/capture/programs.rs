@@ -56,22 +56,39 @@ enum Kind {
     SockOps,
 }
 
+/// How often a program is given to the verifier, which gives up when a signal comes meanwhile (EAGAIN of `bpf_check` in
+/// kernel/bpf/verifier.c). As libbpf has it (`PROG_LOAD_ATTEMPTS`).
+const ATTEMPTS: u32 = 5;
+
 /// Loads all programs; attaches none.
 pub fn load(ebpf: &mut Ebpf) -> Result<(), CaptureError> {
-    let failed = |name: &str, error| {
-        CaptureError::program(format!("loading the eBPF program {name}"), error)
-    };
-    let loaded = program(ebpf, GETSOCKOPT).and_then(CgroupSockopt::load);
-    loaded.map_err(|error| failed(GETSOCKOPT, error))?;
-    for (name, kind) in APP_SIDE.into_iter().chain([(AGENT_OPS, Kind::SockOps)]) {
-        let loaded = match kind {
-            Kind::SockAddr => program(ebpf, name).and_then(CgroupSockAddr::load),
-            Kind::Egress => program(ebpf, name).and_then(CgroupSkb::load),
-            Kind::SockOps => program(ebpf, name).and_then(SockOps::load),
-        };
-        loaded.map_err(|error| failed(name, error))?;
+    for name in names() {
+        let mut loaded = load_one(ebpf, name);
+        for _ in 1..ATTEMPTS {
+            if !loaded.as_ref().is_err_and(was_interrupted) {
+                break;
+            }
+            loaded = load_one(ebpf, name);
+        }
+        loaded.map_err(|error| {
+            CaptureError::program(format!("loading the eBPF program {name}"), error)
+        })?;
     }
     Ok(())
+}
+
+fn load_one(ebpf: &mut Ebpf, name: &str) -> Result<(), ProgramError> {
+    let kind = APP_SIDE.iter().find(|(known, _)| *known == name);
+    match kind.map(|(_, kind)| kind) {
+        None if name == GETSOCKOPT => program(ebpf, name).and_then(CgroupSockopt::load),
+        Some(Kind::SockAddr) => program(ebpf, name).and_then(CgroupSockAddr::load),
+        Some(Kind::Egress) => program(ebpf, name).and_then(CgroupSkb::load),
+        Some(Kind::SockOps) | None => program(ebpf, name).and_then(SockOps::load),
+    }
+}
+
+fn was_interrupted(error: &ProgramError) -> bool {
+    matches!(error, ProgramError::LoadError { io_error, .. } if io_error.raw_os_error() == Some(libc::EAGAIN))
 }
 
 /// The applications' side of one cgroup, attached. Dropping it lets go.

@@ -403,6 +403,22 @@ fn no_connected_socket_sends_past_a_capture_that_has_ended() {
 }
 
 #[test]
+fn sockets_of_a_killed_agent_are_ended_before_its_route_goes() {
+    in_netns(async || {
+        // As such an agent leaves it.
+        std::mem::forget(crate::capture::udp::Route::add().unwrap());
+        let socket = UdpSocket::bind("[::]:0").unwrap();
+        socket.connect("[fde6:b481:678d:568e::7]:9").unwrap();
+        // The next one captures no IPv6.
+        let (_capture, _scope) = capture(&[rule(&["0.0.0.0/0"], 1)]);
+        assert!(!route_is_there());
+        // It is connected to nothing any more: with a default route, this would have left the host.
+        let error = socket.send(b"x").unwrap_err();
+        assert_eq!(error.raw_os_error(), Some(libc::EDESTADDRREQ), "{error}");
+    });
+}
+
+#[test]
 fn a_program_that_tries_all_ports_does_not_exhaust_the_agent() {
     in_netns(async || {
         let (mut capture, scope) = capture(&[closed(&["192.0.2.0/24"], 1), everything()]);

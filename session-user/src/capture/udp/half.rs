@@ -8,7 +8,7 @@ use ipnet::IpNet;
 use super::super::kernel::Kernel;
 use super::super::rule::{Action, CaptureRule, Protocols};
 use super::super::{CaptureError, policy};
-use super::{AnyIp, Datagrams, Mark, Sockets, Stats, remove_stale};
+use super::{AnyIp, Datagrams, Mark, Sockets, Stats, remove};
 
 /// The UDP half of a capture.
 #[derive(Debug)]
@@ -30,7 +30,7 @@ impl Half {
         let (ports, netns_cookie) = (sockets.ports(), sockets.netns_cookie()?);
         let stats = Arc::new(Stats::default());
         let datagrams = Datagrams::new(sockets, kernel.take_ids()?, Arc::clone(&stats));
-        if let Err(error) = remove_stale() {
+        if let Err(error) = remove() {
             tracing::debug!(%error, "a route of an agent that was killed may still be there");
         }
         Ok(Self {

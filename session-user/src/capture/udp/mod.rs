@@ -27,7 +27,7 @@ pub(super) use ids::Ids;
 
 use flows::{Arrival, Flows};
 pub use flows::{FlowWay, FlowWays};
-use route::{AnyIp, remove_stale};
+use route::{AnyIp, remove};
 use socket::{Batch, Door, Mark, Sockets, arrival};
 
 /// How often flows and ids are looked over while there are any.

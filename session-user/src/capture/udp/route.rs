@@ -39,17 +39,16 @@ impl AnyIp {
 
 impl Drop for AnyIp {
     fn drop(&mut self) {
-        if let Err(error) = orphans::end() {
-            tracing::warn!(%error, "what applications send to captured IPv6 destinations over sockets that are connected already may leave this host as it is");
-        }
-        if let Err(error) = remove_stale() {
+        if let Err(error) = remove() {
             tracing::warn!(%error, prefix = %prefix(), "the route of captured IPv6 datagrams stays");
         }
     }
 }
 
-/// Removes the route that an agent which was killed may have left.
-pub fn remove_stale() -> io::Result<()> {
+/// Removes the route, also one that an agent which was killed has left; not before the sockets that are connected into its
+/// prefix have been ended, for what they send would leave this host as it is. If they cannot be, the route stays.
+pub fn remove() -> io::Result<()> {
+    orphans::end()?;
     match ask(RouteNetlinkMessage::DelRoute(route()), 0) {
         Err(error)
             if matches!(

@@ -147,7 +147,7 @@ pub fn choose(
         _ if asks => QUESTION,
         _ => return Choice::Direct,
     };
-    if is_agent(settings) || (udp && udp::is_answer(ctx, addr, port)) {
+    if is_agent(settings) || (udp && udp::is_answer(ctx, &claim, addr, port)) {
         return Choice::Direct;
     }
     if claim.action == action::REFUSE {

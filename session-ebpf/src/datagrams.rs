@@ -3,7 +3,7 @@
 
 use aya_ebpf::{macros::cgroup_sock_addr, programs::SockAddrContext};
 use aya_log_ebpf::info;
-use session_ebpf_common::counter;
+use session_ebpf_common::{counter, port_of};
 
 use crate::{
     connect::IPPROTO_UDP,
@@ -137,7 +137,7 @@ pub fn recvmsg6(ctx: SockAddrContext) -> i32 {
 #[cgroup_sock_addr(bind4)]
 pub fn bind4(ctx: SockAddrContext) -> i32 {
     if ctx.protocol() == IPPROTO_UDP {
-        maps::note_bound(ctx.sock());
+        note_bound(&ctx);
     }
     ALLOW
 }
@@ -146,7 +146,18 @@ pub fn bind4(ctx: SockAddrContext) -> i32 {
 #[cgroup_sock_addr(bind6)]
 pub fn bind6(ctx: SockAddrContext) -> i32 {
     if ctx.protocol() == IPPROTO_UDP {
-        maps::note_bound(ctx.sock());
+        note_bound(&ctx);
     }
     ALLOW
+}
+
+/// Remembers who chose the port.
+#[inline(always)]
+fn note_bound(ctx: &SockAddrContext) {
+    let by = if ctx.port() == 0 {
+        port_of::KERNEL
+    } else {
+        port_of::APPLICATION
+    };
+    maps::note_bound(ctx.sock(), by);
 }

@@ -21,8 +21,8 @@ use aya_ebpf::{
 use session_ebpf_common::{
     AppSocket, Assigned, CONVERSATIONS_MAX, COUNTERS as COUNTER_SLOTS, Conversation, DEVICES_MAX,
     Destination, FILTER_PREFIXES_MAX, FILTERS_MAX, FilterPolicy, FlowKey, HANDSHAKE_SLOTS,
-    HUNG_AFTER_NS, KNOCKS_BYTES, NAME_BYTES, NAMESPACES_MAX, Namespace, Newcomer, Original,
-    POLICY_SLOTS, PREFIXES_MAX, Policy, Settings, UDP_IDS_MAX, counter,
+    HUNG_AFTER_NS, KNOCKS_BYTES, NAME_BYTES, NAMESPACES_MAX, Namespace, Newcomer, Opening,
+    Original, POLICY_SLOTS, PREFIXES_MAX, Policy, Settings, UDP_IDS_MAX, counter,
 };
 
 use crate::access::load;
@@ -79,9 +79,9 @@ pub static UDP_IDS: HashMap<Destination, Assigned> =
 #[map]
 pub static UDP_DESTINATIONS: HashMap<u32, Destination> =
     HashMap::with_max_entries(UDP_IDS_MAX, 1 /* BPF_F_NO_PREALLOC */);
-/// Who began the conversations of bound UDP sockets: `opener::*`.
+/// Who began the conversations of bound UDP sockets.
 #[map]
-pub static CONVERSATIONS: LruHashMap<Conversation, u32> =
+pub static CONVERSATIONS: LruHashMap<Conversation, Opening> =
     LruHashMap::with_max_entries(CONVERSATIONS_MAX, 0);
 #[map]
 static COUNTERS: Array<u64> = Array::with_max_entries(COUNTER_SLOTS, 0);
@@ -91,7 +91,7 @@ static APP_SOCKETS: SkStorage<AppSocket> = SkStorage::new();
 /// Accepted sockets of the agent. A map of its own, so that the agent's getpeername stays truthful.
 #[btf_map]
 static ACCEPTED: SkStorage<Original> = SkStorage::new();
-/// UDP sockets that were bound by their application: there is something in it.
+/// UDP sockets that were bound by their application: one of `port_of`.
 #[btf_map]
 static BOUND: SkStorage<u32> = SkStorage::new();
 
@@ -283,12 +283,14 @@ pub fn accepted_socket<'a>(sk: *mut bpf_sock) -> Option<&'a mut Original> {
 
 /// Remembers that an application has bound a UDP socket. Without memory for it, what it sends is captured by the rules.
 #[inline(always)]
-pub fn note_bound(sk: *mut bpf_sock) {
-    storage(&BOUND, sk, true);
+pub fn note_bound(sk: *mut bpf_sock, port_of: u32) {
+    if let Some(bound) = storage(&BOUND, sk, true) {
+        *bound = port_of;
+    }
 }
 
-/// Whether an application has bound a UDP socket.
+/// Who chose the port of a UDP socket that its application has bound, one of `port_of`; `None` if it has not.
 #[inline(always)]
-pub fn is_bound(sk: *mut bpf_sock) -> bool {
-    storage(&BOUND, sk, false).is_some()
+pub fn bound_by(sk: *mut bpf_sock) -> Option<u32> {
+    storage(&BOUND, sk, false).map(|bound| *bound)
 }

@@ -1,7 +1,7 @@
 //! What becomes of UDP: the decision, and the ids that stand for destinations.
 
 use aya_ebpf::{
-    bindings::BPF_NOEXIST,
+    bindings::{BPF_ANY, BPF_NOEXIST},
     helpers::{
         bpf_get_current_cgroup_id,
         generated::{bpf_get_prandom_u32, bpf_ktime_get_coarse_ns},
@@ -10,7 +10,8 @@ use aya_ebpf::{
 };
 use aya_log_ebpf::warn;
 use session_ebpf_common::{
-    Assigned, Conversation, Destination, Settings, counter, id_address, opener, protocol,
+    Assigned, Conversation, Destination, Opening, Settings, action, counter, id_address, opener,
+    port_of, protocol,
 };
 
 use crate::{
@@ -165,24 +166,29 @@ fn id_for(destination: &Destination) -> Option<u32> {
 /// By its port and not by the socket, since a server may answer from another socket of the same port: one of several
 /// workers, or one that it has connected to who asked.
 #[inline(always)]
-fn conversation(ctx: &SockAddrContext, remote: &Words, remote_port: u16) -> Option<Conversation> {
-    maps::is_bound(ctx.sock()).then(|| Conversation {
+fn conversation(ctx: &SockAddrContext, remote: &Words, remote_port: u16) -> Conversation {
+    Conversation {
         netns_cookie: ctx.netns_cookie(),
         remote: *remote,
         remote_port,
         local_port: ctx.local_port(),
         pad: 0,
-    })
+    }
 }
 
 /// Whether a bound socket answers one who spoke to it first, and not through us. Otherwise it is noted that this end
 /// began, also where it then goes direct for want of an agent.
+///
+/// Who speaks first can be forged. So where the rule has nothing go direct, only what has a port of its own choice counts
+/// as a server: clients have one of the kernel's.
 #[inline(always)]
-pub fn is_answer(ctx: &SockAddrContext, addr: &Words, port: u16) -> bool {
-    let Some(conversation) = conversation(ctx, addr, port) else {
+pub fn is_answer(ctx: &SockAddrContext, claim: &Claim, addr: &Words, port: u16) -> bool {
+    let Some(by) = maps::bound_by(ctx.sock()) else {
         return false;
     };
-    began(&conversation, opener::OURS) == opener::THEIRS
+    let first = began(&conversation(ctx, addr, port), opener::OURS);
+    let strict = claim.fail_closed || claim.action == action::REFUSE;
+    first == opener::THEIRS && (!strict || by == port_of::APPLICATION)
 }
 
 /// A datagram came in from `addr` and `port`, which is a destination of ours if it is an answer through us.
@@ -192,21 +198,35 @@ pub fn note_heard(ctx: &SockAddrContext, addr: &Words, port: u16, answer: bool) 
         return;
     }
     // Programs attached at two levels run twice: what the first has noted of an answer, the second leaves.
-    if let Some(conversation) = conversation(ctx, addr, port) {
+    if maps::bound_by(ctx.sock()).is_some() {
         let by = if answer { opener::OURS } else { opener::THEIRS };
-        began(&conversation, by);
+        began(&conversation(ctx, addr, port), by);
     }
 }
 
-/// Who began a conversation: `by`, if it is new.
+/// Who began a conversation: `by`, if it is new, or so old that it does not count any more.
 #[inline(always)]
 fn began(conversation: &Conversation, by: u32) -> u32 {
-    // SAFETY: the value is one aligned word, copied at once.
-    if let Some(by) = unsafe { CONVERSATIONS.get(conversation) } {
-        return *by;
+    // SAFETY: the helper takes no arguments and reads a clock.
+    let used_at = unsafe { bpf_ktime_get_coarse_ns() };
+    if let Some(known) = CONVERSATIONS.get_ptr_mut(conversation) {
+        // SAFETY: a map value is valid for the program's life, and its words are aligned; two that write the time write
+        // the same.
+        unsafe {
+            let opening = known.read_volatile();
+            if opening.counts(used_at) {
+                (&raw mut (*known).used_at).write_volatile(used_at);
+                return opening.by;
+            }
+        }
     }
-    // An error says that another thread was first.
-    let _ = CONVERSATIONS.insert(conversation, by, BPF_NOEXIST.into());
+    let opening = Opening {
+        used_at,
+        by,
+        pad: 0,
+    };
+    // Two threads that are first at once: either is as right.
+    let _ = CONVERSATIONS.insert(conversation, opening, BPF_ANY.into());
     by
 }
 

@@ -62,6 +62,38 @@ pub struct Conversation {
     pub pad: u32,
 }
 
+/// How long who began a conversation counts after its last datagram, in nanoseconds: as long as a flow lives that nobody
+/// uses (`flow_idle`, by default). Whoever has the port later is another.
+pub const CONVERSATION_IDLE_NS: u64 = 300_000_000_000;
+
+/// What is known of a [`Conversation`].
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Opening {
+    /// When a datagram of it was last seen, in nanoseconds of CLOCK_MONOTONIC (coarse).
+    pub used_at: u64,
+    /// One of [`opener`].
+    pub by: u32,
+    /// 0.
+    pub pad: u32,
+}
+
+impl Opening {
+    /// Whether it still counts.
+    #[inline(always)]
+    pub fn counts(&self, now: u64) -> bool {
+        now.saturating_sub(self.used_at) <= CONVERSATION_IDLE_NS
+    }
+}
+
+/// Who chose the port of a bound socket.
+pub mod port_of {
+    /// The kernel: the application asked for any.
+    pub const KERNEL: u32 = 1;
+    /// The application: it may be a server, whom others know by it.
+    pub const APPLICATION: u32 = 2;
+}
+
 /// Who began a [`Conversation`].
 pub mod opener {
     /// The socket of this host: it is captured.
@@ -103,6 +135,7 @@ const _: () = {
     assert!(size_of::<Destination>() == 40);
     assert!(size_of::<Assigned>() == 16);
     assert!(size_of::<Conversation>() == 32);
+    assert!(size_of::<Opening>() == 16);
 };
 
 #[cfg(feature = "user")]
@@ -118,6 +151,17 @@ mod pod {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn who_began_counts_for_a_while() {
+        let opening = Opening {
+            used_at: 7,
+            ..Opening::default()
+        };
+        // Another processor's clock may be a little behind.
+        assert!(opening.counts(6) && opening.counts(7 + CONVERSATION_IDLE_NS));
+        assert!(!opening.counts(8 + CONVERSATION_IDLE_NS));
+    }
 
     #[test]
     fn an_address_leads_back_to_its_id() {

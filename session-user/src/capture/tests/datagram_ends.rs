@@ -186,6 +186,47 @@ fn a_server_answers_directly_whoever_spoke_to_it_first() {
 }
 
 #[test]
+fn who_spoke_first_is_not_asked_where_nothing_may_go_direct_and_the_port_is_the_kernels() {
+    in_netns(async || {
+        let (mut capture, scope) = capture(&[closed(&["10.9.0.0/24"], 1)]);
+        let mut heard = talk(&mut capture);
+        for (port, direct) in [(0, false), (4712, true)] {
+            // Whoever is spoken to has spoken first, or somebody in its name.
+            let stranger = UdpSocket::bind((HERE4, 0)).unwrap();
+            stranger.set_read_timeout(Some(PATIENCE)).unwrap();
+            let to = stranger.local_addr().unwrap();
+            let (mut port_of, tell) = pipe().map(|(r, w)| (File::from(r), File::from(w))).unwrap();
+            let app = App::start(&scope, move || {
+                let socket = UdpSocket::bind((HERE4, port))?;
+                socket.set_read_timeout(Some(PATIENCE))?;
+                (&tell).write_all(&socket.local_addr()?.port().to_be_bytes())?;
+                let mut buffer = [0; 100];
+                socket.recv_from(&mut buffer)?;
+                socket.send_to(b"secret", to)?;
+                Ok(String::new())
+            });
+            let port = tokio::task::spawn_blocking(move || {
+                let mut bytes = [0; 2];
+                port_of
+                    .read_exact(&mut bytes)
+                    .map(|()| u16::from_be_bytes(bytes))
+            });
+            let port = port.await.unwrap().unwrap();
+            stranger.send_to(b"first", (HERE4, port)).unwrap();
+            app.result().await.unwrap();
+            if direct {
+                let mut buffer = [0; 100];
+                assert_eq!(stranger.recv(&mut buffer).unwrap(), 6);
+            } else {
+                let seen = heard.recv().await.unwrap();
+                assert_eq!((seen.target, &*seen.data), (to.to_string(), &b"secret"[..]));
+            }
+        }
+        assert!(heard.try_recv().is_err(), "a server's answer was captured");
+    });
+}
+
+#[test]
 fn without_an_agent_datagrams_go_direct_or_are_refused() {
     in_netns(async || {
         let shut = closed(&["192.0.2.0/24", "2001:db8::/48"], 1);

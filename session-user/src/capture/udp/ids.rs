@@ -27,6 +27,9 @@ pub struct Ids {
     counters: Array<MapData, u64>,
     /// Ids that were given up.
     collected: u64,
+    /// Ids that stood for a destination which did not have them, when that was last looked at: they may just have been
+    /// drawn.
+    nameless: HashSet<u32>,
 }
 
 impl fmt::Debug for Ids {
@@ -50,6 +53,7 @@ impl Ids {
             destinations,
             counters,
             collected: 0,
+            nameless: HashSet::new(),
         }
     }
 
@@ -81,30 +85,44 @@ impl Ids {
         let connected = connected()?;
         let before = now()?.saturating_sub(idle);
         let ids: Vec<u32> = self.destinations.keys().filter_map(Result::ok).collect();
+        let seen = std::mem::take(&mut self.nameless);
         let mut count = 0;
         for id in ids {
             if busy.contains(&id) || connected.contains(&id) {
                 continue;
             }
-            count += u64::from(self.give_up(id, before).map_err(io::Error::other)?);
+            let given = self.give_up(id, before, &seen);
+            count += u64::from(given.map_err(io::Error::other)?);
         }
         self.collected += count;
         Ok(count)
     }
 
-    /// Whether it was idle and is given up. Its name goes first, so that whoever asks from now on gets another id.
-    fn give_up(&mut self, id: u32, before: Duration) -> Result<bool, MapError> {
+    /// Whether it was idle and is given up. Its name goes first, so that whoever asks from now on gets another id. One
+    /// that has none goes if it had none the last time (`seen`) either: a program writes first what an id stands for.
+    fn give_up(
+        &mut self,
+        id: u32,
+        before: Duration,
+        seen: &HashSet<u32>,
+    ) -> Result<bool, MapError> {
         let Some(destination) = self.destination(id)? else {
             return Ok(false);
         };
         let assigned = found_or_none(self.ids.get(&destination, 0))?;
-        let used = assigned.filter(|assigned| assigned.id == id);
-        if used.is_some_and(|used| Duration::from_nanos(used.used_at) > before) {
+        let Some(used) = assigned.filter(|assigned| assigned.id == id) else {
+            if seen.contains(&id) {
+                // The programs have never counted it.
+                ignore_absent(self.destinations.remove(&id))?;
+            } else {
+                self.nameless.insert(id);
+            }
+            return Ok(false);
+        };
+        if Duration::from_nanos(used.used_at) > before {
             return Ok(false);
         }
-        if used.is_some() {
-            ignore_absent(self.ids.remove(&destination))?;
-        }
+        ignore_absent(self.ids.remove(&destination))?;
         ignore_absent(self.destinations.remove(&id))?;
         Ok(true)
     }

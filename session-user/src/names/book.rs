@@ -35,6 +35,8 @@ const FILE: &str = "names.json";
 const NAMES_MAX: u32 = 32_768;
 /// Applications hold on to an address for longer than they should.
 const GRACE: Duration = Duration::from_secs(300);
+/// A name that was connected to keeps its address for so long after: applications that resolve once connect again later.
+const REMEMBERED: Duration = Duration::from_secs(24 * 3600);
 /// The file is written at most so often.
 const WRITE_EVERY: Duration = Duration::from_secs(5);
 
@@ -247,7 +249,8 @@ impl Book {
     pub fn target_of(&self, target: Target) -> Result<Target, i32> {
         match target {
             Target::Addr(addr) if self.is_reserved(addr.ip()) => {
-                let name = self.name_of(addr.ip()).ok_or(libc::EHOSTUNREACH)?;
+                let (name, _) =
+                    (self.lease(addr.ip(), Instant::now())).ok_or(libc::EHOSTUNREACH)?;
                 Ok(Target::Name(name.to_string(), addr.port()))
             }
             other => Ok(other),
@@ -260,6 +263,7 @@ impl Book {
         let mut inner = self.lock();
         let entry = inner.names.get_mut(&name)?;
         entry.used = now;
+        entry.answered_until = entry.answered_until.max(now + REMEMBERED);
         let lease = Lease(Arc::clone(&entry.leases));
         Some((name, lease))
     }
@@ -271,6 +275,7 @@ impl Book {
             let book = Arc::clone(&self);
             // It only fails when the runtime ends.
             let _ = tokio::task::spawn_blocking(move || book.save()).await;
+            // A flood of names must not become one of writes.
             tokio::time::sleep(WRITE_EVERY).await;
         }
     }
@@ -290,6 +295,8 @@ impl Book {
         drop(inner);
         if let Err(error) = remembered::write(file, &known) {
             tracing::error!(%error, path = %file.display(), "the addresses of names cannot be remembered");
+            // With the next change, or when the agent ends.
+            self.lock().unsaved = true;
         }
     }
 
@@ -433,6 +440,12 @@ mod tests {
         drop(lease);
         assert_eq!(
             book.answer("another", at(late)).map(|a| a.v4),
+            Some(all[2].v4),
+            "whoever was connected may connect again"
+        );
+        let day_after = at(REMEMBERED.as_secs() + 1);
+        assert_eq!(
+            book.answer("a-day-later", day_after).map(|a| a.v4),
             Some(all[0].v4)
         );
     }

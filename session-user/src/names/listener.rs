@@ -69,6 +69,8 @@ impl Listening {
         resolver: &Resolver,
     ) -> Result<Self, ListenError> {
         let mut tasks = JoinSet::new();
+        let places: Vec<Place> = places.into_iter().collect();
+        let own: Arc<[SocketAddr]> = places.iter().map(|place| place.at).collect();
         for place in places {
             let failed = |source| ListenError {
                 at: place.at,
@@ -81,6 +83,7 @@ impl Listening {
             tracing::info!(at = %place.at, "questions about names are answered");
             let desk = Arc::new(Desk {
                 resolver: resolver.clone(),
+                own: Arc::clone(&own),
                 place,
             });
             tasks.spawn(datagrams(Arc::clone(&desk), Arc::new(udp)));
@@ -114,6 +117,8 @@ fn bind(at: SocketAddr, kind: Type) -> io::Result<Socket> {
 /// One place, and what is known there.
 struct Desk {
     resolver: Resolver,
+    /// All places of this agent.
+    own: Arc<[SocketAddr]>,
     place: Place,
 }
 
@@ -226,7 +231,7 @@ impl Desk {
         None
     }
 
-    /// The resolvers, without this place itself, which would ask itself for ever.
+    /// The resolvers, without the places of this agent, which would ask each other for ever.
     fn upstream(&self) -> Vec<SocketAddr> {
         let mut resolvers = self.place.upstream.clone();
         if resolvers.is_empty() {
@@ -237,9 +242,15 @@ impl Desk {
                 }
             }
         }
-        resolvers.retain(|resolver| *resolver != self.place.at);
+        resolvers.retain(|resolver| !self.own.iter().any(|own| leads_to(*resolver, *own)));
         resolvers
     }
+}
+
+/// Whether what is sent to `to` comes to a socket that is bound to `own`.
+fn leads_to(to: SocketAddr, own: SocketAddr) -> bool {
+    let everywhere = own.ip().is_unspecified() && to.ip().is_loopback();
+    to.port() == own.port() && (to.ip() == own.ip() || everywhere)
 }
 
 /// The resolvers that a resolv.conf names.
@@ -276,6 +287,13 @@ async fn ask_over_tcp(question: &[u8], upstream: SocketAddr) -> io::Result<Optio
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn places_of_the_agent_ask_neither_themselves_nor_each_other() {
+        let leads = |to: &str, own: &str| leads_to(to.parse().unwrap(), own.parse().unwrap());
+        assert!(leads("127.0.0.1:53", "127.0.0.1:53") && leads("127.0.0.1:53", "0.0.0.0:53"));
+        assert!(!leads("127.0.0.1:53", "127.0.0.1:5353") && !leads("192.0.2.1:53", "0.0.0.0:53"));
+    }
 
     #[test]
     fn resolvers_are_read_from_resolv_conf() {

@@ -13,6 +13,10 @@ use crate::requests::AppStream;
 
 /// An application that asks nothing for so long is left: resolvers end idle connections sooner (RFC 7766, 6.2.3).
 pub(super) const IDLE_TIMEOUT: Duration = Duration::from_secs(300);
+/// Time for the last answers of a resolver, and for it to end, once the application asks no more.
+const FAREWELL: Duration = Duration::from_secs(30);
+/// Time for whoever is written to to take a message.
+const WRITE_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// A connection to a resolver.
 pub(super) type Far = Box<dyn Stream>;
@@ -36,7 +40,7 @@ pub(super) async fn read_message(
     Ok(Some(message))
 }
 
-/// Writes a message with its length in front, in one piece.
+/// Writes a message with its length in front, in one piece; whoever does not read is not waited for long.
 pub(super) async fn write_message(
     to: &mut (impl AsyncWrite + Unpin),
     message: &[u8],
@@ -45,7 +49,7 @@ pub(super) async fn write_message(
     let mut framed = Vec::with_capacity(2 + message.len());
     framed.extend_from_slice(&length.to_be_bytes());
     framed.extend_from_slice(message);
-    to.write_all(&framed).await
+    timeout(WRITE_TIMEOUT, to.write_all(&framed)).await?
 }
 
 /// Carries messages between an application and its resolver until both have ended; answers those about captured names.
@@ -77,7 +81,20 @@ pub(super) async fn converse(resolver: &Resolver, near: AppStream, far: Far) -> 
         }
         to_app.lock().await.shutdown().await
     };
-    tokio::try_join!(asking, answering)?;
+    {
+        tokio::pin!(asking, answering);
+        tokio::select! {
+            asked = &mut asking => {
+                asked?;
+                timeout(FAREWELL, answering).await??;
+            }
+            // What is asked still may be answered here, but nobody would hear it.
+            answered = &mut answering => {
+                answered?;
+                asking.await?;
+            }
+        }
+    }
     // Both ended in order: closing it is no reset.
     questions.unsplit(to_app.into_inner()).reset_on_close(false)
 }

@@ -26,6 +26,10 @@ pub const LIMITS: &[Limit] = &[
         families: &[Family::V4, Family::Mapped],
     },
     Limit {
+        case: "bind_reuse_address",
+        families: &[Family::V6],
+    },
+    Limit {
         case: "udp_disconnect",
         families: &[Family::V6],
     },

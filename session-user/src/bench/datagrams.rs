@@ -264,6 +264,7 @@ mod tests {
         let stop = Arc::new(AtomicBool::new(false));
         let told = Arc::clone(&stop);
         let client = thread::spawn(move || super::super::app::run_client(&orders, &told));
+        // It sends one each millisecond; some are enough.
         thread::sleep(Duration::from_millis(100));
         stop.store(true, Ordering::Release);
         let seen = client.join().map_err(|_| io::Error::other("panic"))?;

@@ -158,9 +158,16 @@ fn a_thread_that_has_ended_is_asked_about_once() {
             knows_namespace(&capture.kernel, cookie),
             "what waits there is answered"
         );
-        assert!(!capture.welcome(&newcomer), "told of before that");
-        tokio::time::sleep(Duration::from_millis(30)).await;
-        assert!(capture.welcome(&newcomer), "but only for a moment");
+        // A busy machine may take longer between two than the refusal lasts.
+        let told_before = (0..100).any(|_| !capture.welcome(&newcomer));
+        assert!(told_before, "each time as if it were new");
+        let again = async {
+            while !capture.welcome(&newcomer) {
+                tokio::task::yield_now().await;
+            }
+        };
+        let again = tokio::time::timeout(PATIENCE, again).await;
+        again.expect("told of before, but only for a moment");
     });
 }
 

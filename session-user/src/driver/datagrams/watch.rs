@@ -58,6 +58,7 @@ mod tests {
         for _ in 0..2 {
             let told = std::future::poll_fn(|cx| watch.poll(&socket, cx));
             let asking = async {
+                // Not before the other one waits: what is there already is found without a wake-up.
                 tokio::time::sleep(Duration::from_millis(20)).await;
                 SockRef::from(&*socket).send(b"anybody?")
             };

@@ -20,6 +20,7 @@ use std::{
 
 use nix::{
     sched::{CloneFlags, unshare},
+    sys::signal::{Signal, kill},
     sys::wait::{WaitStatus, waitpid},
     unistd::{ForkResult, Pid, alarm, fork, pipe},
 };
@@ -339,6 +340,18 @@ pub fn quiet<T>(action: impl FnOnce() -> T) -> T {
 pub struct App {
     pid: Pid,
     output: fs::File,
+    /// It is still to be waited for.
+    ours: bool,
+}
+
+/// A test that fails leaves no process behind, and so no cgroup either.
+impl Drop for App {
+    fn drop(&mut self) {
+        if self.ours {
+            let _ = kill(self.pid, Signal::SIGKILL);
+            let _ = waitpid(self.pid, None);
+        }
+    }
 }
 
 impl App {
@@ -355,7 +368,11 @@ impl App {
                     drop(input);
                     // The child's first byte says that it holds nothing of ours any more.
                     output.read_exact(&mut [0]).expect("a child that starts");
-                    Self { pid: child, output }
+                    Self {
+                        pid: child,
+                        output,
+                        ours: true,
+                    }
                 }
                 ForkResult::Child => become_app(input, &procs, body),
             }
@@ -368,8 +385,9 @@ impl App {
     }
 
     /// What `body` returned; an errno is given by name.
-    pub async fn result(self) -> Result<String, String> {
+    pub async fn result(mut self) -> Result<String, String> {
         let wait = tokio::task::spawn_blocking(move || {
+            self.ours = false;
             let mut text = String::new();
             (&self.output).read_to_string(&mut text).expect("a pipe");
             (text, waitpid(self.pid, None).expect("our child"))

@@ -17,7 +17,9 @@ use crate::{
         ALLOW, SockAddr as _, Words, id_of, is_local, is_mapped, is_of_one_link, mapped, refuse,
     },
     maps::{self, SETTINGS},
+    multipath,
     rules::{Claim, QUESTION, claim_on, is_left_out},
+    taken::{LOOPBACK6, free_slot},
     udp::{self, Fate, Hop},
 };
 
@@ -77,7 +79,7 @@ fn decide(ctx: &SockAddrContext, addr: Words) -> Outcome {
             return Outcome::Direct;
         }
         Choice::Refused => {
-            maps::forget_app_socket(ctx.sock());
+            forget_socket(ctx);
             return Outcome::Refused;
         }
     };
@@ -217,8 +219,15 @@ fn forget(ctx: &SockAddrContext, addr: &Words, port: u16) {
     let again = maps::app_socket(ctx.sock())
         .is_some_and(|app| app.agent_word == addr[3] && app.agent_port == u32::from(port));
     if !again {
-        maps::forget_app_socket(ctx.sock());
+        forget_socket(ctx);
     }
+}
+
+/// The same, whichever connect it was.
+#[inline(always)]
+fn forget_socket(ctx: &SockAddrContext) {
+    maps::forget_app_socket(ctx.sock());
+    multipath::forget(ctx.sock());
 }
 
 /// Whether the application itself has bound the socket to a loopback address. One that was captured before may still
@@ -293,7 +302,7 @@ fn way_here(netns_cookie: u64, settings: &Settings) -> Option<Way<'_>> {
 #[inline(always)]
 fn give_up(ctx: &SockAddrContext, claim: Claim, why: u32) -> Outcome {
     maps::count(why);
-    maps::forget_app_socket(ctx.sock());
+    forget_socket(ctx);
     if claim.fail_closed {
         maps::count(counter::REFUSED);
         return Outcome::Refused;
@@ -327,7 +336,7 @@ fn capture(
     let target = if v4 {
         target4(way.ports, addr[3], port)
     } else {
-        target6(way.ports, &addr, port)
+        target6(ctx, way.ports, &addr, port)
     };
     // Replaced meanwhile, and perhaps another namespace's already. What follows is only what the application is told.
     let cookie = ctx.netns_cookie();
@@ -351,6 +360,7 @@ fn capture(
     *app = app_socket(way.known, claim, addr, port, &target, gate);
     app.device = device;
     app.congestion = before.map_or_else(|| ctx.congestion(), |(_, congestion)| congestion);
+    multipath::remember(ctx.sock(), app);
     if !ctx.set_cubic() {
         maps::count(counter::NO_CUBIC);
     }
@@ -431,7 +441,7 @@ fn loopback(v4: bool) -> Words {
     if v4 {
         mapped(0x7f00_0001_u32.to_be())
     } else {
-        [0, 0, 0, 1_u32.to_be()]
+        LOOPBACK6
     }
 }
 
@@ -453,16 +463,17 @@ fn target4(ports: &Ports, addr: u32, port: u16) -> Target {
     }
 }
 
-/// A port on `::1`, fixed by the destination.
+/// A port on `::1`: fixed by the destination, unless a socket with a port of its own cannot have that one.
 #[inline(always)]
-fn target6(ports: &Ports, addr: &Words, port: u16) -> Target {
+fn target6(ctx: &SockAddrContext, ports: &Ports, addr: &Words, port: u16) -> Target {
     let mut hash = u32::from(port);
     for word in addr {
         hash = mix(hash, *word);
     }
     let slot = (hash >> 16) as usize & (V6_PORTS - 1);
+    let slot = free_slot(ctx, ports, slot, addr, port);
     Target {
-        addr: [0, 0, 0, 1_u32.to_be()],
+        addr: LOOPBACK6,
         port: ports.v6[slot],
     }
 }

@@ -149,6 +149,16 @@ pub trait SockAddr {
         load!((*sk).src_port) as u16
     }
 
+    /// The address that an IPv6 socket is bound to; zeros for none.
+    #[inline(always)]
+    fn source6(&self) -> Words {
+        let sk = self.sock();
+        if sk.is_null() {
+            return [0; 4];
+        }
+        load4!((*sk).src_ip6)
+    }
+
     /// Lets the kernel choose the source address of the datagram of an IPv4 hook.
     #[inline(always)]
     fn free_source4(&self) {

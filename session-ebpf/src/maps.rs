@@ -28,12 +28,16 @@ use session_ebpf_common::{
 use crate::access::load;
 
 /// `BPF_TCP_LISTEN` of the kernel's bpf.h.
-const TCP_LISTEN: u32 = 10;
+pub const TCP_LISTEN: u32 = 10;
 
 /// 1 where the kernel has `bpf_set_retval` (5.18). Below, a refusal shows as EPERM instead of ECONNREFUSED; the
 /// verifier removes the branch that is not taken.
 #[unsafe(no_mangle)]
 pub static HAS_SET_RETVAL: Global<u8> = Global::new(1);
+
+/// 1 where the kernel has `bpf_skc_to_mptcp_sock` (5.19, with CONFIG_MPTCP).
+#[unsafe(no_mangle)]
+pub static HAS_MPTCP: Global<u8> = Global::new(0);
 
 #[map]
 pub static SETTINGS: Array<Settings> = Array::with_max_entries(1, 0);

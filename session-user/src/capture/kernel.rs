@@ -513,10 +513,12 @@ fn ids(ebpf: &mut Ebpf) -> Result<Ids, CaptureError> {
 
 /// Creates the maps; loads no program yet.
 fn load_object(log: LevelFilter) -> Result<Ebpf, CaptureError> {
-    let (level, set_retval) = (level(log), u8::from(has_set_retval()));
+    let level = level(log);
+    let (set_retval, mptcp) = (u8::from(has_set_retval()), u8::from(has_mptcp()));
     EbpfLoader::new()
         .override_global(aya_log::LEVEL, &level, true)
         .override_global("HAS_SET_RETVAL", &set_retval, true)
+        .override_global("HAS_MPTCP", &mptcp, true)
         .load(OBJECT)
         .map_err(|error| CaptureError::ebpf("creating the eBPF maps", error))
 }
@@ -524,6 +526,13 @@ fn load_object(log: LevelFilter) -> Result<Ebpf, CaptureError> {
 /// Whether a refusal can have its own errno: `bpf_set_retval`, Linux 5.18.
 pub fn has_set_retval() -> bool {
     KernelVersion::current().is_ok_and(|version| version >= KernelVersion::new(5, 18, 0))
+}
+
+/// Whether the programs can go from a subflow of Multipath TCP to its socket: `bpf_skc_to_mptcp_sock`, Linux 5.19, with
+/// CONFIG_MPTCP.
+fn has_mptcp() -> bool {
+    KernelVersion::current().is_ok_and(|version| version >= KernelVersion::new(5, 19, 0))
+        && Path::new("/proc/sys/net/mptcp").exists()
 }
 
 /// The level as the programs know it: errors are 1, everything is 5, nothing is 0.

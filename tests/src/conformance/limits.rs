@@ -14,7 +14,6 @@ pub struct Limit {
 /// All of them.
 pub const LIMITS: &[Limit] = &[
     everywhere("source_at_the_target"),
-    everywhere("connect_mptcp"),
     everywhere("urgent_sent_byte"),
     everywhere("urgent_received_byte"),
     everywhere("urgent_inline"),
@@ -24,10 +23,6 @@ pub const LIMITS: &[Limit] = &[
     Limit {
         case: "udp_packet_info",
         families: &[Family::V4, Family::Mapped],
-    },
-    Limit {
-        case: "bind_reuse_address",
-        families: &[Family::V6],
     },
     Limit {
         case: "udp_disconnect",

@@ -29,7 +29,7 @@ pub const CASES: &[Case] = &[
     ),
     Case::new(
         "bind_reuse_address",
-        "SO_REUSEADDR: one port to two destinations, and not twice to one",
+        "SO_REUSEADDR: one port to twelve destinations, and not twice to one",
         reuse_address,
     ),
     Case::new(
@@ -107,10 +107,14 @@ fn address_no_port(peer: &Peer, seen: &mut Seen) -> anyhow::Result<()> {
 }
 
 fn reuse_address(peer: &Peer, seen: &mut Seen) -> anyhow::Result<()> {
-    let scripts = [peer.script(&[Step::Echo])?, peer.script(&[Step::Echo])?];
+    // Captured, they share sixteen pairs of ports over IPv6.
+    let mut scripts = Vec::new();
+    for _ in 0..12 {
+        scripts.push(peer.script(&[Step::Echo])?);
+    }
     let mut from = any(peer);
     let mut all = Vec::new();
-    for (number, script) in [&scripts[0], &scripts[1], &scripts[1]].iter().enumerate() {
+    for (number, script) in scripts.iter().chain(scripts.last()).enumerate() {
         let socket = peer.tcp()?;
         socket.set_reuse_address(true)?;
         seen.call(&format!("bind {number}"), socket.bind(&from.into()));

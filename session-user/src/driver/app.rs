@@ -18,6 +18,13 @@ const CHUNK_MIN: usize = 4 * 1024;
 const CHUNK_MAX: usize = session_proto::limits::STREAM_DATA_BYTES_MAX;
 /// What an application may say to a peer that has aborted, before it is reset though it has not read all.
 const DISCARDED_MAX: usize = 256 * 1024;
+/// What waits in the kernel for an application to read on, beyond what is under way, in bytes: enough that a reader
+/// never waits for us, little enough that a stuck one is felt at the other end.
+const UNSENT_MAX: u32 = 256 * 1024;
+/// What an application on this host may have said that is not read, in bytes: several of the largest reads. The kernel's
+/// own buffer begins with little, and grows to megabytes (`net.ipv4.tcp_rmem`) while it is read fast; an application whose
+/// target then stops reading would notice that only after as much.
+const UNREAD_MAX: usize = 512 * 1024;
 /// Buffers of one vectored write.
 const WRITE_SLICES: usize = 16;
 
@@ -78,6 +85,14 @@ impl App {
         }
     }
 
+    /// Once much was read, which was `before` the latest read, the kernel's buffer does not grow on.
+    fn bound_once(&self, before: u64) {
+        let passed = before < UNREAD_MAX as u64 && self.bytes_read >= UNREAD_MAX as u64;
+        if passed && let Err(error) = self.socket.bound_unread(UNREAD_MAX) {
+            tracing::debug!(%error, "an application socket's buffer could not be bounded");
+        }
+    }
+
     /// Both directions ended in order: from here a close is a close, not a reset.
     fn finish(self) {
         if let Err(error) = self.socket.reset_on_close(false) {
@@ -101,6 +116,9 @@ impl Driver {
         target: String,
         connected: bool,
     ) {
+        if let Err(error) = socket.bound_unsent(UNSENT_MAX) {
+            tracing::debug!(%error, "an application socket's queue could not be bounded");
+        }
         let source = self.ready.add(Name::App(id));
         self.apps
             .insert(id, App::new(socket, source, target, connected));
@@ -181,7 +199,9 @@ impl Driver {
                 Step::Gone
             }
             Ok(n) => {
+                let before = app.bytes_read;
                 app.bytes_read += n as u64;
+                app.bound_once(before);
                 app.had_its_turn = true;
                 app.chunk = next_chunk(app.chunk, n, want);
                 self.send(id, buf, n)

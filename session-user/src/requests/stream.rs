@@ -137,6 +137,27 @@ impl AppStream {
         }
     }
 
+    /// Bounds what the kernel queues of what is written, beyond what is under way (`TCP_NOTSENT_LOWAT`, tcp(7)), in
+    /// bytes. A reader that reads nothing then holds its writer back after that much, instead of after a send buffer.
+    pub fn bound_unsent(&self, bytes: u32) -> io::Result<()> {
+        match &self.socket {
+            AppSocket::Tcp(socket) => SockRef::from(&**socket).set_tcp_notsent_lowat(bytes),
+            // Its queue is the reader's, and bounded by the writer's buffer (unix(7)).
+            AppSocket::Unix(_) => Ok(()),
+        }
+    }
+
+    /// Bounds what the kernel takes of an application on this host before it is read, in bytes (`SO_RCVBUF`, socket(7)).
+    /// On a way that leaves the host the kernel knows better what it needs, and nothing changes.
+    pub fn bound_unread(&self, bytes: usize) -> io::Result<()> {
+        match &self.socket {
+            AppSocket::Tcp(socket) if socket.peer_addr()?.ip().to_canonical().is_loopback() => {
+                SockRef::from(&**socket).set_recv_buffer_size(bytes)
+            }
+            AppSocket::Tcp(_) | AppSocket::Unix(_) => Ok(()),
+        }
+    }
+
     /// What closing the socket means from now on: a reset, or an end in order.
     pub fn reset_on_close(&self, reset: bool) -> io::Result<()> {
         match &self.socket {

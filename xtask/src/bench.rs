@@ -10,6 +10,15 @@ pub struct BenchArgs {
     /// What is measured.
     #[arg(value_enum)]
     what: What,
+    /// Other systems beside the plain proxy; several with commas. Everything that is installed, unless said otherwise.
+    #[arg(long)]
+    through: Option<String>,
+    /// Passes; the median of each figure counts.
+    #[arg(long)]
+    passes: Option<u16>,
+    /// Installs the other systems first: from Debian, and shadowsocks from crates.io.
+    #[arg(long)]
+    install_peers: bool,
     /// As JSON.
     #[arg(long)]
     json: bool,
@@ -18,29 +27,62 @@ pub struct BenchArgs {
     yes: bool,
 }
 
-#[derive(Clone, Copy, clap::ValueEnum)]
+#[derive(Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
 enum What {
-    /// Direct, a plain two-hop proxy, and Holdfast, in one run.
+    /// All but capture.
+    All,
+    /// One bulk stream, and the processor time that it costs.
     Throughput,
+    /// Sixteen bulk streams at once.
+    Streams,
+    /// 64 bytes and their echo.
+    Latency,
+    /// 1 KiB and its echo by the second, and connections by the second.
+    Requests,
+    /// From connect() to the first byte of an answer, at a round-trip time of 40 ms.
+    FirstByte,
+    /// Wake-ups and processor time of idle agents, and the memory of idle streams.
+    Idle,
     /// What capture costs: the latency of a connect, and the time of each eBPF program.
     Capture,
+}
+
+impl What {
+    /// The words of the binary's own measurement.
+    const fn words(self) -> &'static [&'static str] {
+        match self {
+            Self::All => &["perf"],
+            Self::Throughput => &["perf", "--measure", "throughput"],
+            Self::Streams => &["perf", "--measure", "throughput,streams"],
+            Self::Latency => &["perf", "--measure", "latency"],
+            Self::Requests => &["perf", "--measure", "requests"],
+            Self::FirstByte => &["perf", "--measure", "first-byte"],
+            Self::Idle => &["perf", "--measure", "idle"],
+            Self::Capture => &["capture"],
+        }
+    }
 }
 
 /// Sets up, builds, measures.
 pub fn run(root: &Path, args: &BenchArgs) -> anyhow::Result<()> {
     setup::run(args.yes)?;
+    if args.install_peers {
+        setup::peers(args.yes)?;
+    }
     let binary = build::run(root)?;
     let binary = binary.display().to_string();
-    let what = match args.what {
-        What::Throughput => "throughput",
-        What::Capture => "capture",
-    };
     let mut command = if sh::is_root() {
         sh::command(root, &binary, &[])
     } else {
         sh::command(root, "sudo", &[&binary])
     };
-    command.args(["bench", what]);
+    command.arg("bench").args(args.what.words());
+    if let Some(through) = args.through.as_ref().filter(|_| args.what != What::Capture) {
+        command.args(["--through", through]);
+    }
+    if let Some(passes) = args.passes {
+        command.args(["--passes", &passes.to_string()]);
+    }
     if args.json {
         command.arg("--json");
     }

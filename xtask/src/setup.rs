@@ -49,8 +49,16 @@ const TEST_PACKAGES: [&str; 15] = [
 ];
 /// The suites of Debian's own Python, where no other version is found.
 const PYTHON_SUITES: &str = "libpython3.11-testsuite";
-/// Systems that `holdfast bench handover --against` measures.
-const PEER_PACKAGES: [&str; 3] = ["wireguard-go", "wireguard-tools", "openvpn"];
+/// Systems that `holdfast bench` measures beside Holdfast.
+const PEER_PACKAGES: [&str; 5] = [
+    "wireguard-go",
+    "wireguard-tools",
+    "openvpn",
+    "stunnel4",
+    "haproxy",
+];
+/// The one of them that Debian does not have, as a crate.
+const SHADOWSOCKS: &str = "shadowsocks-rust";
 const BPF_LINKER: &str = "0.13.0";
 const LLVM_PREFIX: &str = "/usr/lib/llvm-22";
 
@@ -107,14 +115,21 @@ pub fn peers(yes: bool) -> anyhow::Result<()> {
         .into_iter()
         .filter(|p| !installed(p))
         .collect();
-    if packages.is_empty() {
-        return Ok(());
+    if !packages.is_empty() {
+        ask(
+            yes,
+            &format!("install with apt-get: {}", packages.join(" ")),
+        )?;
+        install(&packages)?;
     }
-    ask(
-        yes,
-        &format!("install with apt-get: {}", packages.join(" ")),
-    )?;
-    install(&packages)
+    if sh::find("ssserver").is_none() {
+        ask(
+            yes,
+            &format!("install with cargo: {SHADOWSOCKS} (some minutes)"),
+        )?;
+        sh::run(Command::new("cargo").args(["install", SHADOWSOCKS, "--locked"]))?;
+    }
+    Ok(())
 }
 
 /// The package of the test suites of the Python that is there: `python3` leads to, say, `python3.11`.

@@ -17,6 +17,7 @@ mod measure;
 mod output;
 mod pattern;
 mod peers;
+mod perf;
 mod ping;
 mod programs;
 mod progress;
@@ -27,7 +28,6 @@ mod rowfile;
 mod scenario;
 mod stats;
 mod text;
-mod throughput;
 mod window;
 
 use std::path::Path;
@@ -40,8 +40,8 @@ pub enum Bench {
     Handover(handover::HandoverArgs),
     /// Show what `handover --out` has written, without measuring.
     Report(output::ReportArgs),
-    /// Bulk throughput, CPU and latency, next to a direct connection and a plain proxy. Needs root.
-    Throughput(throughput::ThroughputArgs),
+    /// Throughput, CPU, latency and connections through Holdfast and through other systems. Needs root.
+    Perf(perf::PerfArgs),
     /// What capture costs: the latency of a connect, and the time of each eBPF program. Needs root.
     Capture(capture::CaptureArgs),
     /// The congestion window of a standby that has idled, by congestion control. Needs root.
@@ -57,6 +57,18 @@ pub enum Bench {
     /// The application that connects again and again.
     #[command(hide = true)]
     AppConnect(capture::ConnectArgs),
+    /// The application that sends on several connections.
+    #[command(hide = true)]
+    AppStreams(perf::StreamsArgs),
+    /// The application that connects, asks and goes.
+    #[command(hide = true)]
+    AppConnects(perf::ConnectsArgs),
+    /// The application that asks on new connections.
+    #[command(hide = true)]
+    AppFirstByte(perf::FirstByteArgs),
+    /// The application that holds idle connections.
+    #[command(hide = true)]
+    AppHold(perf::HoldArgs),
     /// The plain proxy.
     #[command(hide = true)]
     AppProxy(proxy::ProxyArgs),
@@ -75,9 +87,13 @@ pub fn run(bench: &Bench, control: &Path) -> anyhow::Result<ExitCode> {
         Bench::AppPing(args) => ping::run(args),
         Bench::AppConnect(args) => capture::app(args),
         Bench::Capture(args) => capture::run(args),
+        Bench::AppStreams(args) => perf::app_streams(args),
+        Bench::AppConnects(args) => perf::app_connects(args),
+        Bench::AppFirstByte(args) => perf::app_first_byte(args),
+        Bench::AppHold(args) => perf::app_hold(args),
+        Bench::Perf(args) => perf::run(args),
         Bench::AppProxy(args) => proxy::run(args),
         Bench::Peer(program) => peers::run_program(program),
-        Bench::Throughput(args) => throughput::run(args),
         Bench::Window(args) => window::run(args),
     }
 }

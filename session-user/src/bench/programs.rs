@@ -10,6 +10,7 @@ use std::sync::{Arc, OnceLock, mpsc};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
 
 use super::app::{self, ClientOrders, Direction, Pace, Rest, Seen, Served};
 use super::bed::own_program;
@@ -61,8 +62,16 @@ pub struct ClientArgs {
     rest_after_ms: u64,
 }
 
+/// As many descriptors as this process may have: each connection takes some.
+pub fn raise_descriptors() -> anyhow::Result<()> {
+    let (_, hard) = getrlimit(Resource::RLIMIT_NOFILE)?;
+    setrlimit(Resource::RLIMIT_NOFILE, hard, hard)?;
+    Ok(())
+}
+
 /// Serves; the first line says where, and every connection that ends is a line.
 pub fn server(args: &ServerArgs) -> anyhow::Result<ExitCode> {
+    raise_descriptors()?;
     let listener = app::listen(args.listen, args.mptcp)
         .with_context(|| format!("cannot listen on {}", args.listen))?;
     let at = listener.local_addr()?;
@@ -167,6 +176,11 @@ impl Server {
             lines,
             addr: first.parse()?,
         })
+    }
+
+    /// Its process.
+    pub fn pid(&self) -> u32 {
+        self.child.id()
     }
 
     /// What the next connection to end saw.

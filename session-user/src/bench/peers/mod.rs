@@ -23,7 +23,8 @@ use super::progress::Plans;
 use super::rowfile::Kept;
 use super::scenario::Scenario;
 use crate::stdio::say;
-use site::{Site, Way};
+pub use quic::SERVER_NAME;
+pub use site::{Host, Site, Way, ask};
 
 /// What the application can run through.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
@@ -57,7 +58,8 @@ impl Against {
         Self::Openvpn,
     ];
 
-    fn peer(self) -> Option<Box<dyn Peer>> {
+    /// The system; None for all of them.
+    pub fn peer(self) -> Option<Box<dyn Peer>> {
         Some(match self {
             Self::Tcp => Box::new(tcp::Tcp),
             Self::Mptcp => Box::new(mptcp::Mptcp { manager: false }),
@@ -180,7 +182,7 @@ fn theirs(plans: &[Plan]) -> impl Iterator<Item = Plan> {
 }
 
 /// A system that carries the application's connections across the lab.
-trait Peer {
+pub trait Peer {
     /// As on the command line and in reports.
     fn name(&self) -> &'static str;
 
@@ -231,8 +233,13 @@ fn find(program: &str) -> Option<PathBuf> {
         .find(|file| file.is_file())
 }
 
+/// The same, or the bare name, so that a failure to start it names it.
+pub fn path_of(program: &str) -> PathBuf {
+    find(program).unwrap_or_else(|| PathBuf::from(program))
+}
+
 /// Which of `programs` are not installed, in words.
-fn not_installed(programs: &[&str]) -> Option<String> {
+pub fn not_installed(programs: &[&str]) -> Option<String> {
     let missing: Vec<&str> = programs
         .iter()
         .copied()

@@ -2,7 +2,7 @@
 
 use std::fs::File;
 use std::io::{BufRead, BufReader, Write};
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, SocketAddr, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::mpsc;
@@ -190,6 +190,14 @@ impl Site<'_> {
             std::thread::sleep(LOOK);
         }
         Ok(())
+    }
+
+    /// Waits until `name` listens there.
+    pub fn await_listener(&self, host: Host, name: &str, addr: SocketAddr) -> anyhow::Result<()> {
+        let netns = host.netns(self.lab);
+        self.wait(name, || {
+            Ok(netns.run(move || TcpStream::connect_timeout(&addr, LOOK * 100).is_ok()))
+        })
     }
 
     /// What a program has said.

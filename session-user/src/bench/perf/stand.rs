@@ -1,0 +1,152 @@
+//! One system, set up in a lab of its own, with the application's server behind it.
+
+use std::net::SocketAddr;
+use std::process::{Child, Command, Stdio};
+use std::time::Duration;
+
+use anyhow::{Context, ensure};
+use serde::de::DeserializeOwned;
+use session_lab::Lab;
+use tempfile::TempDir;
+
+use super::super::bed::{Bed, BedConfig, Running, own_program};
+use super::super::peers::{Site, Way};
+use super::super::programs::Server;
+use super::cpu::tree_seconds;
+use super::systems::System;
+
+/// Time for the server to say what it saw of a connection that has ended.
+const SERVED_LIMIT: Duration = Duration::from_secs(30);
+
+/// A system that stands; its end ends it.
+pub struct Stand {
+    /// Which.
+    pub system: System,
+    way: Option<Way>,
+    server: Server,
+    bed: Bed,
+    _dir: TempDir,
+}
+
+/// Processor time so far, in seconds.
+#[derive(Clone, Copy, Debug)]
+pub struct Cpu {
+    /// Of the two ends of the system.
+    pub ends: f64,
+    /// Of the application's server.
+    pub server: f64,
+}
+
+impl Stand {
+    /// Sets `system` up.
+    pub fn new(system: System) -> anyhow::Result<Self> {
+        Self::with(system, |_| {})
+    }
+
+    /// The same in a bed that is changed first.
+    pub fn with(system: System, change: impl FnOnce(&mut BedConfig)) -> anyhow::Result<Self> {
+        let dir = super::super::scratch()?;
+        let mut config = BedConfig::new(own_program()?);
+        config.holdfast = system == System::Holdfast;
+        change(&mut config);
+        let bed = Bed::new(dir.path(), config)?;
+        let server = Server::start(SocketAddr::new(Lab::target(false), 0), dir.path(), |c| {
+            bed.lab.server().spawn(c)
+        })?;
+        let way = match system.peer() {
+            None => None,
+            Some(peer) => Some(peer.start(&Site {
+                lab: &bed.lab,
+                dir: dir.path(),
+                v6: false,
+                server: server.addr,
+            })?),
+        };
+        Ok(Self {
+            system,
+            way,
+            server,
+            bed,
+            _dir: dir,
+        })
+    }
+
+    /// What the system's ends and the server have used.
+    pub fn cpu(&self) -> anyhow::Result<Cpu> {
+        let agents = [&self.bed.client_agent, &self.bed.gateway_agent];
+        let ours = agents.into_iter().flatten();
+        let theirs = self.way.iter().flat_map(|w| w.at_client.iter().chain(&w.at_server));
+        let mut ends = 0.0;
+        for program in ours.chain(theirs) {
+            ends += tree_seconds(program.pid())?;
+        }
+        let server = tree_seconds(self.server.pid())?;
+        Ok(Cpu { ends, server })
+    }
+
+    /// Runs one of the application's programs to its end; returns what it printed.
+    pub fn run<T: DeserializeOwned>(
+        &mut self,
+        program: &str,
+        arguments: &[&str],
+    ) -> anyhow::Result<T> {
+        if let Some(way) = &mut self.way {
+            way.check()?;
+        }
+        for agent in [&mut self.bed.client_agent, &mut self.bed.gateway_agent] {
+            agent.iter_mut().try_for_each(Running::check)?;
+        }
+        let child = self.spawn(program, arguments)?;
+        let output = child.wait_with_output()?;
+        ensure!(
+            output.status.success(),
+            "{program} through {}: {}",
+            self.system.name(),
+            String::from_utf8_lossy(&output.stderr).trim()
+        );
+        serde_json::from_slice(&output.stdout)
+            .with_context(|| format!("{program} printed nothing of use"))
+    }
+
+    /// Starts one of the application's programs, with pipes.
+    pub fn spawn(&self, program: &str, arguments: &[&str]) -> anyhow::Result<Child> {
+        let dial = self.way.as_ref().map_or(self.server.addr, |way| way.dial);
+        let mut command = Command::new(own_program()?);
+        command.args(["bench", program, "--server", &dial.to_string()]);
+        command.args(arguments);
+        command.stdin(Stdio::piped()).stdout(Stdio::piped());
+        command.stderr(Stdio::piped());
+        let child = if self.system == System::Holdfast {
+            self.bed.spawn_captured(command)?
+        } else {
+            self.bed.lab.client().spawn(command)?
+        };
+        Ok(child)
+    }
+
+    /// Our agents and their processes; none for another system.
+    pub fn agents(&self) -> Vec<(&'static str, u32)> {
+        let named = |name, agent: &Option<Running>| Some((name, agent.as_ref()?.pid()));
+        let client = named("holdfast, client", &self.bed.client_agent);
+        let gateway = named("holdfast, gateway", &self.bed.gateway_agent);
+        client.into_iter().chain(gateway).collect()
+    }
+
+    /// Waits until the server has seen so many connections end.
+    pub fn await_served(&self, connections: usize) -> anyhow::Result<()> {
+        for _ in 0..connections {
+            self.server
+                .next_served(SERVED_LIMIT)
+                .context("the server did not see a connection end")?;
+        }
+        Ok(())
+    }
+}
+
+impl Drop for Stand {
+    fn drop(&mut self) {
+        if let Some(way) = self.way.take() {
+            way.end(&self.bed.lab);
+        }
+    }
+}

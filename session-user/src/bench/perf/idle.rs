@@ -1,8 +1,10 @@
 //! What Holdfast costs while nothing happens: wake-ups, processor time, and the memory of streams that are open.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpStream};
+use std::path::Path;
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -61,12 +63,13 @@ pub fn rows(passes: u16) -> anyhow::Result<Vec<Row>> {
         let before: Vec<Spent> = spent(&agents)?;
         // The measurement itself.
         std::thread::sleep(WATCHED);
-        for (index, now) in spent(&agents)?.into_iter().enumerate() {
+        for (index, after) in spent(&agents)?.iter().enumerate() {
+            let used = between(&before[index], after);
             let seconds = WATCHED.as_secs_f64();
-            let switches = now.switches - before[index].switches;
-            wakes[index].values.push(switches as f64 / seconds);
-            let ran = now.ran_ns - before[index].ran_ns;
-            cpu[index].values.push(ran as f64 / 1e9 / seconds * 100.0);
+            wakes[index].values.push(used.switches as f64 / seconds);
+            cpu[index]
+                .values
+                .push(used.ran_ns as f64 / 1e9 / seconds * 100.0);
         }
     }
     let memory = memory(&stand, &agents)?;
@@ -113,7 +116,10 @@ impl Drop for Held {
 
 fn hold(stand: &Stand, connections: usize) -> anyhow::Result<Held> {
     let mut child = stand.spawn("app-hold", &["--connections", &connections.to_string()])?;
-    let out = child.stdout.take().context("the application has no output")?;
+    let out = child
+        .stdout
+        .take()
+        .context("the application has no output")?;
     let held = Held(child);
     let mut line = String::new();
     BufReader::new(out).read_line(&mut line)?;
@@ -124,9 +130,13 @@ fn hold(stand: &Stand, connections: usize) -> anyhow::Result<Held> {
     Ok(held)
 }
 
-/// What a process has used so far.
-struct Spent {
-    /// Context switches of all its threads: each is the end of having run, and so one wake-up.
+/// What the threads of a process have used so far, by their numbers.
+type Spent = BTreeMap<String, Used>;
+
+/// What a thread has used.
+#[derive(Clone, Copy, Default)]
+struct Used {
+    /// Context switches: each is the end of having run, and so one wake-up.
     switches: u64,
     /// On a processor.
     ran_ns: u64,
@@ -138,28 +148,40 @@ fn spent(agents: &[(&'static str, u32)]) -> anyhow::Result<Vec<Spent>> {
 
 /// From proc(5): `status` and `schedstat` of each thread.
 fn spent_by(pid: u32) -> anyhow::Result<Spent> {
-    let mut spent = Spent {
-        switches: 0,
-        ran_ns: 0,
-    };
+    let mut spent = Spent::new();
     for task in fs::read_dir(format!("/proc/{pid}/task"))? {
-        let task = task?.path();
-        let status = fs::read_to_string(task.join("status"))?;
-        for line in status.lines() {
-            if let Some((name, value)) = line.split_once(':')
-                && name.ends_with("ctxt_switches")
-            {
-                spent.switches += value.trim().parse::<u64>()?;
-            }
+        let task = task?;
+        // A thread may end while it is looked at: what it used is lost.
+        if let Some(used) = used_by(&task.path()) {
+            spent.insert(task.file_name().to_string_lossy().into_owned(), used);
         }
-        let ran = fs::read_to_string(task.join("schedstat"))?;
-        spent.ran_ns += ran
-            .split_whitespace()
-            .next()
-            .context("schedstat is empty")?
-            .parse::<u64>()?;
     }
     Ok(spent)
+}
+
+fn used_by(task: &Path) -> Option<Used> {
+    let status = fs::read_to_string(task.join("status")).ok()?;
+    let ran = fs::read_to_string(task.join("schedstat")).ok()?;
+    let switches = |line: &str| {
+        let (name, value) = line.split_once(':')?;
+        let counts = name.ends_with("ctxt_switches");
+        counts.then(|| value.trim().parse::<u64>().ok())?
+    };
+    Some(Used {
+        switches: status.lines().filter_map(switches).sum(),
+        ran_ns: ran.split_whitespace().next()?.parse().ok()?,
+    })
+}
+
+/// What was used between two looks, by the threads that stand at the second.
+fn between(before: &Spent, after: &Spent) -> Used {
+    let mut sum = Used::default();
+    for (thread, now) in after {
+        let then = before.get(thread).copied().unwrap_or_default();
+        sum.switches += now.switches - then.switches;
+        sum.ran_ns += now.ran_ns - then.ran_ns;
+    }
+    sum
 }
 
 /// Resident memory that is the process's own, in KiB (proc_pid_status(5), `RssAnon`).

@@ -157,6 +157,7 @@ fn flow_frames() -> Vec<(Frame<'static>, &'static str)> {
     vec![
         (stream(1000, false, b"hello"), "81090443e80068656c6c6f"),
         (stream(1005, true, b""), "81040443ed01"),
+        (Frame::Urgent { id: 4, offset: 100 }, "184003044064"),
         (Frame::MaxData { max: 33_554_432 }, "83400482000000"),
         (
             Frame::MaxStreamData {

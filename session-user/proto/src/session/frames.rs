@@ -111,6 +111,7 @@ impl Session {
     fn handle_stream_frame(&mut self, plain: &Bytes, frame: Frame<'_>) -> Result<(), Violation> {
         match frame {
             Frame::Stream { header, data } => self.handle_stream(&header, plain.slice_ref(data)),
+            Frame::Urgent { id, offset } => self.handle_urgent(id, offset),
             Frame::MaxData { max } => {
                 self.flow.send_max = self.flow.send_max.max(max);
                 self.credit_arrived();
@@ -268,7 +269,7 @@ impl Session {
     }
 
     /// The stream that the peer's frame speaks of: made now if it is new, `None` if it is over.
-    fn peer_stream(&mut self, id: StreamId) -> Result<Option<&mut Stream>, Violation> {
+    pub(super) fn peer_stream(&mut self, id: StreamId) -> Result<Option<&mut Stream>, Violation> {
         if id & 1 == self.role.bit() {
             self.check_local(id)?;
             return Ok(self.streams.get_mut(&id));

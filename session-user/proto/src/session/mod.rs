@@ -34,6 +34,7 @@ mod term;
 mod transmit;
 mod transport;
 mod udp;
+mod urgent;
 mod window;
 
 use std::collections::{BTreeMap, VecDeque};

@@ -53,6 +53,8 @@ pub(super) struct RecvHalf {
     pub closed: bool,
     /// The application wants no more: count bytes, keep none.
     pub discard: bool,
+    /// Offset of the urgent byte, until the application has taken it: that of the newest mark, as in TCP.
+    mark: Option<u64>,
 }
 
 impl RecvHalf {
@@ -73,6 +75,7 @@ impl RecvHalf {
             fin: false,
             closed: false,
             discard: false,
+            mark: None,
         }
     }
 
@@ -184,14 +187,52 @@ impl RecvHalf {
         }
     }
 
-    /// The next bytes in order.
+    /// The byte at `offset` is urgent, unless a newer mark stands or the application has taken it.
+    pub fn mark(&mut self, offset: u64) -> Result<(), Violation> {
+        if offset >= self.max {
+            return Err(Violation::flow("an urgent mark beyond the stream's credit"));
+        }
+        if self.final_size.is_some_and(|size| offset >= size) {
+            return Err(Violation::protocol(
+                "an urgent mark behind the end of its stream",
+            ));
+        }
+        if offset >= self.consumed && !self.discard {
+            self.mark = self.mark.max(Some(offset));
+        }
+        Ok(())
+    }
+
+    /// Whether the next byte is the urgent one.
+    pub fn is_at_mark(&self) -> bool {
+        self.mark == Some(self.consumed)
+    }
+
+    /// How many bytes may be shown at once: those before the urgent one, or that one alone.
+    fn before_mark(&self) -> usize {
+        let bytes = self.mark.map(|mark| (mark - self.consumed).max(1));
+        bytes.map_or(usize::MAX, |n| usize::try_from(n).unwrap_or(usize::MAX))
+    }
+
+    /// The next bytes in order, whatever is marked.
     pub fn peek(&self) -> Option<&Bytes> {
         self.ready.front()
     }
 
-    /// All bytes in order, for a vectored write.
-    pub fn ready(&self) -> impl Iterator<Item = &Bytes> {
-        self.ready.iter()
+    /// The next bytes in order, as far as they may be shown at once.
+    pub fn next_piece(&self) -> Option<Bytes> {
+        let front = self.ready.front()?;
+        Some(front.slice(..front.len().min(self.before_mark())))
+    }
+
+    /// All bytes in order that may be shown at once, for a vectored write.
+    pub fn ready(&self) -> impl Iterator<Item = &[u8]> {
+        let mut left = self.before_mark();
+        self.ready.iter().map_while(move |bytes| {
+            let shown = bytes.len().min(left);
+            left -= shown;
+            (shown > 0).then_some(&bytes[..shown])
+        })
     }
 
     /// The application took `taken` bytes, at most what is ready.
@@ -212,6 +253,7 @@ impl RecvHalf {
         self.loose = self.loose.min(self.ready.len());
         self.ready_bytes -= taken;
         self.consumed += taken as u64;
+        self.mark = self.mark.filter(|mark| *mark >= self.consumed);
     }
 
     /// Whether the application has taken every byte and the end is known.
@@ -222,6 +264,7 @@ impl RecvHalf {
     /// Drops what is held; returns how many bytes between `consumed` and `highest` count as taken.
     pub fn drop_all(&mut self) -> u64 {
         self.discard = true;
+        self.mark = None;
         self.ready.clear();
         self.loose = 0;
         self.ahead.clear();
@@ -320,6 +363,84 @@ impl Stream {
 mod tests {
     use super::*;
     use proptest::prelude::*;
+
+    /// What is shown at once, again and again until nothing is left; whether it is urgent.
+    fn shown(half: &mut RecvHalf) -> Vec<(bool, Vec<u8>)> {
+        let mut out = Vec::new();
+        loop {
+            let bytes: Vec<u8> = half.ready().flatten().copied().collect();
+            if bytes.is_empty() {
+                return out;
+            }
+            out.push((half.is_at_mark(), bytes));
+            half.consume(out[out.len() - 1].1.len());
+        }
+    }
+
+    fn take_in(half: &mut RecvHalf, offset: u64, data: &'static [u8]) {
+        half.insert(offset, false, Bytes::from_static(data))
+            .unwrap();
+    }
+
+    #[test]
+    fn an_urgent_byte_is_shown_alone() {
+        let mut half = RecvHalf::new(100);
+        half.mark(6).unwrap();
+        take_in(&mut half, 7, b"after");
+        take_in(&mut half, 0, b"bef");
+        assert_eq!(half.next_piece().unwrap(), "bef");
+        take_in(&mut half, 3, b"ore!");
+        let all = shown(&mut half);
+        let expected: [(bool, &[u8]); 3] = [(false, b"before"), (true, b"!"), (false, b"after")];
+        assert!(
+            all.iter().map(|(u, b)| (*u, &b[..])).eq(expected),
+            "{all:?}"
+        );
+        // It is over, and so is what comes too late.
+        half.mark(6).unwrap();
+        take_in(&mut half, 12, b"and more");
+        assert_eq!(shown(&mut half), [(false, b"and more".to_vec())]);
+    }
+
+    #[test]
+    fn the_newest_mark_stands_in_whatever_order_they_come() {
+        for order in [[2, 4], [4, 2]] {
+            let mut half = RecvHalf::new(100);
+            take_in(&mut half, 0, b"ab!c!");
+            for offset in order {
+                half.mark(offset).unwrap();
+            }
+            let all = shown(&mut half);
+            assert_eq!(all, [(false, b"ab!c".to_vec()), (true, b"!".to_vec())]);
+        }
+    }
+
+    #[test]
+    fn a_mark_before_its_byte_holds_nothing_up() {
+        let mut half = RecvHalf::new(100);
+        take_in(&mut half, 0, b"ab");
+        half.mark(2).unwrap();
+        assert_eq!(shown(&mut half), [(false, b"ab".to_vec())]);
+        assert!(half.is_at_mark() && half.next_piece().is_none());
+        take_in(&mut half, 2, b"!c");
+        half.compact();
+        let all = shown(&mut half);
+        assert_eq!(all, [(true, b"!".to_vec()), (false, b"c".to_vec())]);
+    }
+
+    #[test]
+    fn marks_are_bounded_by_credit_and_end() {
+        let mut half = RecvHalf::new(100);
+        half.mark(99).unwrap();
+        assert!(half.mark(100).is_err());
+        let mut half = RecvHalf::new(100);
+        half.set_final(10).unwrap();
+        half.mark(9).unwrap();
+        assert!(half.mark(10).is_err());
+        half.drop_all();
+        half.mark(9).unwrap();
+        assert!(half.mark.is_none());
+    }
 
     proptest! {
         #[test]

@@ -190,6 +190,11 @@ impl Session {
 
     /// Seals one record of other frames.
     pub(super) fn seal_frames(&mut self, frames: &[u8]) -> u64 {
+        self.seal_frames_at(self.now, frames, self.place_control())
+    }
+
+    /// The same for a record whose place is known.
+    pub(super) fn seal_frames_at(&mut self, now: Time, frames: &[u8], place: Place) -> u64 {
         let mut record = BytesMut::with_capacity(RECORD_HEADER_BYTES + frames.len() + TAG_BYTES);
         record.resize(RECORD_HEADER_BYTES, 0);
         record.extend_from_slice(frames);
@@ -201,7 +206,7 @@ impl Session {
             number,
             self.seal.retained(),
         );
-        self.schedule(self.now, sealed, self.place_control());
+        self.schedule(now, sealed, place);
         number
     }
 

@@ -126,6 +126,8 @@ pub(super) struct Script {
     pub safe: Option<usize>,
     /// Both ends move at once when all else is over, and must agree in the end.
     pub last_move: bool,
+    /// Of a thousand writes, how many begin with an urgent byte.
+    marks_per_mille: u64,
 }
 
 impl Script {
@@ -153,6 +155,7 @@ impl Script {
             preference: None,
             safe: None,
             last_move: false,
+            marks_per_mille: 0,
         };
         script.draw_streams(rng, calm_ms);
         script.draw_faults(rng, calm_ms);
@@ -210,6 +213,20 @@ impl Script {
         for _ in 0..lanes {
             self.at(&mut rng, calm_ms, Action::Lane);
         }
+    }
+
+    /// In some runs bytes are urgent, few or many.
+    pub fn draw_marks(&mut self) {
+        let mut rng = Rng::new(mix(self.seed ^ 0x0b0b_0000));
+        if rng.chance(300) {
+            self.marks_per_mille = rng.log_range(10, 800);
+        }
+    }
+
+    /// Whether a write of `from` on stream `id` begins with an urgent byte, if it begins at `offset`.
+    pub fn is_urgent(&self, id: StreamId, from: Side, offset: u64) -> bool {
+        let drawn = mix(self.seed ^ 0x0b0b_0001 ^ mix(id * 2 + from as u64) ^ mix(!offset));
+        drawn % 1000 < self.marks_per_mille
     }
 
     fn draw_streams(&mut self, rng: &mut Rng, calm_ms: u64) {

@@ -39,6 +39,10 @@ pub struct Tally {
     pub bonded: u64,
     /// Lanes dialled.
     pub lanes: u64,
+    /// Urgent bytes sent, and seen as such.
+    pub marks: u64,
+    /// See `marks`.
+    pub marks_seen: u64,
     /// Losses and MTU holes that began while a redundant or bonded stream was open.
     pub half_dead: u64,
     /// Key epochs begun.
@@ -143,6 +147,8 @@ impl std::ops::AddAssign for Tally {
         self.redundant += other.redundant;
         self.bonded += other.bonded;
         self.lanes += other.lanes;
+        self.marks += other.marks;
+        self.marks_seen += other.marks_seen;
         self.half_dead += other.half_dead;
         self.rekeys += other.rekeys;
         for (sum, more) in self.faults.iter_mut().zip(other.faults) {

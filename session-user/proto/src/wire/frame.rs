@@ -62,6 +62,8 @@ frame_table! {
     PathResponse = 0x16 in '-' '-' 'D';
     /// Makes a packet larger.
     Padding = 0x17 in '-' '-' 'D';
+    /// A byte of a stream is urgent.
+    Urgent = 0x18 in 'R' '-' '-';
     /// Application bytes of a stream.
     Stream = 0x81 in 'R' '-' '-';
     /// Record numbers held.
@@ -136,6 +138,10 @@ pub enum Frame<'a> {
     /// With so many bytes of body.
     Padding {
         bytes: usize,
+    },
+    Urgent {
+        id: u64,
+        offset: u64,
     },
     Stream {
         header: StreamHeader,
@@ -289,6 +295,7 @@ impl Frame<'_> {
             Self::PathChallenge { .. } => FrameType::PathChallenge,
             Self::PathResponse { .. } => FrameType::PathResponse,
             Self::Padding { .. } => FrameType::Padding,
+            Self::Urgent { .. } => FrameType::Urgent,
             Self::Stream { .. } => FrameType::Stream,
             Self::Ack { .. } => FrameType::Ack,
             Self::MaxData { .. } => FrameType::MaxData,
@@ -351,6 +358,7 @@ impl Frame<'_> {
             Self::PathChallenge { data } | Self::PathResponse { data } => {
                 out.extend_from_slice(data);
             }
+            Self::Urgent { id, offset } => put_all(out, &[*id, *offset]),
             Self::Stream { .. } | Self::Datagram { .. } | Self::Padding { .. } => {}
             Self::Ack { ack, delay_us } => {
                 put_varint(out, *delay_us);

@@ -59,6 +59,10 @@ impl<'a> Frame<'a> {
             FrameType::Padding => Self::Padding {
                 bytes: body.rest().len(),
             },
+            FrameType::Urgent => Self::Urgent {
+                id: body.varint(WHAT)?,
+                offset: body.varint(WHAT)?,
+            },
             FrameType::Stream => Self::parse_stream(body)?,
             FrameType::Ack => Self::Ack {
                 delay_us: body.varint(WHAT)?,

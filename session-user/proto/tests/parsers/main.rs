@@ -328,6 +328,10 @@ fn bodies_cut_at_every_byte() {
             errno: 111,
         },
         Frame::PathChallenge { data: [7; 8] },
+        Frame::Urgent {
+            id: 1 << 20,
+            offset: 1 << 40,
+        },
     ];
     for frame in fixed {
         let bytes = encoded(&frame);

@@ -69,6 +69,7 @@ pub fn stream_frames() -> impl Strategy<Value = Frame<'static>> {
             let header = StreamHeader { id, offset, fin };
             Frame::Stream { header, data }
         }),
+        (number(), number()).prop_map(|(id, offset)| Frame::Urgent { id, offset }),
         number().prop_map(|max| Frame::MaxData { max }),
         (number(), number()).prop_map(|(id, max)| Frame::MaxStreamData { id, max }),
         number().prop_map(|max| Frame::MaxStreams { max }),

@@ -8,3 +8,4 @@ mod net;
 mod pair;
 mod session;
 mod silence;
+mod urgent;

@@ -83,6 +83,8 @@ pub enum Step {
     SayUrgent(Vec<u8>),
     /// Wait for urgent data and read it out of band.
     ReadUrgent,
+    /// Wait for urgent data, then read to the end, and say where the mark was.
+    ReadAroundMark,
     /// Send back what comes, until the end.
     Echo,
     /// Send until it fails.

@@ -6,7 +6,7 @@ use ring::hmac;
 use session_proto::limits::{PACKET_HEADER_BYTES, RECORD_HEADER_BYTES};
 use session_proto::seal::{Aead, Direction, Epoch, OpenKeys, RecordKey, Secret, SessionSecret};
 use session_proto::wire::{
-    Ack, DatagramHeader, Fragment, Frame, FrameType, Kind, Mode, PacketHeader, Params, Preamble,
+    Ack, DatagramHeader, Dscp, Fragment, Frame, FrameType, Kind, Mode, PacketHeader, Params, Preamble,
     Reader, RecordHeader, Reply, Route, Service, Space, Status, StreamHeader, Target,
 };
 
@@ -112,9 +112,7 @@ fn datagram_frames() -> Vec<(Frame<'static>, &'static str)> {
     let dns = Target::Addr("192.0.2.1:53".parse().unwrap());
     let plain = DatagramHeader {
         flow: 4,
-        target: None,
-        number: None,
-        fragment: None,
+        ..DatagramHeader::default()
     };
     let first = DatagramHeader {
         target: Some(dns.clone()),
@@ -133,6 +131,10 @@ fn datagram_frames() -> Vec<(Frame<'static>, &'static str)> {
         }),
         ..plain.clone()
     };
+    let expedited = DatagramHeader {
+        dscp: Dscp::of_tos(0xb8),
+        ..plain.clone()
+    };
     let data = TOKEN.to_be_bytes();
     vec![
         (datagram(plain), "1207040068656c6c6f"),
@@ -142,6 +144,7 @@ fn datagram_frames() -> Vec<(Frame<'static>, &'static str)> {
             datagram(part),
             "1214040704c000020100354047444c445168656c6c6f",
         ),
+        (datagram(expedited), "120804082e68656c6c6f"),
         (Frame::FlowOk { id: 4 }, "13400104"),
         (Frame::FlowClosed { id: 4, errno: 111 }, "14400304406f"),
         (Frame::PathChallenge { data }, "1540080123456789abcdef"),
@@ -293,6 +296,7 @@ fn session_frames() -> Vec<(Frame<'static>, &'static str)> {
 
 const HELLO: &str = "0110a0a1a2a3a4a5a6a7a8a9aaabacadaeaf020482000000030480008000040250000504800100000604800400000710b0b1b2b3b4b5b6b7b8b9babbbcbdbebf0801090a0e686f6c64666173742f302e312e30";
 const FLOWS: &str = "0110c0c1c2c3c4c5c6c7c8c9cacbcccdcecf020482000000030480008000040250000504800100000604800400000b0244000901010a0e686f6c64666173742f302e312e30";
+const FEATURES: &str = "0110c0c1c2c3c4c5c6c7c8c9cacbcccdcecf020482000000030480008000040250000504800100000604800400000b0244000c01010901010a0e686f6c64666173742f302e312e30";
 const ACCEPT: &str = "0110c0c1c2c3c4c5c6c7c8c9cacbcccdcecf020482000000030480008000040250000504800100000604800400000901010a0e686f6c64666173742f302e312e30";
 
 #[test]
@@ -327,6 +331,7 @@ fn parameters() {
         record_window: 65_536,
         max_record: 262_144,
         max_flows: 0,
+        flow_features: 0,
         continues: Some((numbered(0xb0), 9)),
         continued: None,
         software: "holdfast/0.1.0".into(),
@@ -341,10 +346,15 @@ fn parameters() {
         max_flows: 1024,
         ..accept.clone()
     };
+    let features = Params {
+        flow_features: 1,
+        ..flows.clone()
+    };
     for (params, hex_bytes, framed) in [
         (hello, HELLO, format!("984053{HELLO}")),
         (accept, ACCEPT, format!("994041{ACCEPT}")),
         (flows, FLOWS, format!("994045{FLOWS}")),
+        (features, FEATURES, format!("994048{FEATURES}")),
     ] {
         let mut body = Vec::new();
         params.encode(&mut body);

@@ -19,7 +19,6 @@ pub const LIMITS: &[Limit] = &[
     everywhere("urgent_inline"),
     everywhere("udp_no_filter"),
     everywhere("udp_no_fragments"),
-    everywhere("udp_service"),
     Limit {
         case: "udp_packet_info",
         families: &[Family::V4, Family::Mapped],

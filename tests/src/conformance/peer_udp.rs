@@ -1,13 +1,15 @@
 //! The peer's UDP sockets.
 
-use std::io::{IoSliceMut, Result};
+use std::io::{IoSlice, IoSliceMut, Result};
 use std::net::{SocketAddr, UdpSocket};
 use std::os::fd::AsRawFd;
 use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context;
-use nix::sys::socket::{ControlMessageOwned, MsgFlags, SockaddrStorage, recvmsg};
+use nix::sys::socket::{
+    ControlMessage, ControlMessageOwned, MsgFlags, SockaddrStorage, recvmsg, sendmsg,
+};
 
 use super::peer::{Shared, target};
 use super::seen::{digest, pattern};
@@ -54,6 +56,7 @@ fn serve_one(socket: &UdpSocket, stranger: &UdpSocket, how: UdpHow) -> Result<()
         UdpHow::Echo => {
             socket.send_to(&bytes, from)?;
         }
+        UdpHow::EchoService => send_with(socket, &bytes, from, service)?,
         UdpHow::StrangerFirst => {
             stranger.send_to(&bytes, from)?;
             socket.send_to(&bytes, from)?;
@@ -67,6 +70,20 @@ fn serve_one(socket: &UdpSocket, stranger: &UdpSocket, how: UdpHow) -> Result<()
             socket.send_to(text.as_bytes(), from)?;
         }
     }
+    Ok(())
+}
+
+/// Sends with a type of service.
+fn send_with(socket: &UdpSocket, bytes: &[u8], to: SocketAddr, service: i32) -> Result<()> {
+    let octet = service as u8;
+    let control = if to.is_ipv4() {
+        ControlMessage::Ipv4Tos(&octet)
+    } else {
+        ControlMessage::Ipv6TClass(&service)
+    };
+    let (bytes, to) = ([IoSlice::new(bytes)], SockaddrStorage::from(to));
+    let flags = MsgFlags::empty();
+    sendmsg(socket.as_raw_fd(), &bytes, &[control], flags, Some(&to))?;
     Ok(())
 }
 

@@ -118,6 +118,8 @@ pub struct Udp {
 pub enum UdpHow {
     /// Sends it back.
     Echo,
+    /// Sends it back with the type of service that it came with.
+    EchoService,
     /// Answers with its length, its hash and its type of service.
     Describe,
     /// Sends it back from another port first, then from its own.

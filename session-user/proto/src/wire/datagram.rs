@@ -1,6 +1,7 @@
 //! A datagram of a flow, or a part of one: what stands before its bytes.
 
 use super::WireError;
+use super::dscp::Dscp;
 use super::frame::FrameType;
 use super::target::Target;
 use super::varint::{Reader, put_varint};
@@ -12,6 +13,8 @@ const TARGET: u8 = 0x01;
 const NUMBERED: u8 = 0x02;
 /// This is a part of a datagram; only of a numbered one.
 const FRAGMENT: u8 = 0x04;
+/// What service is asked for follows; only to a peer that knows it.
+const SERVICE: u8 = 0x08;
 
 /// Where a part lies in its datagram.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -23,7 +26,7 @@ pub struct Fragment {
 }
 
 /// What precedes the data of a DATAGRAM frame.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct DatagramHeader {
     /// The flow.
     pub flow: u64,
@@ -33,10 +36,13 @@ pub struct DatagramHeader {
     pub number: Option<u64>,
     /// The data is a part of the datagram; never without `number`.
     pub fragment: Option<Fragment>,
+    /// What the datagram asks of the networks behind its receiver. Not the default only where the peer has announced
+    /// [`super::flow_feature::SERVICE`].
+    pub dscp: Dscp,
 }
 
 impl DatagramHeader {
-    /// Most bytes of type, length and header without a target: 1 + 4 + 8 + 1 + 8 + 4 + 4.
+    /// Most bytes of type, length and header with neither a target nor a service: 1 + 4 + 8 + 1 + 8 + 4 + 4.
     pub const BYTES_MAX: usize = 30;
 
     /// Bytes of type, length and header in front of `data_bytes` of data, at most.
@@ -45,7 +51,7 @@ impl DatagramHeader {
         if let Some(to) = &self.target {
             to.encode(&mut target);
         }
-        Self::BYTES_MAX + target.len()
+        Self::BYTES_MAX + target.len() + usize::from(!self.dscp.is_default())
     }
 
     /// Appends a whole frame.
@@ -56,7 +62,8 @@ impl DatagramHeader {
         head.push(
             flag(self.target.is_some(), TARGET)
                 | flag(self.number.is_some(), NUMBERED)
-                | flag(self.fragment.is_some(), FRAGMENT),
+                | flag(self.fragment.is_some(), FRAGMENT)
+                | flag(!self.dscp.is_default(), SERVICE),
         );
         if let Some(target) = &self.target {
             target.encode(&mut head);
@@ -67,6 +74,9 @@ impl DatagramHeader {
         if let Some(Fragment { offset, total }) = self.fragment {
             put_varint(&mut head, offset as u64);
             put_varint(&mut head, total as u64);
+        }
+        if !self.dscp.is_default() {
+            self.dscp.encode(&mut head);
         }
         out.push(FrameType::Datagram as u8);
         put_varint(out, (head.len() + data.len()) as u64);
@@ -79,8 +89,8 @@ impl DatagramHeader {
         let flow = body.varint(WHAT)?;
         let flags = body.u8(WHAT)?;
         // As with STREAM: to ignore a bit could deliver wrong bytes.
-        if flags & !(TARGET | NUMBERED | FRAGMENT) != 0 || flags & (NUMBERED | FRAGMENT) == FRAGMENT
-        {
+        let known = TARGET | NUMBERED | FRAGMENT | SERVICE;
+        if flags & !known != 0 || flags & (NUMBERED | FRAGMENT) == FRAGMENT {
             return Err(WireError::Invalid("the flags of a DATAGRAM frame"));
         }
         let target = match flags & TARGET {
@@ -98,6 +108,10 @@ impl DatagramHeader {
                 total: body.length(DATAGRAM_BYTES_MAX, "a datagram")?,
             }),
         };
+        let dscp = match flags & SERVICE {
+            0 => Dscp::default(),
+            _ => Dscp::parse(body)?,
+        };
         if let Some(Fragment { offset, total }) = fragment
             && (body.is_empty() || body.rest().len() > total.saturating_sub(offset))
         {
@@ -108,6 +122,7 @@ impl DatagramHeader {
             target,
             number,
             fragment,
+            dscp,
         })
     }
 

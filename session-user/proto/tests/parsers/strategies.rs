@@ -6,7 +6,7 @@ use session_proto::limits::{
     ACK_RANGES_MAX, DATAGRAM_BYTES_MAX, PARAMS_BYTES_MAX, REASON_BYTES_MAX, REAUTH_CHUNK_BYTES_MAX,
 };
 use session_proto::wire::{
-    Ack, DatagramHeader, Fragment, Frame, Mode, Route, Service, StreamHeader, Target, VARINT_MAX,
+    Ack, DatagramHeader, Dscp, Fragment, Frame, Mode, Route, Service, StreamHeader, Target, VARINT_MAX,
 };
 
 /// Where generated frames borrow their data from.
@@ -178,12 +178,14 @@ pub fn datagrams() -> impl Strategy<Value = Frame<'static>> {
             data,
         )
     });
-    prop_oneof![whole, part].prop_map(|(flow, target, number, fragment, data)| {
+    let either = (prop_oneof![whole, part], any::<u8>());
+    either.prop_map(|((flow, target, number, fragment, data), tos)| {
         let header = DatagramHeader {
             flow,
             target,
             number,
             fragment,
+            dscp: Dscp::of_tos(tos),
         };
         Frame::Datagram { header, data }
     })

@@ -532,9 +532,7 @@ fn a_frame_for_a_flow_that_was_never_opened_ends_the_session() {
             Frame::Datagram {
                 header: DatagramHeader {
                     flow: 0,
-                    target: None,
-                    number: None,
-                    fragment: None,
+                    ..DatagramHeader::default()
                 },
                 data: b"x",
             },

@@ -9,7 +9,8 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use session_ebpf_common::{Destination, Original};
-use session_proto::wire::Target;
+use session_proto::session::DatagramInfo;
+use session_proto::wire::{Dscp, Target};
 
 use super::super::kernel::socket_addr;
 use super::socket::Door;
@@ -92,8 +93,12 @@ struct Answers {
 
 impl FlowEnd for Answers {
     fn deliver(&self, data: &[u8]) {
+        self.deliver_with(data, &DatagramInfo::default());
+    }
+
+    fn deliver_with(&self, data: &[u8], info: &DatagramInfo) {
         self.used.touch(self.epoch);
-        if !self.door.answer(self.from, self.app, data) {
+        if !self.door.answer(self.from, self.app, data, info.dscp) {
             self.stats.drop_one();
         }
     }
@@ -131,7 +136,7 @@ impl Flows {
     }
 
     /// An application sent something: it goes to the queue of its peer.
-    pub fn arrived(&mut self, arrival: &Arrival<'_>, data: &[u8]) {
+    pub fn arrived(&mut self, arrival: &Arrival<'_>, data: &[u8], dscp: Dscp) {
         let key = (arrival.app, arrival.id);
         if !self.flows.contains_key(&key) && !self.open(key, arrival) {
             self.stats.drop_one();
@@ -142,7 +147,7 @@ impl Flows {
         };
         entry.used.touch(self.epoch);
         let data = Bytes::copy_from_slice(data);
-        entry.queue.push(&entry.flow, data);
+        entry.queue.push_with(&entry.flow, data, dscp);
     }
 
     /// A datagram of a flow that is not there: whether there is one now.

@@ -3,6 +3,7 @@
 //!
 //! A task of its own runs it ([`Datagrams::run`]), so that bulk delays no connection.
 
+mod batch;
 mod flows;
 mod half;
 mod ids;
@@ -25,10 +26,11 @@ pub(super) use route::AnyIp as Route;
 pub(super) use half::Half;
 pub(super) use ids::Ids;
 
+use batch::Batch;
 use flows::{Arrival, Flows};
 pub use flows::{FlowWay, FlowWays};
 use route::{AnyIp, remove};
-use socket::{Batch, Door, Mark, Sockets, arrival};
+use socket::{Door, Mark, Sockets, arrival};
 
 /// How often flows and ids are looked over while there are any.
 const LOOK_EVERY: Duration = Duration::from_secs(10);
@@ -110,10 +112,11 @@ async fn at(time: Option<Instant>) {
 /// Takes what a socket has, up to a batch.
 async fn take(ready: io::Result<()>, door: &Arc<Door>, batch: &mut Batch, flows: &mut Flows) {
     match ready.and_then(|()| door.read(batch)) {
-        Ok(count) => {
-            for (meta, data) in batch.datagrams(count) {
+        Ok(()) => {
+            for (meta, data) in batch.datagrams() {
                 if let Some((app, id, to)) = arrival(meta) {
-                    flows.arrived(&Arrival { door, app, id, to }, data);
+                    let arrival = Arrival { door, app, id, to };
+                    flows.arrived(&arrival, data, meta.dscp);
                 }
             }
         }

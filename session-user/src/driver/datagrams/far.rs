@@ -4,11 +4,12 @@ use std::io;
 use std::sync::Arc;
 use std::task::Poll;
 
-use session_proto::session::FlowId;
-use session_proto::wire::Target;
+use session_proto::session::{DatagramInfo, FlowId};
+use session_proto::wire::{Dscp, Target};
 use tokio::net::UdpSocket;
 use tokio::task::AbortHandle;
 
+use super::calls::{receive, send_now, want_service};
 use super::waiting::Queue;
 use super::watch::ErrorWatch;
 use super::{BYTES_PER_TURN, DATAGRAM_ROOM, FlowReport, TAKEN_PER_TURN};
@@ -44,6 +45,7 @@ struct Open {
 impl Open {
     fn new(opened: FlowSocket, source: Source<Name>) -> Self {
         let (socket, share) = opened.into_parts();
+        want_service(&socket);
         let socket = Arc::new(socket);
         Self {
             errors: ErrorWatch::of(&socket),
@@ -53,15 +55,15 @@ impl Open {
         }
     }
 
-    /// The next datagram of the target, in `room`; none if there is none now: then the source is told of the next one,
-    /// and of an error.
-    fn receive(&mut self, room: &mut [u8]) -> io::Result<Option<usize>> {
+    /// The next datagram of the target, in `room`: its bytes and the service that it came with. None if there is none
+    /// now: then the source is told of the next one, and of an error.
+    fn receive(&mut self, room: &mut [u8]) -> io::Result<Option<(usize, Dscp)>> {
         let mut cx = self.source.context();
         if let Poll::Ready(error) = self.errors.poll(&self.socket, &mut cx) {
             return Err(error);
         }
         loop {
-            match self.socket.try_recv(room) {
+            match receive(&self.socket, room) {
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
                     if self.socket.poll_recv_ready(&mut cx).is_pending() {
                         return Ok(None);
@@ -191,8 +193,8 @@ impl Driver {
             return;
         };
         let (waiting, closed) = self.datagrams.waiting.release(queue);
-        for data in waiting {
-            self.deliver_far(id, &data);
+        for (data, dscp) in waiting {
+            self.deliver_far(id, &data, dscp);
         }
         if closed {
             self.drop_far(id);
@@ -200,7 +202,7 @@ impl Driver {
     }
 
     /// A datagram of the peer goes to its target.
-    pub(super) fn deliver_far(&mut self, id: FlowId, data: &[u8]) {
+    pub(super) fn deliver_far(&mut self, id: FlowId, data: &[u8], dscp: Dscp) {
         let Some(flow) = self.datagrams.far.get_mut(&id) else {
             self.datagrams.counters.dropped += 1;
             return;
@@ -209,13 +211,13 @@ impl Driver {
         let socket = match &mut flow.end {
             End::Open(open) => &open.socket,
             End::Resolving { queue, .. } => {
-                if !self.datagrams.waiting.push(queue, data) {
+                if !self.datagrams.waiting.push(queue, data, dscp) {
                     self.datagrams.counters.dropped += 1;
                 }
                 return;
             }
         };
-        match send_now(socket, data) {
+        match send_now(socket, data, dscp) {
             Ok(()) => flow.rx = (flow.rx.0 + 1, flow.rx.1 + len),
             Err(error) => {
                 self.datagrams.counters.dropped += 1;
@@ -256,10 +258,11 @@ impl Driver {
                 break;
             };
             match open.receive(&mut scratch) {
-                Ok(Some(n)) => {
+                Ok(Some((n, dscp))) => {
                     flow.tx = (flow.tx.0 + 1, flow.tx.1 + n as u64);
                     bytes += n;
-                    if let Err(error) = self.send_datagram(id, &scratch[..n]) {
+                    let info = DatagramInfo { dscp };
+                    if let Err(error) = self.send_datagram(id, &scratch[..n], &info) {
                         tracing::debug!(flow = id, %error, "a datagram is dropped");
                         self.datagrams.counters.dropped += 1;
                     }
@@ -300,11 +303,6 @@ impl Driver {
             self.datagrams.waiting.release(queue);
         }
     }
-}
-
-/// Sends without waiting, also where tokio has not heard from the socket yet.
-fn send_now(socket: &UdpSocket, data: &[u8]) -> io::Result<()> {
-    socket2::SockRef::from(socket).send(data).map(|_| ())
 }
 
 /// Whether an error says that the target is not to be reached, as an application with a connected socket would hear

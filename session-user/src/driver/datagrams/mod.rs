@@ -3,6 +3,7 @@
 //! `sockets` says which UDP sockets there are and which is preferred, `packets` moves the session's packets, `near` is
 //! the end of the applications that open flows, `far` that of the targets.
 
+mod calls;
 mod far;
 mod near;
 mod packets;
@@ -18,7 +19,9 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::BytesMut;
-use session_proto::session::{FlowError, FlowEvent, FlowId, UdpPath, UdpTransmit};
+use session_proto::session::{
+    DatagramInfo, FlowError, FlowEvent, FlowId, UdpPath, UdpTransmit,
+};
 use tokio::sync::mpsc;
 
 use super::ready::Source;
@@ -182,9 +185,9 @@ impl Driver {
             }
         }
         // Before the flow's end, which may have come with its last datagram.
-        while let Some((id, data)) = self.session.poll_datagram() {
-            if !self.deliver_near(id, &data) {
-                self.deliver_far(id, &data);
+        while let Some((id, data, info)) = self.session.poll_datagram_info() {
+            if !self.deliver_near(id, &data, &info) {
+                self.deliver_far(id, &data, info.dscp);
             }
         }
         for event in events.drain(..) {
@@ -208,8 +211,14 @@ impl Driver {
     }
 
     /// Gives a datagram to the session, and its transports what it has, if that is much.
-    fn send_datagram(&mut self, id: FlowId, data: &[u8]) -> Result<(), FlowError> {
-        self.session.send_datagram(self.clock.now(), id, data)?;
+    fn send_datagram(
+        &mut self,
+        id: FlowId,
+        data: &[u8],
+        info: &DatagramInfo,
+    ) -> Result<(), FlowError> {
+        let now = self.clock.now();
+        self.session.send_datagram_with(now, id, data, info)?;
         self.datagrams.unwritten += data.len();
         let unwritten = self.datagrams.unwritten;
         let over_udp = || self.session.udp_status().is_some_and(|s| s.usable);

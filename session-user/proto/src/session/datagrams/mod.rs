@@ -18,11 +18,18 @@ use super::udp::UdpPath;
 use super::window::Window;
 use crate::Time;
 use crate::ranges::RangeSet;
-use crate::wire::Target;
+use crate::wire::{Dscp, Target};
 use partial::Partials;
 
 /// A flow of one session. Bit 0 is 0 for those that the session's initiator opened.
 pub type FlowId = u64;
+
+/// What belongs to a datagram beside its bytes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct DatagramInfo {
+    /// What it asks of the networks. Lost on the way to a peer that knows no such thing.
+    pub dscp: Dscp,
+}
 
 /// Something that concerns flows or the UDP transport. A driver without flows never has any: they are
 /// apart from [`super::Event`] for that.
@@ -141,7 +148,7 @@ pub(super) struct Datagrams {
     numbered: u64,
     received: Window,
     partials: Partials,
-    waiting: VecDeque<(FlowId, Bytes)>,
+    waiting: VecDeque<(FlowId, Bytes, DatagramInfo)>,
     waiting_bytes: usize,
     pub events: VecDeque<FlowEvent>,
     pub stats: FlowStats,

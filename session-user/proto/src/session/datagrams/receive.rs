@@ -2,7 +2,7 @@
 
 use bytes::Bytes;
 
-use super::FlowId;
+use super::{DatagramInfo, FlowId};
 use super::partial::Joined;
 use crate::Time;
 use crate::limits::{DATAGRAM_BYTES_WAITING_MAX, DATAGRAMS_WAITING_MAX};
@@ -24,8 +24,9 @@ impl Session {
             return Ok(false);
         }
         let named = header.target.is_some() && id & 1 != self.role.bit();
+        let info = DatagramInfo { dscp: header.dscp };
         let Some(number) = header.number else {
-            self.deliver(id, data);
+            self.deliver(id, data, info);
             return Ok(named);
         };
         if !self.datagrams.received.is_fresh(number) {
@@ -47,21 +48,21 @@ impl Session {
         if let Some(whole) = whole {
             self.datagrams.received.insert(number);
             self.datagrams.partials.forget_number(number);
-            self.deliver(id, whole);
+            self.deliver(id, whole, info);
         }
         Ok(named)
     }
 
-    fn deliver(&mut self, id: FlowId, data: Bytes) {
+    fn deliver(&mut self, id: FlowId, data: Bytes, info: DatagramInfo) {
         let datagrams = &mut self.datagrams;
         datagrams.stats.received += 1;
         datagrams.waiting_bytes += data.len();
-        datagrams.waiting.push_back((id, data));
+        datagrams.waiting.push_back((id, data, info));
         // Nobody wants the oldest of a conversation that goes on.
         while datagrams.waiting.len() > DATAGRAMS_WAITING_MAX
             || datagrams.waiting_bytes > DATAGRAM_BYTES_WAITING_MAX
         {
-            let Some((_, old)) = datagrams.waiting.pop_front() else {
+            let Some((_, old, _)) = datagrams.waiting.pop_front() else {
                 break;
             };
             datagrams.waiting_bytes -= old.len();

@@ -3,13 +3,13 @@
 
 use bytes::Bytes;
 
-use super::{FlowError, FlowId};
+use super::{DatagramInfo, FlowError, FlowId};
 use crate::Time;
 use crate::limits::{DATAGRAM_BYTES_MAX, TAG_BYTES};
 use crate::session::event::Handle;
 use crate::session::udp::PathKey;
 use crate::session::{Session, Transport};
-use crate::wire::{DatagramHeader, Fragment, Frame};
+use crate::wire::{DatagramHeader, Dscp, Fragment, Frame, flow_feature};
 
 /// The ways that a datagram takes.
 #[derive(Debug, Default)]
@@ -31,6 +31,17 @@ impl Session {
     /// Sends a datagram of a flow, once: nobody hears whether it arrives. Take what goes out with
     /// [`Session::poll_udp`], and with [`Session::prepare`] on the active transport.
     pub fn send_datagram(&mut self, now: Time, id: FlowId, data: &[u8]) -> Result<(), FlowError> {
+        self.send_datagram_with(now, id, data, &DatagramInfo::default())
+    }
+
+    /// The same, with what belongs to it.
+    pub fn send_datagram_with(
+        &mut self,
+        now: Time,
+        id: FlowId,
+        data: &[u8],
+        info: &DatagramInfo,
+    ) -> Result<(), FlowError> {
         self.now = now;
         if !self.is_open() {
             return Err(FlowError::NotOpen);
@@ -47,6 +58,11 @@ impl Session {
             target,
             number: None,
             fragment: None,
+            dscp: if self.peer_knows(flow_feature::SERVICE) {
+                info.dscp
+            } else {
+                Dscp::default()
+            },
         };
         self.rekey_if_due(now);
         let spent = self.epochs.exhausted(self.config.rekey_records);
@@ -64,6 +80,11 @@ impl Session {
             self.datagrams.stats.unsent += 1;
         }
         Ok(())
+    }
+
+    /// Whether the peer has announced a [`flow_feature`].
+    fn peer_knows(&self, feature: u64) -> bool {
+        self.peer.flow_features & feature != 0
     }
 
     fn ways(&mut self, now: Time, header: &DatagramHeader, bytes: usize) -> Ways {

@@ -2,7 +2,7 @@
 
 use bytes::Bytes;
 
-use super::{FlowError, FlowEvent, FlowId, FlowState, FlowStats};
+use super::{DatagramInfo, FlowError, FlowEvent, FlowId, FlowState, FlowStats};
 use crate::Time;
 use crate::limits::{CONTROL_RECORD_BYTES_MAX, FLOW_GAPS_MAX};
 use crate::session::event::Violation;
@@ -209,6 +209,13 @@ impl Session {
     /// [`Session::poll_flow_event`].
     #[must_use]
     pub fn poll_datagram(&mut self) -> Option<(FlowId, Bytes)> {
+        let (id, data, _) = self.poll_datagram_info()?;
+        Some((id, data))
+    }
+
+    /// The same, with what belongs to it.
+    #[must_use]
+    pub fn poll_datagram_info(&mut self) -> Option<(FlowId, Bytes, DatagramInfo)> {
         let next = self.datagrams.waiting.pop_front()?;
         self.datagrams.waiting_bytes -= next.1.len();
         Some(next)

@@ -46,6 +46,9 @@ pub struct AppFlow {
     pub app: String,
     /// Id of the application's cgroup, where it is known.
     pub cgroup: Option<u64>,
+    /// The application's socket, if it is not connected: it has one source towards all of its targets, and others than
+    /// these may speak to it. None for one that hears its target alone.
+    pub group: Option<u64>,
     end: Box<dyn FlowEnd>,
 }
 
@@ -58,8 +61,15 @@ impl AppFlow {
             target,
             app,
             cgroup,
+            group: None,
             end,
         }
+    }
+
+    /// The same as a conversation of a socket that is not connected, which `group` tells from all others of this process.
+    pub fn of_group(mut self, group: Option<u64>) -> Self {
+        self.group = group;
+        self
     }
 
     /// Tells it from all others of this process.

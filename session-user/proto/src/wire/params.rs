@@ -21,8 +21,10 @@ const FLOW_FEATURES: u64 = 0x0c;
 pub mod flow_feature {
     /// The service that a datagram asks for.
     pub const SERVICE: u64 = 0x01;
+    /// The socket that a flow belongs to, and datagrams from others than its target.
+    pub const GROUPS: u64 = 0x02;
     /// All that there are.
-    pub const ALL: u64 = SERVICE;
+    pub const ALL: u64 = SERVICE | GROUPS;
 }
 
 /// What one unit tells the other when a session begins.

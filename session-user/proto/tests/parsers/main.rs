@@ -11,9 +11,9 @@ use session_proto::limits::{
     RECORD_PAYLOAD_BYTES_MIN, RECORD_WINDOW_MIN, ROUTING_TOKEN_BYTES_MAX, TAG_BYTES,
 };
 use session_proto::wire::{
-    Ack, DatagramHeader, Dscp, Fragment, Frame, FrameType, Kind, PacketHeader, Params, Preamble, Reader,
-    RecordHeader, Reply, Service, Space, Status, StreamHeader, Target, VARINT_MAX, WireError,
-    put_varint, varint_bytes,
+    Ack, DatagramHeader, Dscp, Fragment, Frame, FrameType, Kind, PacketHeader, Params, Preamble,
+    Reader, RecordHeader, Reply, Service, Space, Status, StreamHeader, Target, VARINT_MAX,
+    WireError, put_varint, varint_bytes,
 };
 use strategies::*;
 
@@ -363,6 +363,8 @@ fn datagram_headers_cut_at_every_byte() {
             total: 30_000,
         }),
         dscp: Dscp::of_tos(0xb8),
+        group: Some(1 << 20),
+        source: None,
     };
     let data = b"x";
     let bytes = encoded(&Frame::Datagram { header, data });

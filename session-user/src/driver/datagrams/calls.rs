@@ -1,6 +1,7 @@
 //! What is sent to a target and received from it, with the service that is asked for.
 
 use std::io::{self, IoSlice, IoSliceMut};
+use std::net::SocketAddr;
 use std::os::fd::AsRawFd as _;
 
 use nix::cmsg_space;
@@ -25,10 +26,23 @@ pub(super) fn want_service(socket: &UdpSocket) {
     }
 }
 
-/// Sends without waiting, also where tokio has not heard from the socket yet.
-pub(super) fn send_now(socket: &UdpSocket, data: &[u8], dscp: Dscp) -> io::Result<()> {
+/// Refusals that are read at once, at most. The kernel keeps no more than a socket may hold; but new ones may come.
+const REFUSALS_MAX: usize = 256;
+
+/// Sends without waiting, also where tokio has not heard from the socket yet; to where it is connected without `to`.
+pub(super) fn send_now(
+    socket: &UdpSocket,
+    to: Option<SocketAddr>,
+    data: &[u8],
+    dscp: Dscp,
+) -> io::Result<()> {
     if dscp.is_default() {
-        return SockRef::from(socket).send(data).map(|_| ());
+        let socket = SockRef::from(socket);
+        let sent = match to {
+            Some(to) => socket.send_to(data, &to.into()),
+            None => socket.send(data),
+        };
+        return sent.map(|_| ());
     }
     let (tos, class) = (dscp.tos(), i32::from(dscp.tos()));
     let control = if socket.local_addr()?.is_ipv4() {
@@ -37,12 +51,24 @@ pub(super) fn send_now(socket: &UdpSocket, data: &[u8], dscp: Dscp) -> io::Resul
         ControlMessage::Ipv6TClass(&class)
     };
     let (data, flags) = ([IoSlice::new(data)], MsgFlags::empty());
-    sendmsg::<()>(socket.as_raw_fd(), &data, &[control], flags, None)?;
+    let to = to.map(SockaddrStorage::from);
+    sendmsg(socket.as_raw_fd(), &data, &[control], flags, to.as_ref())?;
     Ok(())
 }
 
-/// The next datagram, in `room`: its bytes, and the service that it came with.
-pub(super) fn receive(socket: &UdpSocket, room: &mut [u8]) -> io::Result<(usize, Dscp)> {
+/// A datagram that came.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Came {
+    /// How many there are of it.
+    pub bytes: usize,
+    /// Who sent it.
+    pub from: SocketAddr,
+    /// The service that it came with.
+    pub dscp: Dscp,
+}
+
+/// The next datagram, in `room`.
+pub(super) fn receive(socket: &UdpSocket, room: &mut [u8]) -> io::Result<Came> {
     socket.try_io(Interest::READABLE, || {
         let mut control = cmsg_space!(libc::c_int);
         let mut slices = [IoSliceMut::new(room)];
@@ -54,8 +80,65 @@ pub(super) fn receive(socket: &UdpSocket, room: &mut [u8]) -> io::Result<(usize,
             ControlMessageOwned::Ipv6TClass(class) => Some(Dscp::of_tos(class as u8)),
             _ => None,
         });
-        Ok((message.bytes, service.unwrap_or_default()))
+        Ok(Came {
+            bytes: message.bytes,
+            from: socket_addr(message.address)?,
+            dscp: service.unwrap_or_default(),
+        })
     })
+}
+
+fn socket_addr(addr: Option<SockaddrStorage>) -> io::Result<SocketAddr> {
+    let v4 = addr.and_then(|addr| Some(SocketAddr::from(*addr.as_sockaddr_in()?)));
+    let v6 = addr.and_then(|addr| Some(SocketAddr::from(*addr.as_sockaddr_in6()?)));
+    // Without what is only of use on this host.
+    let known = v4
+        .or(v6)
+        .map(|addr| SocketAddr::new(addr.ip(), addr.port()));
+    known.ok_or_else(|| io::Error::other("a datagram without an address"))
+}
+
+/// What a router or a host said of a datagram that was sent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Refusal {
+    /// Where the datagram was to go.
+    pub to: SocketAddr,
+    /// What became of it.
+    pub errno: i32,
+}
+
+/// Takes what waits in the socket's error queue (`IP_RECVERR` of ip(7)), and with it the socket's own error, which is
+/// that of one of them (`sock_dequeue_err_skb` of net/core/skbuff.c).
+pub(super) fn refusals(socket: &UdpSocket, told: &mut Vec<Refusal>) {
+    for _ in 0..REFUSALS_MAX {
+        match refusal(socket) {
+            Ok(refusal) => told.extend(refusal),
+            Err(_) => return,
+        }
+    }
+}
+
+/// The next of them; none for one that does not come from the network.
+fn refusal(socket: &UdpSocket) -> io::Result<Option<Refusal>> {
+    // The start of the datagram, of which nothing is needed.
+    let mut room = [0; 8];
+    let mut slices = [IoSliceMut::new(&mut room)];
+    let mut control = cmsg_space!([u8; 128]);
+    let flags = MsgFlags::MSG_ERRQUEUE | MsgFlags::MSG_DONTWAIT;
+    let fd = socket.as_raw_fd();
+    let message = recvmsg::<SockaddrStorage>(fd, &mut slices, Some(&mut control), flags)?;
+    let error = message.cmsgs()?.find_map(|part| match part {
+        ControlMessageOwned::Ipv4RecvErr(error, _) => Some(error),
+        ControlMessageOwned::Ipv6RecvErr(error, _) => Some(error),
+        _ => None,
+    });
+    let icmp = [libc::SO_EE_ORIGIN_ICMP, libc::SO_EE_ORIGIN_ICMP6];
+    let Some(error) = error.filter(|error| icmp.contains(&error.ee_origin)) else {
+        return Ok(None);
+    };
+    let to = socket_addr(message.address)?;
+    let errno = error.ee_errno as i32;
+    Ok(Some(Refusal { to, errno }))
 }
 
 #[cfg(test)]
@@ -64,12 +147,15 @@ mod tests {
 
     /// `from` sends to `to`, which says what came.
     async fn carried(from: &UdpSocket, to: &UdpSocket, dscp: Dscp) -> (Vec<u8>, Dscp) {
-        send_now(from, b"hello", dscp).unwrap();
+        send_now(from, None, b"hello", dscp).unwrap();
         let mut room = [0; 100];
         loop {
             to.readable().await.unwrap();
             match receive(to, &mut room) {
-                Ok((n, dscp)) => return (room[..n].to_vec(), dscp),
+                Ok(came) => {
+                    assert_eq!(came.from, from.local_addr().unwrap());
+                    return (room[..came.bytes].to_vec(), came.dscp);
+                }
                 Err(error) => assert_eq!(error.kind(), io::ErrorKind::WouldBlock),
             }
         }

@@ -5,6 +5,7 @@
 
 mod calls;
 mod far;
+mod groups;
 mod near;
 mod packets;
 mod silence;
@@ -19,17 +20,18 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::BytesMut;
-use session_proto::session::{
-    DatagramInfo, FlowError, FlowEvent, FlowId, UdpPath, UdpTransmit,
-};
+use session_proto::session::{DatagramInfo, FlowError, FlowEvent, FlowId, UdpPath, UdpTransmit};
 use tokio::sync::mpsc;
 
 use super::ready::Source;
 use super::{Driver, Name};
 use crate::transport::{PacketSocket, ReceiveRoom};
 use far::FarFlow;
+use groups::Group;
 use near::Near;
 use sockets::{Local, Which};
+
+pub(super) use groups::GroupKey;
 
 /// Datagrams of applications, or batches of packets, that are taken in one turn before other sources get theirs.
 const TAKEN_PER_TURN: usize = 64;
@@ -105,6 +107,8 @@ pub struct DatagramCounters {
     pub packets_unsent: u64,
     /// Flows that ended by an error of their target.
     pub failed: u64,
+    /// Datagrams for an application of the peer from somebody whom the rules do not let the peer speak to.
+    pub unheard: u64,
 }
 
 /// All that a driver has for flows.
@@ -118,6 +122,7 @@ pub(super) struct Datagrams {
     unbound: Vec<String>,
     near: Near,
     far: BTreeMap<FlowId, FarFlow>,
+    groups: BTreeMap<GroupKey, Group>,
     /// What waits in flows whose targets' names are being resolved.
     waiting: waiting::Room,
     /// Bytes of datagrams that were given to the session since it was last asked for packets.
@@ -160,6 +165,10 @@ impl Datagrams {
         self.far.get(&id)?.source()
     }
 
+    pub fn source_of_group(&self, key: GroupKey) -> Option<&Source<Name>> {
+        Some(self.groups.get(&key)?.source())
+    }
+
     /// Packets for this session. Never returns where the unit does not listen. Cancel-safe.
     pub async fn arrived(&mut self) -> Inbound {
         let arrived = match &mut self.listening {
@@ -180,7 +189,9 @@ impl Driver {
         let mut events = std::mem::take(&mut self.datagrams.events);
         while let Some(event) = self.session.poll_flow_event() {
             match event {
-                FlowEvent::FlowOpened { id, target } => self.flow_opened(id, target),
+                FlowEvent::FlowOpened { id, target, group } => {
+                    self.flow_opened(id, target, group);
+                }
                 other => events.push(other),
             }
         }
@@ -254,7 +265,9 @@ impl Driver {
 
     pub(super) fn flow_reports(&self) -> Vec<FlowReport> {
         let near = self.datagrams.near.reports();
-        near.chain(self.datagrams.far.iter().map(|(&id, flow)| flow.report(id)))
+        let groups = &self.datagrams.groups;
+        let far = self.datagrams.far.iter();
+        near.chain(far.map(|(&id, flow)| flow.report(id, groups)))
             .collect()
     }
 

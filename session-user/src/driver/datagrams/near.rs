@@ -116,7 +116,8 @@ impl Driver {
             self.datagrams.counters.dropped += 1;
             return;
         };
-        match self.send_datagram(id, data, &DatagramInfo { dscp }) {
+        let info = DatagramInfo { dscp, source: None };
+        match self.send_datagram(id, data, &info) {
             Ok(()) => self.datagrams.near.sent(id, data.len()),
             // Its end waits to be told: the next one opens another flow.
             Err(FlowError::Gone | FlowError::NotOpen | FlowError::TooMany) => {
@@ -132,7 +133,8 @@ impl Driver {
 
     fn open_for(&mut self, app: &Arc<AppFlow>) -> Option<FlowId> {
         self.make_room();
-        match self.session.open_flow(self.clock.now(), app.target.clone()) {
+        let (now, target) = (self.clock.now(), app.target.clone());
+        match self.session.open_flow_of(now, target, app.group) {
             Ok(id) => {
                 tracing::debug!(flow = id, app = %app.app, target = %app.target, "a flow is opened");
                 let near = &mut self.datagrams.near;

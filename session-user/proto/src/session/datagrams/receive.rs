@@ -2,8 +2,8 @@
 
 use bytes::Bytes;
 
-use super::{DatagramInfo, FlowId};
 use super::partial::Joined;
+use super::{DatagramInfo, FlowId};
 use crate::Time;
 use crate::limits::{DATAGRAM_BYTES_WAITING_MAX, DATAGRAMS_WAITING_MAX};
 use crate::session::Session;
@@ -19,12 +19,21 @@ impl Session {
         data: Bytes,
     ) -> Result<bool, Violation> {
         let id = header.flow;
-        if !self.flow_of(now, id, header.target.as_ref())? {
+        let opening = header.target.as_ref().map(|to| (to, header.group));
+        if !self.flow_of(now, id, opening)? {
             self.datagrams.stats.stray += 1;
             return Ok(false);
         }
+        if header.source.is_some() && !self.may_have_sources(id, self.role) {
+            return Err(Violation::protocol(
+                "a source in a flow that has no group, or from its opener",
+            ));
+        }
         let named = header.target.is_some() && id & 1 != self.role.bit();
-        let info = DatagramInfo { dscp: header.dscp };
+        let info = DatagramInfo {
+            dscp: header.dscp,
+            source: header.source,
+        };
         let Some(number) = header.number else {
             self.deliver(id, data, info);
             return Ok(named);

@@ -51,18 +51,29 @@ impl Session {
         }
         let flow = self.datagrams.flows.get_mut(&id).ok_or(FlowError::Gone)?;
         flow.used = now;
-        let target = (!flow.known).then(|| flow.target.clone());
+        let (target, group) = if flow.known {
+            (None, None)
+        } else {
+            (Some(flow.target.clone()), flow.group)
+        };
         self.datagrams.stats.sent += 1;
+        let peer = self.role.other();
+        if info.source.is_some() && !self.may_have_sources(id, peer) {
+            // The peer would take it for the target's.
+            self.datagrams.stats.unsent += 1;
+            return Ok(());
+        }
         let mut header = DatagramHeader {
             flow: id,
             target,
-            number: None,
-            fragment: None,
             dscp: if self.peer_knows(flow_feature::SERVICE) {
                 info.dscp
             } else {
                 Dscp::default()
             },
+            group,
+            source: info.source,
+            ..DatagramHeader::default()
         };
         self.rekey_if_due(now);
         let spent = self.epochs.exhausted(self.config.rekey_records);
@@ -80,11 +91,6 @@ impl Session {
             self.datagrams.stats.unsent += 1;
         }
         Ok(())
-    }
-
-    /// Whether the peer has announced a [`flow_feature`].
-    fn peer_knows(&self, feature: u64) -> bool {
-        self.peer.flow_features & feature != 0
     }
 
     fn ways(&mut self, now: Time, header: &DatagramHeader, bytes: usize) -> Ways {

@@ -17,7 +17,6 @@ pub const LIMITS: &[Limit] = &[
     everywhere("urgent_sent_byte"),
     everywhere("urgent_received_byte"),
     everywhere("urgent_inline"),
-    everywhere("udp_no_filter"),
     everywhere("udp_no_fragments"),
     Limit {
         case: "udp_packet_info",

@@ -65,6 +65,17 @@ fn serve_one(socket: &UdpSocket, stranger: &UdpSocket, how: UdpHow) -> Result<()
             let wanted = String::from_utf8_lossy(&bytes).trim().parse().unwrap_or(0);
             socket.send_to(&pattern(0, wanted), from)?;
         }
+        UdpHow::Whence => {
+            socket.send_to(from.to_string().as_bytes(), from)?;
+        }
+        UdpHow::NewPort => {
+            stranger.send_to(&bytes, from)?;
+            // Until nobody asks any more.
+            stranger.set_read_timeout(Some(Duration::from_secs(2)))?;
+            while let Ok((bytes, from, _)) = receive(stranger) {
+                stranger.send_to(&bytes, from)?;
+            }
+        }
         UdpHow::Describe => {
             let text = format!("{} tos {service}", digest(&bytes));
             socket.send_to(text.as_bytes(), from)?;

@@ -124,6 +124,10 @@ pub enum UdpHow {
     Describe,
     /// Sends it back from another port first, then from its own.
     StrangerFirst,
+    /// Answers with the address that it came from.
+    Whence,
+    /// Answers from a new port, which sends back what comes there.
+    NewPort,
     /// Answers with as many bytes of the pattern as the datagram's text says.
     Grow,
     /// Keeps quiet.

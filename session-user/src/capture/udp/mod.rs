@@ -6,6 +6,7 @@
 mod batch;
 mod flows;
 mod half;
+mod heard;
 mod ids;
 mod orphans;
 mod route;
@@ -18,6 +19,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
+use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep, sleep_until};
 
 #[cfg(test)]
@@ -29,6 +31,7 @@ pub(super) use ids::Ids;
 use batch::Batch;
 use flows::{Arrival, Flows};
 pub use flows::{FlowWay, FlowWays};
+use heard::Rules;
 use route::{AnyIp, remove};
 use socket::{Door, Mark, Sockets, arrival};
 
@@ -59,15 +62,17 @@ pub struct Datagrams {
     v4: Arc<Door>,
     v6: Option<Arc<Door>>,
     pub(super) ids: Ids,
+    rules: Arc<Rules>,
     stats: Arc<Stats>,
 }
 
 impl Datagrams {
-    fn new(sockets: Sockets, ids: Ids, stats: Arc<Stats>) -> Self {
+    fn new(sockets: Sockets, ids: Ids, rules: Arc<Rules>, stats: Arc<Stats>) -> Self {
         Self {
             v4: Arc::new(sockets.v4),
             v6: sockets.v6.map(Arc::new),
             ids,
+            rules,
             stats,
         }
     }
@@ -75,7 +80,8 @@ impl Datagrams {
     /// Hands datagrams to whom `ways` says. Runs until it is dropped.
     pub async fn run(self, ways: impl FlowWays + 'static) {
         let mut batch = Batch::default();
-        let mut flows = Flows::new(Box::new(ways), self.ids, self.stats);
+        let (strangers, mut heard) = mpsc::channel(heard::WAITING_MAX);
+        let mut flows = Flows::new(Box::new(ways), self.ids, self.rules, strangers, self.stats);
         let mut look_at: Option<Instant> = None;
         loop {
             tokio::select! {
@@ -85,6 +91,7 @@ impl Datagrams {
                         take(ready, door, &mut batch, &mut flows).await;
                     }
                 }
+                Some(stranger) = heard.recv() => flows.heard(&stranger),
                 () = at(look_at) => look_at = None,
             }
             // An idle host is not woken: the next datagram is.

@@ -5,9 +5,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::fd::AsRawFd as _;
 use std::sync::Arc;
 
-use nix::sys::socket::{
-    ControlMessage, MsgFlags, SockaddrStorage, sendmsg, setsockopt, sockopt,
-};
+use nix::sys::socket::{ControlMessage, MsgFlags, SockaddrStorage, sendmsg, setsockopt, sockopt};
 use nix::{setsockopt_impl, sockopt_impl};
 use quinn_udp::{Transmit, UdpSockRef, UdpSocketState};
 use ring::rand::{SecureRandom as _, SystemRandom};

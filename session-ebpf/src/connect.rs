@@ -89,7 +89,7 @@ fn decide(ctx: &SockAddrContext, addr: Words) -> Outcome {
             Err(obstacle) => give_up(ctx, claim, obstacle),
         };
     }
-    match udp::take(ctx, settings, claim, &addr, port) {
+    match udp::take(ctx, settings, claim, &addr, port, true) {
         Fate::Captured(hop) => capture_udp(ctx, hop, addr, port),
         Fate::Direct => {
             forget(ctx, &addr, port);

@@ -10,8 +10,8 @@ use aya_ebpf::{
 };
 use aya_log_ebpf::warn;
 use session_ebpf_common::{
-    Assigned, Conversation, Destination, Opening, Settings, action, counter, id_address, opener,
-    port_of, protocol,
+    Assigned, CONNECTED, Conversation, Destination, Opening, Settings, action, counter, id_address,
+    opener, port_of, protocol,
 };
 
 use crate::{
@@ -51,13 +51,33 @@ pub fn fate(ctx: &SockAddrContext, addr: &Words, port: u16) -> Fate {
         return Fate::Direct;
     };
     match choose(ctx, settings, addr, port, protocol::UDP) {
-        Choice::Captured(claim) => take(ctx, settings, claim, addr, port),
+        Choice::Captured(claim) => {
+            let connected = is_connected_to(ctx, addr, port);
+            take(ctx, settings, claim, addr, port, connected)
+        }
         Choice::Direct => Fate::Direct,
         Choice::Refused => Fate::Refused,
     }
 }
 
-/// Captures it, if that can be.
+/// Whether the socket is connected to the very destination that a datagram names: the answer must come from the address
+/// that it is connected to. An IPv6 socket that is let go hears from that address alone all the same (`__udp_disconnect`
+/// of net/ipv4/udp.c clears the port and the IPv4 address).
+#[inline(always)]
+fn is_connected_to(ctx: &SockAddrContext, addr: &Words, port: u16) -> bool {
+    let Some(app) = maps::app_socket(ctx.sock()) else {
+        return false;
+    };
+    let known = &app.original.addr;
+    app.original.port == port
+        && known[0] == addr[0]
+        && known[1] == addr[1]
+        && known[2] == addr[2]
+        && known[3] == addr[3]
+        && (!is_mapped(addr) || ctx.is_connected())
+}
+
+/// Captures it, if that can be. `connected`: by a socket that is, or becomes, connected to it.
 #[inline(always)]
 pub fn take(
     ctx: &SockAddrContext,
@@ -65,13 +85,14 @@ pub fn take(
     claim: Claim,
     addr: &Words,
     port: u16,
+    connected: bool,
 ) -> Fate {
     if let Some(obstacle) = obstacle(ctx, settings, addr) {
         return give_up(claim, obstacle);
     }
     let destination = Destination {
         addr: *addr,
-        port: u32::from(port),
+        port: u32::from(port) | if connected { CONNECTED } else { 0 },
         peer: claim.peer,
         // SAFETY: the helper takes no arguments and reads the current task.
         cgroup: unsafe { bpf_get_current_cgroup_id() },

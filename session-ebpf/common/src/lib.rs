@@ -19,8 +19,8 @@ pub use policy::{
     RULE_EARLY, RULE_FAIL_CLOSED, action, protocol,
 };
 pub use udp::{
-    Assigned, CONVERSATION_IDLE_NS, CONVERSATIONS_MAX, Conversation, Destination, Opening,
-    UDP_IDS_MAX, UDP_PREFIX6, id_address, id_of, is_for_many, opener, port_of,
+    Assigned, CONNECTED, CONVERSATION_IDLE_NS, CONVERSATIONS_MAX, Conversation, Destination,
+    Opening, UDP_IDS_MAX, UDP_PREFIX6, id_address, id_of, is_for_many, opener, port_of,
 };
 
 /// Ports on `::1` over which captured IPv6 connections are spread. A power of two.

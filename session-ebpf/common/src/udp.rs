@@ -18,13 +18,17 @@ const NET4: u32 = 0x7f80_0000;
 /// Holdfast's own, drawn at random once, so that it is nobody's network: fde6:b481:678d:568e::/64.
 pub const UDP_PREFIX6: [u32; 2] = [0xfde6_b481_u32.to_be(), 0x678d_568e_u32.to_be()];
 
+/// In [`Destination::port`]: the sockets that send there are connected to it, and hear nobody else. Those that are not
+/// have an id of their own for the same destination, so that the agent can tell them apart.
+pub const CONNECTED: u32 = 1 << 16;
+
 /// Where datagrams of a cgroup go.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub struct Destination {
     /// Address, network order, IPv4 as v4-mapped.
     pub addr: [u32; 4],
-    /// Port.
+    /// Port in the lower half, and [`CONNECTED`].
     pub port: u32,
     /// Index of the configured peer that carries them, or [`crate::DNS_PEER`].
     pub peer: u32,

@@ -373,6 +373,11 @@ fn a_wrong_datagram_is_caught() {
 }
 
 #[test]
+fn a_datagram_of_another_source_is_caught() {
+    is_caught(Mutation::WrongSource, &["came as"]);
+}
+
+#[test]
 fn a_datagram_that_comes_twice_is_caught() {
     is_caught(Mutation::TwiceDelivered, &["came twice"]);
 }

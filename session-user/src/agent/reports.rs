@@ -247,6 +247,7 @@ fn datagram_report(s: &SessionSnapshot) -> DatagramReport {
         duplicates: core.duplicates,
         dropped: driver.dropped + core.unsent + core.overflowed + core.stray,
         incomplete: core.incomplete,
+        unheard: driver.unheard,
         packets_received: core.packets_received,
         packets_refused: core.packets_refused,
         packets_unsent: driver.packets_unsent + core.packets_dropped,

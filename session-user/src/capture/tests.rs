@@ -9,5 +9,6 @@ pub(super) mod harness;
 mod lifecycle;
 mod names;
 mod namespaces;
+mod others;
 mod rules;
 mod strangers;

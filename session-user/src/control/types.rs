@@ -452,6 +452,9 @@ pub struct DatagramReport {
     pub dropped: u64,
     /// Datagrams of which a part never came.
     pub incomplete: u64,
+    /// Datagrams for an application of the peer from somebody whom the rules do not let the peer speak to.
+    #[serde(default)]
+    pub unheard: u64,
     /// Packets that were opened.
     pub packets_received: u64,
     /// Packets that were not this session's, or not authentic.

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use crate::limits;
 use crate::seal::{Direction, Secret};
+use crate::wire;
 
 /// Which end of the session this unit is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -67,6 +68,8 @@ pub struct Config {
     pub rekey_after: Duration,
     /// Flows that the peer may have open at once. A driver that serves none leaves it at 0.
     pub max_flows: u64,
+    /// What of [`wire::flow_feature`] the peer may send.
+    pub flow_features: u64,
     /// A flow without datagrams for so long is over. RFC 4787 REQ-5 asks for two minutes at least.
     pub flow_idle: Duration,
     /// Longest time without a packet on the UDP path in use, so that NATs on it do not forget; zero:
@@ -90,6 +93,7 @@ impl Default for Config {
             rekey_records: limits::REKEY_RECORDS,
             rekey_after: limits::REKEY_AFTER,
             max_flows: 0,
+            flow_features: wire::flow_feature::ALL,
             flow_idle: Duration::from_secs(180),
             udp_keep_alive: Duration::from_secs(20),
             udp_keep_alive_idle: false,

@@ -41,7 +41,7 @@ use std::collections::{BTreeMap, VecDeque};
 
 pub use buf::SendBuf;
 pub use config::{Config, Role, Stats};
-pub use datagrams::{FlowError, FlowEvent, FlowId, FlowStats};
+pub use datagrams::{DatagramInfo, FlowError, FlowEvent, FlowId, FlowStats};
 pub use event::{Event, Handle, StreamError, StreamId, TransportFault};
 pub use schedule::own_lane;
 pub use udp::{PacketFault, UdpPath, UdpStatus, UdpTransmit};
@@ -257,6 +257,7 @@ impl Session {
             record_window: crate::limits::RECORD_WINDOW,
             max_record: crate::limits::RECORD_PAYLOAD_BYTES_MAX as u64,
             max_flows: self.config.max_flows,
+            flow_features: self.config.flow_features,
             continues: None,
             continued: None,
             software: self.config.software.clone(),

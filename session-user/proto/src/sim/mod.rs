@@ -111,6 +111,8 @@ pub enum Mutation {
     LavishDoubt,
     /// A datagram is another one than was sent.
     WrongDatagram,
+    /// A datagram is another's than the one whose it was said to be.
+    WrongSource,
     /// Datagrams are taken to have come before.
     TwiceDelivered,
     /// A datagram is taken for one that nobody sent.

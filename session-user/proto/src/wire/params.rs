@@ -15,6 +15,17 @@ const CONTINUES_COUNTER: u64 = 0x08;
 const CONTINUED: u64 = 0x09;
 const SOFTWARE: u64 = 0x0a;
 const MAX_FLOWS: u64 = 0x0b;
+const FLOW_FEATURES: u64 = 0x0c;
+
+/// What a unit knows of datagrams beyond the first version of flows: bits of [`Params::flow_features`].
+pub mod flow_feature {
+    /// The service that a datagram asks for.
+    pub const SERVICE: u64 = 0x01;
+    /// The socket that a flow belongs to, and datagrams from others than its target.
+    pub const GROUPS: u64 = 0x02;
+    /// All that there are.
+    pub const ALL: u64 = SERVICE | GROUPS;
+}
 
 /// What one unit tells the other when a session begins.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -33,6 +44,8 @@ pub struct Params {
     pub max_record: u64,
     /// Flows that the peer may have open at once; 0 for a unit that knows none.
     pub max_flows: u64,
+    /// What of [`flow_feature`] may be sent to it; other bits are ignored.
+    pub flow_features: u64,
     /// In HELLO: a session that the initiator still holds and whose resume was refused, with the
     /// counter that it will dial with next.
     pub continues: Option<([u8; 16], u64)>,
@@ -62,6 +75,9 @@ impl Params {
         }
         if self.max_flows > 0 {
             put(MAX_FLOWS, &varint(self.max_flows));
+        }
+        if self.flow_features > 0 {
+            put(FLOW_FEATURES, &varint(self.flow_features));
         }
         if let Some((session, counter)) = self.continues {
             put(CONTINUES, &session);
@@ -105,6 +121,7 @@ impl Params {
                 RECORD_WINDOW => out.record_window = value.varint("a limit")?,
                 MAX_RECORD => out.max_record = value.varint("a limit")?,
                 MAX_FLOWS => out.max_flows = value.varint("a limit")?,
+                FLOW_FEATURES => out.flow_features = value.varint("what is known of flows")?,
                 CONTINUES => continues = Some(value.array("a session id")?),
                 CONTINUES_COUNTER => counter = Some(value.varint("a counter")?),
                 CONTINUED => out.continued = Some(value.u8("an answer")? != 0),

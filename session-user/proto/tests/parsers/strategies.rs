@@ -6,7 +6,8 @@ use session_proto::limits::{
     ACK_RANGES_MAX, DATAGRAM_BYTES_MAX, PARAMS_BYTES_MAX, REASON_BYTES_MAX, REAUTH_CHUNK_BYTES_MAX,
 };
 use session_proto::wire::{
-    Ack, DatagramHeader, Fragment, Frame, Mode, Route, Service, StreamHeader, Target, VARINT_MAX,
+    Ack, DatagramHeader, Dscp, Fragment, Frame, Mode, Route, Service, StreamHeader, Target,
+    VARINT_MAX,
 };
 
 /// Where generated frames borrow their data from.
@@ -179,12 +180,20 @@ pub fn datagrams() -> impl Strategy<Value = Frame<'static>> {
             data,
         )
     });
-    prop_oneof![whole, part].prop_map(|(flow, target, number, fragment, data)| {
+    let socket = proptest::option::of(number());
+    let sender = proptest::option::of(any::<std::net::SocketAddrV4>());
+    let either = (prop_oneof![whole, part], any::<u8>(), socket, sender);
+    either.prop_map(|(datagram, tos, group, source)| {
+        let (flow, target, number, fragment, data) = datagram;
+        let opens = target.is_some();
         let header = DatagramHeader {
             flow,
             target,
             number,
             fragment,
+            dscp: Dscp::of_tos(tos),
+            group: group.filter(|_| opens),
+            source: source.map(Into::into).filter(|_| !opens),
         };
         Frame::Datagram { header, data }
     })

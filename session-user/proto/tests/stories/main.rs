@@ -1,5 +1,6 @@
 //! The plain stories of two sessions, one promise each.
 
+mod flow_features;
 mod flows;
 mod gaps;
 mod handover;

@@ -517,7 +517,7 @@ fn an_id_may_stand_for_the_agent_itself_and_for_loopback() {
             )
         });
         own.flows.available().await;
-        let Some(FlowInput::Datagram(flow, data)) = own.flows.pop() else {
+        let Some(FlowInput::Datagram(flow, data, _)) = own.flows.pop() else {
             panic!("a datagram")
         };
         assert_eq!(

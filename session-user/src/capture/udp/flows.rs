@@ -3,15 +3,19 @@
 use std::any::Any;
 use std::collections::{HashMap, HashSet};
 use std::net::{IpAddr, SocketAddr};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use session_ebpf_common::{Destination, Original};
-use session_proto::wire::Target;
+use session_ebpf_common::{CONNECTED, Destination, Original, id_address};
+use session_proto::session::DatagramInfo;
+use session_proto::wire::{Dscp, Target};
+use tokio::sync::mpsc;
 
+use super::super::gate::words;
 use super::super::kernel::socket_addr;
+use super::heard::{AppSocket, Ear, Rules, Stranger};
 use super::socket::Door;
 use super::unreachable::Unreachable;
 use super::{Ids, Stats, ids};
@@ -73,6 +77,10 @@ pub struct Flows {
     ways: Box<dyn FlowWays>,
     /// None while the collection has it.
     ids: Option<Ids>,
+    /// Sockets that are not connected, by network namespace and address.
+    sockets: HashMap<(u64, SocketAddr), Weak<AppSocket>>,
+    rules: Arc<Rules>,
+    strangers: mpsc::Sender<Stranger>,
     stats: Arc<Stats>,
     epoch: Instant,
     looked_for_room: Option<Instant>,
@@ -86,14 +94,25 @@ struct Answers {
     used: Arc<LastUse>,
     epoch: Instant,
     stats: Arc<Stats>,
+    /// None for a socket that hears its target alone.
+    ear: Option<Ear>,
     /// Lives as long as the flow.
     _kept: Option<Box<dyn Any + Send + Sync>>,
 }
 
 impl FlowEnd for Answers {
     fn deliver(&self, data: &[u8]) {
+        self.deliver_with(data, &DatagramInfo::default());
+    }
+
+    fn deliver_with(&self, data: &[u8], info: &DatagramInfo) {
         self.used.touch(self.epoch);
-        if !self.door.answer(self.from, self.app, data) {
+        let heard = match (info.source, &self.ear) {
+            (None, _) => (self.door).answer(self.from, self.app, data, info.dscp),
+            (Some(source), Some(ear)) => ear.hear(source, data, info.dscp),
+            (Some(_), None) => false,
+        };
+        if !heard {
             self.stats.drop_one();
         }
     }
@@ -119,11 +138,20 @@ impl LastUse {
 
 impl Flows {
     /// None yet.
-    pub fn new(ways: Box<dyn FlowWays>, ids: Ids, stats: Arc<Stats>) -> Self {
+    pub fn new(
+        ways: Box<dyn FlowWays>,
+        ids: Ids,
+        rules: Arc<Rules>,
+        strangers: mpsc::Sender<Stranger>,
+        stats: Arc<Stats>,
+    ) -> Self {
         Self {
             flows: HashMap::new(),
             ways,
             ids: Some(ids),
+            sockets: HashMap::new(),
+            rules,
+            strangers,
             stats,
             epoch: Instant::now(),
             looked_for_room: None,
@@ -131,7 +159,7 @@ impl Flows {
     }
 
     /// An application sent something: it goes to the queue of its peer.
-    pub fn arrived(&mut self, arrival: &Arrival<'_>, data: &[u8]) {
+    pub fn arrived(&mut self, arrival: &Arrival<'_>, data: &[u8], dscp: Dscp) {
         let key = (arrival.app, arrival.id);
         if !self.flows.contains_key(&key) && !self.open(key, arrival) {
             self.stats.drop_one();
@@ -142,7 +170,7 @@ impl Flows {
         };
         entry.used.touch(self.epoch);
         let data = Bytes::copy_from_slice(data);
-        entry.queue.push(&entry.flow, data);
+        entry.queue.push_with(&entry.flow, data, dscp);
     }
 
     /// A datagram of a flow that is not there: whether there is one now.
@@ -184,7 +212,16 @@ impl Flows {
         true
     }
 
-    fn entry(&self, destination: &Destination, way: FlowWay, arrival: &Arrival<'_>) -> Entry {
+    fn entry(&mut self, destination: &Destination, way: FlowWay, arrival: &Arrival<'_>) -> Entry {
+        let socket = (destination.port & CONNECTED == 0)
+            .then(|| self.socket(destination.netns_cookie, arrival));
+        let group = socket.as_ref().map(|socket| socket.group);
+        let ear = socket.map(|socket| Ear {
+            socket,
+            queue: Arc::clone(&way.queue),
+            like: *destination,
+            strangers: self.strangers.clone(),
+        });
         let used = Arc::new(LastUse(AtomicU64::new(0)));
         let end = Answers {
             door: Arc::clone(arrival.door),
@@ -193,6 +230,7 @@ impl Flows {
             used: Arc::clone(&used),
             epoch: self.epoch,
             stats: Arc::clone(&self.stats),
+            ear,
             _kept: way.kept,
         };
         let flow = AppFlow::new(
@@ -200,11 +238,71 @@ impl Flows {
             arrival.app.to_string(),
             Some(destination.cgroup),
             Box::new(end),
-        );
+        )
+        .of_group(group);
         Entry {
             flow: Arc::new(flow),
             queue: way.queue,
             used,
+        }
+    }
+
+    /// The socket that is not connected and that sent something, known as long as it has flows.
+    fn socket(&mut self, netns: u64, arrival: &Arrival<'_>) -> Arc<AppSocket> {
+        static GROUPS: AtomicU64 = AtomicU64::new(0);
+        let key = (netns, arrival.app);
+        if let Some(known) = self.sockets.get(&key).and_then(Weak::upgrade) {
+            return known;
+        }
+        let socket = Arc::new(AppSocket {
+            group: GROUPS.fetch_add(1, Ordering::Relaxed),
+            door: Arc::clone(arrival.door),
+            addr: arrival.app,
+        });
+        self.sockets.insert(key, Arc::downgrade(&socket));
+        socket
+    }
+
+    /// Somebody has spoken to a socket whose application has not spoken to him.
+    pub fn heard(&mut self, stranger: &Stranger) {
+        if !self.pass_on(stranger) {
+            self.stats.drop_one();
+        }
+    }
+
+    /// Whether the application gets it.
+    fn pass_on(&mut self, stranger: &Stranger) -> bool {
+        let source = stranger.source;
+        let Some(peer) = self.rules.peer_of(source) else {
+            return false;
+        };
+        let way = self.ways.find(source, peer);
+        if !way.is_ok_and(|way| Arc::ptr_eq(&way.queue, &stranger.queue)) {
+            return false;
+        }
+        let destination = Destination {
+            addr: words(source.ip()),
+            port: source.port().into(),
+            peer,
+            ..stranger.like
+        };
+        let Some(ids) = &mut self.ids else {
+            return false;
+        };
+        match ids.id_for(&destination) {
+            Ok(Some(id)) => {
+                let from = socket_addr(&Original {
+                    addr: id_address(id, &destination.addr),
+                    ..Original::default()
+                });
+                let socket = &stranger.socket;
+                (socket.door).answer(from.ip(), socket.addr, &stranger.data, stranger.dscp)
+            }
+            Ok(None) => false,
+            Err(error) => {
+                tracing::warn!(%error, "the source of a datagram can have no id");
+                false
+            }
         }
     }
 
@@ -230,6 +328,8 @@ impl Flows {
             entry.queue.close(&entry.flow);
             false
         });
+        // A flow of which the driver still has something keeps its socket.
+        self.sockets.retain(|_, socket| socket.strong_count() > 0);
         self.count();
     }
 

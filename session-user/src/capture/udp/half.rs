@@ -8,7 +8,7 @@ use ipnet::IpNet;
 use super::super::kernel::Kernel;
 use super::super::rule::{Action, CaptureRule, Protocols};
 use super::super::{CaptureError, policy};
-use super::{AnyIp, Datagrams, Mark, Sockets, Stats, remove};
+use super::{AnyIp, Datagrams, Mark, Rules, Sockets, Stats, remove};
 
 /// The UDP half of a capture.
 #[derive(Debug)]
@@ -19,6 +19,7 @@ pub struct Half {
     mark: Mark,
     netns_cookie: u64,
     route: Option<AnyIp>,
+    rules: Arc<Rules>,
     stats: Arc<Stats>,
 }
 
@@ -29,7 +30,9 @@ impl Half {
         let sockets = Sockets::open(mark)?;
         let (ports, netns_cookie) = (sockets.ports(), sockets.netns_cookie()?);
         let stats = Arc::new(Stats::default());
-        let datagrams = Datagrams::new(sockets, kernel.take_ids()?, Arc::clone(&stats));
+        let rules = Arc::new(Rules::default());
+        let (ids, known) = (kernel.take_ids()?, Arc::clone(&rules));
+        let datagrams = Datagrams::new(sockets, ids, known, Arc::clone(&stats));
         if let Err(error) = remove() {
             tracing::debug!(%error, "a route of an agent that was killed may still be there");
         }
@@ -39,6 +42,7 @@ impl Half {
             mark,
             netns_cookie,
             route: None,
+            rules,
             stats,
         })
     }
@@ -49,6 +53,7 @@ impl Half {
         kernel: &mut Kernel,
         rules: &[CaptureRule],
     ) -> Result<(), CaptureError> {
+        self.rules.set(rules);
         let (v4, v6) = self.ports;
         let wanted = v6 != 0 && rules.iter().any(takes_udp6);
         if wanted && self.route.is_none() {

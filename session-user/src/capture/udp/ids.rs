@@ -9,7 +9,8 @@ use std::time::Duration;
 
 use aya::maps::{Array, HashMap, MapData, MapError};
 use nix::time::{ClockId, clock_gettime};
-use session_ebpf_common::{Assigned, Destination, UDP_IDS_MAX, counter, id_of};
+use ring::rand::{SecureRandom as _, SystemRandom};
+use session_ebpf_common::{Assigned, Destination, UDP_IDS_MAX, counter, id_address, id_of};
 
 use super::super::gate::words;
 use super::super::tables::{found_or_none, ignore_absent};
@@ -18,6 +19,13 @@ use super::super::tables::{found_or_none, ignore_absent};
 const MARK: u64 = UDP_IDS_MAX as u64 / 2;
 /// How long an id must be idle for that.
 pub const IDLE: Duration = Duration::from_secs(60);
+/// The time of an id's last use is no more exact than this.
+const GRAIN: Duration = Duration::from_secs(10);
+/// Draws of a random id before a destination is given up, as in the programs.
+const DRAWS: u32 = 4;
+/// Only what is not there (`BPF_NOEXIST`), only what is (`BPF_EXIST`): bpf(2).
+const NEW: u64 = 1;
+const KNOWN: u64 = 2;
 
 /// The programs' tables of ids.
 pub struct Ids {
@@ -27,6 +35,8 @@ pub struct Ids {
     counters: Array<MapData, u64>,
     /// Ids that were given up.
     collected: u64,
+    /// Ids that were given here, and not by the programs.
+    given: u64,
     /// Ids that stood for a destination which did not have them, when that was last looked at: they may just have been
     /// drawn.
     nameless: HashSet<u32>,
@@ -53,6 +63,7 @@ impl Ids {
             destinations,
             counters,
             collected: 0,
+            given: 0,
             nameless: HashSet::new(),
         }
     }
@@ -68,10 +79,47 @@ impl Ids {
         self.destinations.insert(id, destination, 0)
     }
 
+    /// The id of a destination, drawn now if it has none, as the programs draw one for whom an application speaks to.
+    /// None where idle ones are to be given up: those come first.
+    pub fn id_for(&mut self, destination: &Destination) -> io::Result<Option<u32>> {
+        let now = now()?;
+        if let Some(known) = self.assigned(destination)? {
+            let used = Duration::from_nanos(known.used_at);
+            if now.saturating_sub(used) > GRAIN {
+                // A program may write it at the same time: either is as right.
+                let _ = self.ids.insert(destination, used_at(known.id, now), KNOWN);
+            }
+            return Ok(Some(known.id));
+        }
+        if self.is_crowded() {
+            return Ok(None);
+        }
+        for _ in 0..DRAWS {
+            let Some(id) = id_of(&id_address(random()?, &destination.addr)) else {
+                return Ok(None);
+            };
+            if self.destinations.insert(id, destination, NEW).is_err() {
+                continue;
+            }
+            if (self.ids.insert(destination, used_at(id, now), NEW)).is_ok() {
+                self.given += 1;
+                return Ok(Some(id));
+            }
+            // A program was first, or there is no room.
+            ignore_absent(self.destinations.remove(&id)).map_err(io::Error::other)?;
+            return Ok(self.assigned(destination)?.map(|known| known.id));
+        }
+        Ok(None)
+    }
+
+    fn assigned(&self, destination: &Destination) -> io::Result<Option<Assigned>> {
+        found_or_none(self.ids.get(destination, 0)).map_err(io::Error::other)
+    }
+
     /// Ids in use.
     pub fn in_use(&self) -> u64 {
         let given = self.counters.get(&counter::UDP_IDS, 0).unwrap_or_default();
-        given.saturating_sub(self.collected)
+        (given + self.given).saturating_sub(self.collected)
     }
 
     /// Whether there are so many that idle ones are to be given up.
@@ -126,6 +174,21 @@ impl Ids {
         ignore_absent(self.destinations.remove(&id))?;
         Ok(true)
     }
+}
+
+fn used_at(id: u32, now: Duration) -> Assigned {
+    Assigned {
+        used_at: u64::try_from(now.as_nanos()).unwrap_or(u64::MAX),
+        id,
+        pad: 0,
+    }
+}
+
+fn random() -> io::Result<u32> {
+    let mut bytes = [0; 4];
+    let drawn = SystemRandom::new().fill(&mut bytes);
+    drawn.map_err(|_| io::Error::other("there is no randomness"))?;
+    Ok(u32::from_ne_bytes(bytes))
 }
 
 /// The programs' clock.

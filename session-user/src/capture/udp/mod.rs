@@ -3,8 +3,10 @@
 //!
 //! A task of its own runs it ([`Datagrams::run`]), so that bulk delays no connection.
 
+mod batch;
 mod flows;
 mod half;
+mod heard;
 mod ids;
 mod orphans;
 mod route;
@@ -17,6 +19,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
+use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep, sleep_until};
 
 #[cfg(test)]
@@ -25,10 +28,12 @@ pub(super) use route::AnyIp as Route;
 pub(super) use half::Half;
 pub(super) use ids::Ids;
 
+use batch::Batch;
 use flows::{Arrival, Flows};
 pub use flows::{FlowWay, FlowWays};
+use heard::Rules;
 use route::{AnyIp, remove};
-use socket::{Batch, Door, Mark, Sockets, arrival};
+use socket::{Door, Mark, Sockets, arrival};
 
 /// How often flows and ids are looked over while there are any.
 const LOOK_EVERY: Duration = Duration::from_secs(10);
@@ -57,15 +62,17 @@ pub struct Datagrams {
     v4: Arc<Door>,
     v6: Option<Arc<Door>>,
     pub(super) ids: Ids,
+    rules: Arc<Rules>,
     stats: Arc<Stats>,
 }
 
 impl Datagrams {
-    fn new(sockets: Sockets, ids: Ids, stats: Arc<Stats>) -> Self {
+    fn new(sockets: Sockets, ids: Ids, rules: Arc<Rules>, stats: Arc<Stats>) -> Self {
         Self {
             v4: Arc::new(sockets.v4),
             v6: sockets.v6.map(Arc::new),
             ids,
+            rules,
             stats,
         }
     }
@@ -73,7 +80,8 @@ impl Datagrams {
     /// Hands datagrams to whom `ways` says. Runs until it is dropped.
     pub async fn run(self, ways: impl FlowWays + 'static) {
         let mut batch = Batch::default();
-        let mut flows = Flows::new(Box::new(ways), self.ids, self.stats);
+        let (strangers, mut heard) = mpsc::channel(heard::WAITING_MAX);
+        let mut flows = Flows::new(Box::new(ways), self.ids, self.rules, strangers, self.stats);
         let mut look_at: Option<Instant> = None;
         loop {
             tokio::select! {
@@ -83,6 +91,7 @@ impl Datagrams {
                         take(ready, door, &mut batch, &mut flows).await;
                     }
                 }
+                Some(stranger) = heard.recv() => flows.heard(&stranger),
                 () = at(look_at) => look_at = None,
             }
             // An idle host is not woken: the next datagram is.
@@ -110,10 +119,11 @@ async fn at(time: Option<Instant>) {
 /// Takes what a socket has, up to a batch.
 async fn take(ready: io::Result<()>, door: &Arc<Door>, batch: &mut Batch, flows: &mut Flows) {
     match ready.and_then(|()| door.read(batch)) {
-        Ok(count) => {
-            for (meta, data) in batch.datagrams(count) {
+        Ok(()) => {
+            for (meta, data) in batch.datagrams() {
                 if let Some((app, id, to)) = arrival(meta) {
-                    flows.arrived(&Arrival { door, app, id, to }, data);
+                    let arrival = Arrival { door, app, id, to };
+                    flows.arrived(&arrival, data, meta.dscp);
                 }
             }
         }

@@ -1,14 +1,16 @@
 //! The sockets on loopback to which captured datagrams go.
 
-use std::io::{self, IoSliceMut};
+use std::io::{self, IoSlice};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::os::fd::AsRawFd as _;
 use std::sync::Arc;
 
-use nix::sys::socket::{setsockopt, sockopt};
+use nix::sys::socket::{ControlMessage, MsgFlags, SockaddrStorage, sendmsg, setsockopt, sockopt};
 use nix::{setsockopt_impl, sockopt_impl};
-use quinn_udp::{BATCH_SIZE, RecvMeta, Transmit, UdpSockRef, UdpSocketState};
+use quinn_udp::{Transmit, UdpSockRef, UdpSocketState};
 use ring::rand::{SecureRandom as _, SystemRandom};
 use session_ebpf_common::id_of;
+use session_proto::wire::Dscp;
 use socket2::{Domain, Protocol, SockFilter, Socket, Type};
 use tokio::io::Interest;
 use tokio::net::UdpSocket;
@@ -17,12 +19,11 @@ use super::super::CaptureError;
 use super::super::gate::words;
 use super::super::injector::Injector;
 use super::super::listeners::netns_cookie;
+use super::batch::{Batch, Meta};
 use super::unreachable::{Unreachable, packet};
 
 /// Room for bursts on the way to the agent and back, in bytes as the kernel counts them.
 const BUFFER_BYTES: usize = 8 << 20;
-/// The largest datagram, and the most that the kernel joins into one (`UDP_GRO`).
-const BUFFER: usize = 65_535;
 sockopt_impl!(
     /// `IPV6_MTU_DISCOVER` (ipv6(7)).
     Ipv6MtuDiscover,
@@ -163,22 +164,19 @@ impl Door {
         self.socket.readable().await
     }
 
-    /// Reads what is there, up to a batch; how many buffers of it are filled.
-    pub fn read(&self, batch: &mut Batch) -> io::Result<usize> {
-        self.socket.try_io(Interest::READABLE, || {
-            let buffers = batch.bytes.chunks_exact_mut(BUFFER);
-            let mut slices: Vec<_> = buffers.map(IoSliceMut::new).collect();
-            self.state.recv(
-                UdpSockRef::from(&self.socket),
-                &mut slices,
-                &mut batch.metas,
-            )
-        })
+    /// Reads what is there, up to a batch.
+    pub fn read(&self, batch: &mut Batch) -> io::Result<()> {
+        self.socket
+            .try_io(Interest::READABLE, || batch.fill(&self.socket))
     }
 
-    /// Sends an answer to an application from the address that stands for its destination. False if its socket, or
-    /// ours, does not take more now.
-    pub fn answer(&self, from: IpAddr, app: SocketAddr, data: &[u8]) -> bool {
+    /// Sends an answer to an application from the address that stands for its destination, with the service that the
+    /// destination has asked for. False if its socket, or ours, does not take more now.
+    pub fn answer(&self, from: IpAddr, app: SocketAddr, data: &[u8], dscp: Dscp) -> bool {
+        if !dscp.is_default() {
+            // quinn-udp sets the two bits of congestion alone.
+            return self.answer_as(from, app, data, dscp).is_ok();
+        }
         let transmit = Transmit {
             destination: app,
             ecn: None,
@@ -190,6 +188,50 @@ impl Door {
             .state
             .try_send(UdpSockRef::from(&self.socket), &transmit);
         sent.is_ok()
+    }
+
+    fn answer_as(
+        &self,
+        from: IpAddr,
+        app: SocketAddr,
+        data: &[u8],
+        dscp: Dscp,
+    ) -> nix::Result<usize> {
+        let (fd, data, flags) = (
+            self.socket.as_raw_fd(),
+            [IoSlice::new(data)],
+            MsgFlags::empty(),
+        );
+        let app = SockaddrStorage::from(app);
+        match from {
+            IpAddr::V4(from) => {
+                let source = libc::in_pktinfo {
+                    ipi_ifindex: 0,
+                    ipi_spec_dst: in_addr(from),
+                    ipi_addr: in_addr(Ipv4Addr::UNSPECIFIED),
+                };
+                let tos = dscp.tos();
+                let control = [
+                    ControlMessage::Ipv4PacketInfo(&source),
+                    ControlMessage::Ipv4Tos(&tos),
+                ];
+                sendmsg(fd, &data, &control, flags, Some(&app))
+            }
+            IpAddr::V6(from) => {
+                let source = libc::in6_pktinfo {
+                    ipi6_addr: libc::in6_addr {
+                        s6_addr: from.octets(),
+                    },
+                    ipi6_ifindex: 0,
+                };
+                let class = i32::from(dscp.tos());
+                let control = [
+                    ControlMessage::Ipv6PacketInfo(&source),
+                    ControlMessage::Ipv6TClass(&class),
+                ];
+                sendmsg(fd, &data, &control, flags, Some(&app))
+            }
+        }
     }
 
     /// Tells an application's kernel that the destination is not to be reached, as a router or its host would.
@@ -206,11 +248,17 @@ impl Door {
 
 /// Whose datagram it is, the id that its destination has, and the address that stands for it. `None` for what came from
 /// outside of loopback or stands for nothing.
-pub fn arrival(meta: &RecvMeta) -> Option<(SocketAddr, u32, IpAddr)> {
-    let to = meta.dst_ip?;
-    let inside = meta.interface_index.is_none_or(|index| index == LOOPBACK);
+pub fn arrival(meta: &Meta) -> Option<(SocketAddr, u32, IpAddr)> {
+    let to = meta.to?;
+    let inside = meta.interface.is_none_or(|index| index == LOOPBACK);
     let id = id_of(&words(to)).filter(|_| inside)?;
-    Some((SocketAddr::new(meta.addr.ip(), meta.addr.port()), id, to))
+    Some((SocketAddr::new(meta.from.ip(), meta.from.port()), id, to))
+}
+
+fn in_addr(addr: Ipv4Addr) -> libc::in_addr {
+    libc::in_addr {
+        s_addr: u32::from_ne_bytes(addr.octets()),
+    }
 }
 
 /// As far as allowed: beyond the host's limits with CAP_NET_ADMIN, else up to them.
@@ -220,38 +268,5 @@ fn enlarge(socket: &Socket) {
     }
     if setsockopt(socket, sockopt::SndBufForce, &BUFFER_BYTES).is_err() {
         let _ = socket.set_send_buffer_size(BUFFER_BYTES);
-    }
-}
-
-/// Buffers of one reading.
-pub struct Batch {
-    bytes: Vec<u8>,
-    metas: [RecvMeta; BATCH_SIZE],
-}
-
-impl Default for Batch {
-    fn default() -> Self {
-        Self {
-            // Zeroed by the kernel: what is never filled takes no memory.
-            bytes: vec![0; BATCH_SIZE * BUFFER],
-            metas: [RecvMeta::default(); BATCH_SIZE],
-        }
-    }
-}
-
-impl Batch {
-    /// The datagrams of the first `count` buffers, each by itself.
-    pub fn datagrams(&self, count: usize) -> impl Iterator<Item = (&RecvMeta, &[u8])> {
-        let buffers = self.bytes.chunks_exact(BUFFER).zip(&self.metas).take(count);
-        buffers.flat_map(|(buffer, meta)| {
-            let data = &buffer[..meta.len.min(BUFFER)];
-            // An empty datagram is one.
-            let count = data.len().div_ceil(meta.stride.max(1)).max(1);
-            let stride = meta.stride.max(1);
-            (0..count).map(move |index| {
-                let end = ((index + 1) * stride).min(data.len());
-                (meta, &data[(index * stride).min(end)..end])
-            })
-        })
     }
 }

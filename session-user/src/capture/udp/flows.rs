@@ -3,8 +3,8 @@
 use std::any::Any;
 use std::collections::{HashMap, HashSet};
 use std::net::{IpAddr, SocketAddr};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -13,6 +13,7 @@ use session_proto::wire::Target;
 
 use super::super::kernel::socket_addr;
 use super::socket::Door;
+use super::tables::Tables;
 use super::unreachable::Unreachable;
 use super::{Ids, Stats, ids};
 use crate::requests::{AppFlow, FlowEnd, FlowQueue};
@@ -54,8 +55,8 @@ pub struct Arrival<'a> {
     pub to: IpAddr,
 }
 
-/// A flow's application, and by the id its destination.
-type Key = (SocketAddr, u32);
+/// A flow's network namespace, its application, and by the id its destination.
+type Key = (u64, SocketAddr, u32);
 
 struct Entry {
     flow: Arc<AppFlow>,
@@ -67,7 +68,7 @@ struct Entry {
 #[derive(Debug)]
 struct LastUse(AtomicU64);
 
-/// All flows of one network namespace.
+/// All flows.
 pub struct Flows {
     flows: HashMap<Key, Entry>,
     ways: Box<dyn FlowWays>,
@@ -80,7 +81,8 @@ pub struct Flows {
 
 /// The application's end of a flow.
 struct Answers {
-    door: Arc<Door>,
+    /// Gone when the agent has left the network namespace, which a socket would keep alive.
+    door: Weak<Door>,
     app: SocketAddr,
     from: IpAddr,
     used: Arc<LastUse>,
@@ -93,14 +95,17 @@ struct Answers {
 impl FlowEnd for Answers {
     fn deliver(&self, data: &[u8]) {
         self.used.touch(self.epoch);
-        if !self.door.answer(self.from, self.app, data) {
+        let door = self.door.upgrade();
+        if !door.is_some_and(|door| door.answer(self.from, self.app, data)) {
             self.stats.drop_one();
         }
     }
 
     fn failed(&self, errno: i32) {
-        if let Some(why) = Unreachable::from_errno(errno) {
-            self.door.unreachable(self.from, self.app, why);
+        if let Some(why) = Unreachable::from_errno(errno)
+            && let Some(door) = self.door.upgrade()
+        {
+            door.unreachable(self.from, self.app, why);
         }
     }
 }
@@ -132,7 +137,7 @@ impl Flows {
 
     /// An application sent something: it goes to the queue of its peer.
     pub fn arrived(&mut self, arrival: &Arrival<'_>, data: &[u8]) {
-        let key = (arrival.app, arrival.id);
+        let key = (arrival.door.netns(), arrival.app, arrival.id);
         if !self.flows.contains_key(&key) && !self.open(key, arrival) {
             self.stats.drop_one();
             return;
@@ -148,7 +153,11 @@ impl Flows {
     /// A datagram of a flow that is not there: whether there is one now.
     fn open(&mut self, key: Key, arrival: &Arrival<'_>) -> bool {
         let Some(ids) = &self.ids else { return false };
-        let destination = match ids.destination(arrival.id) {
+        let found = ids.destination(arrival.id);
+        // An id is one of its network namespace, and nobody else's.
+        let netns = arrival.door.netns();
+        let own = |found: Option<Destination>| found.filter(|found| found.netns_cookie == netns);
+        let destination = match found.map(own) {
             Ok(Some(destination)) => destination,
             Ok(None) => {
                 // A connected socket that outlived its id: it fails with ECONNREFUSED, and its application connects anew.
@@ -187,7 +196,7 @@ impl Flows {
     fn entry(&self, destination: &Destination, way: FlowWay, arrival: &Arrival<'_>) -> Entry {
         let used = Arc::new(LastUse(AtomicU64::new(0)));
         let end = Answers {
-            door: Arc::clone(arrival.door),
+            door: Arc::downgrade(arrival.door),
             app: arrival.app,
             from: arrival.to,
             used: Arc::clone(&used),
@@ -233,19 +242,32 @@ impl Flows {
         self.count();
     }
 
+    /// Ends those of a network namespace that the agent leaves.
+    pub fn end_in(&mut self, netns: u64) {
+        self.flows.retain(|(there, ..), entry| {
+            let stays = *there != netns;
+            if !stays {
+                entry.queue.close(&entry.flow);
+            }
+            stays
+        });
+        self.count();
+    }
+
     fn count(&self) {
         let count = self.flows.len() as u64;
         self.stats.flows.store(count, Ordering::Relaxed);
     }
 
-    /// Ends what is idle, and gives up ids where there are many. Whether it must be looked again.
-    pub async fn look_over(&mut self) -> bool {
+    /// Ends what is idle, and gives up ids where there are many, but for those that a socket in `tables` is connected to.
+    /// Whether it must be looked again.
+    pub async fn look_over(&mut self, tables: Vec<Arc<Tables>>) -> bool {
         self.end_idle(IDLE);
         let Some(ids) = self.ids.take() else {
             return false;
         };
         let ids = if ids.is_crowded() {
-            self.collect(ids).await
+            self.collect(ids, tables).await
         } else {
             Some(ids)
         };
@@ -254,10 +276,10 @@ impl Flows {
         crowded || !self.flows.is_empty()
     }
 
-    async fn collect(&self, mut ids: Ids) -> Option<Ids> {
-        let busy: HashSet<u32> = self.flows.keys().map(|(_, id)| *id).collect();
+    async fn collect(&self, mut ids: Ids, tables: Vec<Arc<Tables>>) -> Option<Ids> {
+        let busy: HashSet<u32> = self.flows.keys().map(|(.., id)| *id).collect();
         let collection = tokio::task::spawn_blocking(move || {
-            match ids.collect(&busy, ids::IDLE) {
+            match ids.collect(&busy, ids::IDLE, &tables) {
                 Ok(count) => tracing::debug!(count, "ids of idle destinations were given up"),
                 Err(error) => tracing::warn!(%error, "ids of idle destinations cannot be given up"),
             }

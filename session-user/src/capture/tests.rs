@@ -2,6 +2,7 @@
 
 mod datagram_ends;
 mod datagrams;
+mod datagrams_elsewhere;
 mod decisions;
 mod elsewhere;
 mod flows;

@@ -8,8 +8,9 @@ use session_proto::session::DatagramInfo;
 use session_proto::wire::Dscp;
 use socket2::{Domain, Protocol, SockRef, Socket, Type};
 
+use super::elsewhere::{Agent, leave};
 use super::harness::{
-    App, PATIENCE, ToPeers, capture, disconnect, everything, exchange, hear, in_netns, rule,
+    App, PATIENCE, ToPeers, ask, capture, disconnect, everything, exchange, hear, in_netns, rule,
 };
 use crate::capture::{Action, Capture, CaptureRule};
 use crate::requests::{AppFlow, FlowInput, RequestQueue};
@@ -53,10 +54,28 @@ fn queue(capture: &mut Capture) -> Arc<RequestQueue> {
 
 /// The flow of the next datagram, and its service.
 async fn next(queue: &RequestQueue) -> (Arc<AppFlow>, Dscp) {
+    let (flow, dscp, _) = next_said(queue).await;
+    (flow, dscp)
+}
+
+/// The same, and what it says.
+async fn next_said(queue: &RequestQueue) -> (Arc<AppFlow>, Dscp, String) {
     queue.flows.available().await;
     match queue.flows.pop() {
-        Some(FlowInput::Datagram(flow, _, dscp)) => (flow, dscp),
+        Some(FlowInput::Datagram(flow, data, dscp)) => {
+            (flow, dscp, String::from_utf8_lossy(&data).into_owned())
+        }
         other => panic!("{other:?}"),
+    }
+}
+
+/// In an application: asks for a service with what a socket sends to `to`.
+fn want(socket: &UdpSocket, to: SocketAddr, tos: u32) -> io::Result<()> {
+    let options = SockRef::from(socket);
+    if to.ip().to_canonical().is_ipv4() {
+        options.set_tos_v4(tos)
+    } else {
+        options.set_tclass_v6(tos)
     }
 }
 
@@ -146,13 +165,8 @@ fn the_service_of_each_datagram_is_known() {
         for [to, ..] in FAR {
             let app = App::start(&scope, move || {
                 let socket = unbound(addr(to))?;
-                let options = SockRef::from(&socket);
                 for tos in [0, 0xb8, 0x10] {
-                    if addr(to).ip().to_canonical().is_ipv4() {
-                        options.set_tos_v4(tos)?;
-                    } else {
-                        options.set_tclass_v6(tos)?;
-                    }
+                    want(&socket, addr(to), tos)?;
                     exchange(&socket, addr(to), "hello")?;
                 }
                 Ok(String::new())
@@ -164,6 +178,53 @@ fn the_service_of_each_datagram_is_known() {
                 flow.end().deliver_with(b"back", &info);
             }
             assert_eq!(app.result().await, Ok(String::new()));
+        }
+    });
+}
+
+#[test]
+fn each_network_namespace_has_its_own_strangers() {
+    in_netns(async || {
+        let (agent, scope) = Agent::start(&[everything()]);
+        let queue = agent.with(queue).await;
+        for [to, stranger, known] in FAR {
+            // Both have the same address and port. What the first sends over IPv4 is held until the agent is there.
+            let start = |name: &'static str, held: bool| {
+                App::start(&scope, move || {
+                    leave(true)?;
+                    if !held || addr(known).is_ipv6() {
+                        ask(FAR4)?;
+                    }
+                    let any = if addr(to).is_ipv4() {
+                        "0.0.0.0"
+                    } else {
+                        "[::]"
+                    };
+                    let socket = UdpSocket::bind(format!("{any}:4711"))?;
+                    want(&socket, addr(to), 0xb8)?;
+                    let first = exchange(&socket, addr(to), name)?;
+                    let second = exchange(&socket, addr(stranger), name)?;
+                    Ok(format!("{first}, {second}"))
+                })
+            };
+            let apps = [start("one", true), start("two", false)];
+            let mut groups = Vec::new();
+            for _ in 0..4 {
+                let (flow, dscp, name) = next_said(&queue).await;
+                assert_eq!(dscp, Dscp::of_tos(0xb8), "{to} {name}");
+                if flow.target.to_string() == known {
+                    assert!(groups.contains(&(name.clone(), flow.group)), "{groups:?}");
+                    flow.end().deliver(format!("{name} again").as_bytes());
+                } else {
+                    groups.push((name.clone(), flow.group));
+                    flow.end().deliver_with(name.as_bytes(), &from(known));
+                }
+            }
+            assert_ne!(groups[0].1, groups[1].1, "{to}");
+            for (app, name) in apps.into_iter().zip(["one", "two"]) {
+                let heard = format!("{name} from {stranger}, {name} again from {stranger}");
+                assert_eq!(app.result().await, Ok(heard), "{to}");
+            }
         }
     });
 }

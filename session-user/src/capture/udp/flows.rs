@@ -17,6 +17,7 @@ use super::super::gate::words;
 use super::super::kernel::socket_addr;
 use super::heard::{AppSocket, Ear, Rules, Stranger};
 use super::socket::Door;
+use super::tables::Tables;
 use super::unreachable::Unreachable;
 use super::{Ids, Stats, ids};
 use crate::requests::{AppFlow, FlowEnd, FlowQueue};
@@ -58,8 +59,8 @@ pub struct Arrival<'a> {
     pub to: IpAddr,
 }
 
-/// A flow's application, and by the id its destination.
-type Key = (SocketAddr, u32);
+/// A flow's network namespace, its application, and by the id its destination.
+type Key = (u64, SocketAddr, u32);
 
 struct Entry {
     flow: Arc<AppFlow>,
@@ -71,7 +72,7 @@ struct Entry {
 #[derive(Debug)]
 struct LastUse(AtomicU64);
 
-/// All flows of one network namespace.
+/// All flows.
 pub struct Flows {
     flows: HashMap<Key, Entry>,
     ways: Box<dyn FlowWays>,
@@ -88,7 +89,8 @@ pub struct Flows {
 
 /// The application's end of a flow.
 struct Answers {
-    door: Arc<Door>,
+    /// Gone when the agent has left the network namespace, which a socket would keep alive.
+    door: Weak<Door>,
     app: SocketAddr,
     from: IpAddr,
     used: Arc<LastUse>,
@@ -108,7 +110,8 @@ impl FlowEnd for Answers {
     fn deliver_with(&self, data: &[u8], info: &DatagramInfo) {
         self.used.touch(self.epoch);
         let heard = match (info.source, &self.ear) {
-            (None, _) => (self.door).answer(self.from, self.app, data, info.dscp),
+            (None, _) => (self.door.upgrade())
+                .is_some_and(|door| door.answer(self.from, self.app, data, info.dscp)),
             (Some(source), Some(ear)) => ear.hear(source, data, info.dscp),
             (Some(_), None) => false,
         };
@@ -118,8 +121,10 @@ impl FlowEnd for Answers {
     }
 
     fn failed(&self, errno: i32) {
-        if let Some(why) = Unreachable::from_errno(errno) {
-            self.door.unreachable(self.from, self.app, why);
+        if let Some(why) = Unreachable::from_errno(errno)
+            && let Some(door) = self.door.upgrade()
+        {
+            door.unreachable(self.from, self.app, why);
         }
     }
 }
@@ -160,7 +165,7 @@ impl Flows {
 
     /// An application sent something: it goes to the queue of its peer.
     pub fn arrived(&mut self, arrival: &Arrival<'_>, data: &[u8], dscp: Dscp) {
-        let key = (arrival.app, arrival.id);
+        let key = (arrival.door.netns(), arrival.app, arrival.id);
         if !self.flows.contains_key(&key) && !self.open(key, arrival) {
             self.stats.drop_one();
             return;
@@ -176,7 +181,11 @@ impl Flows {
     /// A datagram of a flow that is not there: whether there is one now.
     fn open(&mut self, key: Key, arrival: &Arrival<'_>) -> bool {
         let Some(ids) = &self.ids else { return false };
-        let destination = match ids.destination(arrival.id) {
+        let found = ids.destination(arrival.id);
+        // An id is one of its network namespace, and nobody else's.
+        let netns = arrival.door.netns();
+        let own = |found: Option<Destination>| found.filter(|found| found.netns_cookie == netns);
+        let destination = match found.map(own) {
             Ok(Some(destination)) => destination,
             Ok(None) => {
                 // A connected socket that outlived its id: it fails with ECONNREFUSED, and its application connects anew.
@@ -213,8 +222,7 @@ impl Flows {
     }
 
     fn entry(&mut self, destination: &Destination, way: FlowWay, arrival: &Arrival<'_>) -> Entry {
-        let socket = (destination.port & CONNECTED == 0)
-            .then(|| self.socket(destination.netns_cookie, arrival));
+        let socket = (destination.port & CONNECTED == 0).then(|| self.socket(arrival));
         let group = socket.as_ref().map(|socket| socket.group);
         let ear = socket.map(|socket| Ear {
             socket,
@@ -224,7 +232,7 @@ impl Flows {
         });
         let used = Arc::new(LastUse(AtomicU64::new(0)));
         let end = Answers {
-            door: Arc::clone(arrival.door),
+            door: Arc::downgrade(arrival.door),
             app: arrival.app,
             from: arrival.to,
             used: Arc::clone(&used),
@@ -248,15 +256,15 @@ impl Flows {
     }
 
     /// The socket that is not connected and that sent something, known as long as it has flows.
-    fn socket(&mut self, netns: u64, arrival: &Arrival<'_>) -> Arc<AppSocket> {
+    fn socket(&mut self, arrival: &Arrival<'_>) -> Arc<AppSocket> {
         static GROUPS: AtomicU64 = AtomicU64::new(0);
-        let key = (netns, arrival.app);
+        let key = (arrival.door.netns(), arrival.app);
         if let Some(known) = self.sockets.get(&key).and_then(Weak::upgrade) {
             return known;
         }
         let socket = Arc::new(AppSocket {
             group: GROUPS.fetch_add(1, Ordering::Relaxed),
-            door: Arc::clone(arrival.door),
+            door: Arc::downgrade(arrival.door),
             addr: arrival.app,
         });
         self.sockets.insert(key, Arc::downgrade(&socket));
@@ -286,7 +294,8 @@ impl Flows {
             peer,
             ..stranger.like
         };
-        let Some(ids) = &mut self.ids else {
+        // The agent may have left the network namespace.
+        let (Some(ids), Some(door)) = (&mut self.ids, stranger.socket.door.upgrade()) else {
             return false;
         };
         match ids.id_for(&destination) {
@@ -295,8 +304,8 @@ impl Flows {
                     addr: id_address(id, &destination.addr),
                     ..Original::default()
                 });
-                let socket = &stranger.socket;
-                (socket.door).answer(from.ip(), socket.addr, &stranger.data, stranger.dscp)
+                let app = stranger.socket.addr;
+                door.answer(from.ip(), app, &stranger.data, stranger.dscp)
             }
             Ok(None) => false,
             Err(error) => {
@@ -333,19 +342,34 @@ impl Flows {
         self.count();
     }
 
+    /// Ends those of a network namespace that the agent leaves.
+    pub fn end_in(&mut self, netns: u64) {
+        self.flows.retain(|(there, ..), entry| {
+            let stays = *there != netns;
+            if !stays {
+                entry.queue.close(&entry.flow);
+            }
+            stays
+        });
+        // Where it comes back it has another socket.
+        self.sockets.retain(|(there, _), _| *there != netns);
+        self.count();
+    }
+
     fn count(&self) {
         let count = self.flows.len() as u64;
         self.stats.flows.store(count, Ordering::Relaxed);
     }
 
-    /// Ends what is idle, and gives up ids where there are many. Whether it must be looked again.
-    pub async fn look_over(&mut self) -> bool {
+    /// Ends what is idle, and gives up ids where there are many, but for those that a socket in `tables` is connected to.
+    /// Whether it must be looked again.
+    pub async fn look_over(&mut self, tables: Vec<Arc<Tables>>) -> bool {
         self.end_idle(IDLE);
         let Some(ids) = self.ids.take() else {
             return false;
         };
         let ids = if ids.is_crowded() {
-            self.collect(ids).await
+            self.collect(ids, tables).await
         } else {
             Some(ids)
         };
@@ -354,10 +378,10 @@ impl Flows {
         crowded || !self.flows.is_empty()
     }
 
-    async fn collect(&self, mut ids: Ids) -> Option<Ids> {
-        let busy: HashSet<u32> = self.flows.keys().map(|(_, id)| *id).collect();
+    async fn collect(&self, mut ids: Ids, tables: Vec<Arc<Tables>>) -> Option<Ids> {
+        let busy: HashSet<u32> = self.flows.keys().map(|(.., id)| *id).collect();
         let collection = tokio::task::spawn_blocking(move || {
-            match ids.collect(&busy, ids::IDLE) {
+            match ids.collect(&busy, ids::IDLE, &tables) {
                 Ok(count) => tracing::debug!(count, "ids of idle destinations were given up"),
                 Err(error) => tracing::warn!(%error, "ids of idle destinations cannot be given up"),
             }

@@ -8,7 +8,7 @@
 //! of its own network has sent what came from the peer.
 
 use std::net::SocketAddr;
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::{Arc, PoisonError, RwLock, Weak};
 
 use bytes::Bytes;
 use session_ebpf_common::{Destination, id_of, is_for_many, is_local, is_of_one_link};
@@ -44,8 +44,9 @@ pub struct Stranger {
 pub struct AppSocket {
     /// Tells it from all others of this process.
     pub group: u64,
-    /// The socket of ours that it speaks to.
-    pub door: Arc<Door>,
+    /// The socket of ours that it speaks to; gone when the agent has left the network namespace, which a socket would
+    /// keep alive.
+    pub door: Weak<Door>,
     /// Its address and port.
     pub addr: SocketAddr,
 }

@@ -256,6 +256,8 @@ impl Session {
             record_window: crate::limits::RECORD_WINDOW,
             max_record: crate::limits::RECORD_PAYLOAD_BYTES_MAX as u64,
             max_flows: self.config.max_flows,
+            codecs: 0,
+            packed_streams: 0,
             continues: None,
             continued: None,
             software: self.config.software.clone(),

@@ -103,6 +103,8 @@ fn params() -> impl Strategy<Value = Params> {
             record_window: records.0,
             max_record: records.1,
             max_flows: limits.0,
+            codecs: limits.1,
+            packed_streams: if limits.1 > 0 { limits.2 } else { 0 },
             continues: rest.0,
             continued: rest.1,
             software: rest.2,
@@ -229,8 +231,10 @@ proptest! {
         let required = bytes.len() - 1 - varint_bytes(name as u64) - name;
         let cut = at.index(required);
         let got = Params::parse(&bytes[..cut]);
-        let optional =
-            params.continues.is_some() || params.continued.is_some() || params.max_flows > 0;
+        let optional = params.continues.is_some()
+            || params.continued.is_some()
+            || params.max_flows > 0
+            || params.codecs > 0;
         prop_assert!(got.is_err() || optional, "{got:?}");
     }
 

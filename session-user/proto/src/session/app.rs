@@ -6,6 +6,7 @@ use super::Session;
 use super::buf::SendBuf;
 use super::event::{Event, StreamError, StreamId};
 use super::stream::Stream;
+use super::unpacking::Unpacking;
 use crate::Time;
 use crate::wire::{Frame, Mode, Service, StreamHeader, Target};
 
@@ -33,6 +34,7 @@ impl Session {
             false,
         );
         stream.service = service;
+        stream.recv.unpacking = Unpacking::new(self.packings.slots());
         self.streams.insert(id, stream);
         self.doubled_streams += usize::from(service.mode == Mode::Redundant);
         self.push_control(&Frame::Open {
@@ -83,8 +85,7 @@ impl Session {
         self.flow.sent += len as u64;
         self.stats.bytes_sent += len as u64;
         stream.appetite.wrote(now, len);
-        self.flush_frames(now);
-        self.seal_data(now, &header, data, place);
+        self.send_data(now, &header, data, place);
         Ok(())
     }
 
@@ -95,6 +96,7 @@ impl Session {
             return Err(StreamError::Finished);
         }
         stream.send.closed = true;
+        self.packings.release(&mut stream.packing);
         let header = StreamHeader {
             id,
             offset: stream.send.offset,
@@ -133,6 +135,7 @@ impl Session {
         let open = self.streams.get_mut(&id).filter(|s| !s.send.closed);
         if let Some(stream) = open {
             stream.send.closed = true;
+            self.packings.release(&mut stream.packing);
             let final_size = stream.send.offset;
             self.push_control(&Frame::ResetStream {
                 id,

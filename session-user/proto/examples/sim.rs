@@ -181,8 +181,9 @@ fn main() -> ExitCode {
         t.replays
     );
     eprintln!(
-        "{} redundant and {} bonded streams, {} records doubled, {} lanes, {} losses and MTU holes under such streams",
-        t.redundant, t.bonded, t.doubled, t.lanes, t.half_dead
+        "{} redundant and {} bonded streams, {} records doubled, {} lanes, {} losses and MTU holes under such streams, \
+         {} bytes packed to {}",
+        t.redundant, t.bonded, t.doubled, t.lanes, t.half_dead, t.packed, t.packed_to
     );
     let faults =
         (Fault::ALL.iter()).map(|(fault, name)| format!("{} {name}", t.faults[*fault as usize]));

@@ -249,6 +249,7 @@ impl Driver {
 
     fn send(&mut self, id: StreamId, buf: SendBuf, n: usize) -> Step {
         let now = self.clock.now();
+        let begun = Instant::now();
         // A few bytes must not pin a large buffer until the peer acknowledges them.
         let result = if n * 4 < buf.room() {
             let result = self.session.write(now, id, SendBuf::copy_of(buf.data()));
@@ -257,6 +258,8 @@ impl Driver {
         } else {
             self.session.write(now, id, buf)
         };
+        self.session.write_took(begun.elapsed());
+        self.keep_spare();
         match result {
             Ok(()) => Step::Again,
             Err(error) => {
@@ -265,6 +268,15 @@ impl Driver {
                 self.app_reset(id);
                 Step::Gone
             }
+        }
+    }
+
+    /// What went out packed leaves the buffer that it was read into.
+    fn keep_spare(&mut self) {
+        if let Some(left) = self.session.reuse_buffer()
+            && left.room() > self.spare.as_ref().map_or(0, SendBuf::room)
+        {
+            self.spare = Some(left);
         }
     }
 

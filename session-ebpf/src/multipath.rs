@@ -1,10 +1,7 @@
 //! Multipath TCP. The connect hook runs for the first subflow, a TCP socket, and what an application asks of its socket
 //! later is asked of the one above (`mptcp_connect` of net/mptcp/protocol.c): so both know where the connection goes.
 
-use aya_ebpf::{
-    bindings::bpf_sock,
-    helpers::generated::bpf_skc_to_mptcp_sock,
-};
+use aya_ebpf::{bindings::bpf_sock, helpers::generated::bpf_skc_to_mptcp_sock};
 use session_ebpf_common::AppSocket;
 
 use crate::maps::{self, HAS_MPTCP};

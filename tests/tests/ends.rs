@@ -244,7 +244,11 @@ print(n)
     // The sender's own kernel may keep that much, with Holdfast or without. Then come the agent's receive buffer, the
     // stream's window, and what the gateway's kernel and the target's keep: a few hundred kilobytes each.
     let wmem = fs::read_to_string("/proc/sys/net/ipv4/tcp_wmem")?;
-    let own: usize = wmem.split_whitespace().last().context("tcp_wmem")?.parse()?;
+    let own: usize = wmem
+        .split_whitespace()
+        .last()
+        .context("tcp_wmem")?
+        .parse()?;
     ensure!(
         taken < own + (4 << 20),
         "{taken} bytes were taken from the sender, of which its own kernel keeps {own}"

@@ -113,7 +113,7 @@ pub const LOOSE_PIECES_MAX: usize = 128;
 pub const PIECES_AHEAD_MAX: usize = 1 << 16;
 
 /// Streams that one end of a session unpacks at once, at most, and so the other packs. What their codecs keep
-/// is beside the session's budget.
+/// is beside the session's budget: see [`crate::codec::UNPACKER_BYTES_MAX`].
 pub const PACKED_STREAMS_MAX: usize = 32;
 
 /// A stream that sends nothing for so long, or for double of it, gives back what packs it.

@@ -59,7 +59,8 @@ mod tests {
     #[test]
     fn a_child_counts_with_its_parent() {
         // It spends its time, and then waits under the same number.
-        let script = "(i=0; while [ $i -lt 200000 ]; do i=$((i+1)); done; exec sleep 60) & echo $!; wait";
+        let script =
+            "(i=0; while [ $i -lt 200000 ]; do i=$((i+1)); done; exec sleep 60) & echo $!; wait";
         let mut parent = std::process::Command::new("sh")
             .args(["-c", script])
             .stdout(std::process::Stdio::piped())

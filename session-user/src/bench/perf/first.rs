@@ -72,7 +72,10 @@ pub fn rows(passes: u16) -> anyhow::Result<Vec<Row>> {
         }
     }
     let direct = ways.first().map(|(figures, _)| ("direct", figures));
-    Ok(ways.iter().map(|(figures, _)| figures.row(direct)).collect())
+    Ok(ways
+        .iter()
+        .map(|(figures, _)| figures.row(direct))
+        .collect())
 }
 
 fn way(name: &'static str, system: System, capture: &str) -> anyhow::Result<(Figures, Stand)> {

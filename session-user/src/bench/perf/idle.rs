@@ -113,7 +113,10 @@ impl Drop for Held {
 
 fn hold(stand: &Stand, connections: usize) -> anyhow::Result<Held> {
     let mut child = stand.spawn("app-hold", &["--connections", &connections.to_string()])?;
-    let out = child.stdout.take().context("the application has no output")?;
+    let out = child
+        .stdout
+        .take()
+        .context("the application has no output")?;
     let held = Held(child);
     let mut line = String::new();
     BufReader::new(out).read_line(&mut line)?;

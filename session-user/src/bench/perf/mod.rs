@@ -59,15 +59,17 @@ impl PerfArgs {
 
     /// What is wanted and here; what is not here is named on standard error.
     fn systems(&self) -> Vec<System> {
-        let wanted = |s: &System| {
-            self.through.is_empty() || self.through.contains(s) || *s == System::Proxy
-        };
+        let wanted =
+            |s: &System| self.through.is_empty() || self.through.contains(s) || *s == System::Proxy;
         let wanted = System::ALL.into_iter().filter(wanted);
         wanted
             .filter(|system| match system.peer().and_then(|p| p.missing()) {
                 None => true,
                 Some(what) => {
-                    say(format_args!("holdfast: {} is skipped: {what}", system.name()));
+                    say(format_args!(
+                        "holdfast: {} is skipped: {what}",
+                        system.name()
+                    ));
                     false
                 }
             })
@@ -98,10 +100,7 @@ pub fn run(args: &PerfArgs) -> anyhow::Result<ExitCode> {
 }
 
 /// Measures `groups` of every system, pass by pass.
-fn in_turn(
-    args: &PerfArgs,
-    groups: &[Group],
-) -> anyhow::Result<BTreeMap<(Name, System), Figures>> {
+fn in_turn(args: &PerfArgs, groups: &[Group]) -> anyhow::Result<BTreeMap<(Name, System), Figures>> {
     let mut stands = stands(args.systems())?;
     let millis = u64::from(args.seconds) * 1000;
     let rounds = u64::from(args.passes) * (groups.len() * stands.len()) as u64;

@@ -43,7 +43,9 @@ impl Figures {
     pub fn row(&self, other: Option<(&'static str, &Self)>) -> Row {
         let ratios = other.map(|(_, other)| {
             let pairs = self.values.iter().zip(&other.values);
-            pairs.map(|(mine, theirs)| mine / theirs).collect::<Vec<_>>()
+            pairs
+                .map(|(mine, theirs)| mine / theirs)
+                .collect::<Vec<_>>()
         });
         Row {
             measure: self.measure,
@@ -87,7 +89,10 @@ mod tests {
     #[test]
     fn passes_are_compared_with_their_own() {
         // The last pass is disturbed, and both with it.
-        let (mine, theirs) = (figures("mine", &[90.0, 99.0, 45.0]), figures("theirs", &[100.0, 110.0, 50.0]));
+        let (mine, theirs) = (
+            figures("mine", &[90.0, 99.0, 45.0]),
+            figures("theirs", &[100.0, 110.0, 50.0]),
+        );
         let row = mine.row(Some(("theirs", &theirs)));
         assert_eq!((row.value, row.min, row.max), (90.0, 45.0, 99.0));
         assert_eq!(row.ratio, Some(0.9));

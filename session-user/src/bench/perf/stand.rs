@@ -75,7 +75,10 @@ impl Stand {
     pub fn cpu(&self) -> anyhow::Result<Cpu> {
         let agents = [&self.bed.client_agent, &self.bed.gateway_agent];
         let ours = agents.into_iter().flatten();
-        let theirs = self.way.iter().flat_map(|w| w.at_client.iter().chain(&w.at_server));
+        let theirs = self
+            .way
+            .iter()
+            .flat_map(|w| w.at_client.iter().chain(&w.at_server));
         let mut ends = 0.0;
         for program in ours.chain(theirs) {
             ends += tree_seconds(program.pid())?;

@@ -153,7 +153,10 @@ impl Peer for Proxy {
             command.args(["--listen", &listen.to_string(), "--to", &to.to_string()]);
             anyhow::Ok(command)
         };
-        let commands = [command(far(site), site.server)?, command(near(), far(site))?];
+        let commands = [
+            command(far(site), site.server)?,
+            command(near(), far(site))?,
+        ];
         pair(site, ["far-proxy", "near-proxy"], commands)
     }
 }
@@ -303,7 +306,15 @@ impl Peer for Ssh {
         let mut server = Command::new("/usr/sbin/sshd");
         server.args(["-D", "-e", "-f", &write(site, "sshd_config", &config)?]);
         let mut client = Command::new("ssh");
-        client.args(["-F", "none", "-N", "-i", &file("user"), "-p", &far.port().to_string()]);
+        client.args([
+            "-F",
+            "none",
+            "-N",
+            "-i",
+            &file("user"),
+            "-p",
+            &far.port().to_string(),
+        ]);
         let known = format!("UserKnownHostsFile={}", file("known"));
         for option in [known.as_str(), "IdentitiesOnly=yes", "BatchMode=yes"] {
             client.args(["-o", option]);

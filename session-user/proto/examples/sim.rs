@@ -182,8 +182,16 @@ fn main() -> ExitCode {
     );
     eprintln!(
         "{} redundant and {} bonded streams, {} records doubled, {} lanes, {} losses and MTU holes under such streams, \
-         {} urgent bytes sent and {} seen",
-        t.redundant, t.bonded, t.doubled, t.lanes, t.half_dead, t.marks, t.marks_seen
+         {} urgent bytes sent and {} seen, {} bytes packed to {}",
+        t.redundant,
+        t.bonded,
+        t.doubled,
+        t.lanes,
+        t.half_dead,
+        t.marks,
+        t.marks_seen,
+        t.packed,
+        t.packed_to
     );
     let faults =
         (Fault::ALL.iter()).map(|(fault, name)| format!("{} {name}", t.faults[*fault as usize]));

@@ -260,6 +260,7 @@ impl Driver {
     /// What was read goes out; its first byte may be urgent.
     fn send(&mut self, id: StreamId, buf: SendBuf, urgent: bool) -> Step {
         let now = self.clock.now();
+        let begun = Instant::now();
         // A few bytes must not pin a large buffer until the peer acknowledges them.
         let result = if urgent {
             let result = self.session.write_urgent(now, id, buf.data());
@@ -272,6 +273,8 @@ impl Driver {
         } else {
             self.session.write(now, id, buf)
         };
+        self.session.write_took(begun.elapsed());
+        self.keep_spare();
         match result {
             Ok(()) => Step::Again,
             Err(error) => {
@@ -280,6 +283,15 @@ impl Driver {
                 self.app_reset(id);
                 Step::Gone
             }
+        }
+    }
+
+    /// What went out packed leaves the buffer that it was read into.
+    fn keep_spare(&mut self) {
+        if let Some(left) = self.session.reuse_buffer()
+            && left.room() > self.spare.as_ref().map_or(0, SendBuf::room)
+        {
+            self.spare = Some(left);
         }
     }
 

@@ -6,6 +6,7 @@ use super::Session;
 use super::buf::SendBuf;
 use super::event::{Event, StreamError, StreamId};
 use super::stream::Stream;
+use super::unpacking::Unpacking;
 use crate::Time;
 use crate::wire::{Frame, Mode, Service, StreamHeader, Target};
 
@@ -33,6 +34,7 @@ impl Session {
             false,
         );
         stream.service = service;
+        stream.recv.unpacking = Unpacking::new(self.packings.slots());
         self.streams.insert(id, stream);
         self.doubled_streams += usize::from(service.mode == Mode::Redundant);
         self.push_control(&Frame::Open {
@@ -63,8 +65,7 @@ impl Session {
     pub fn write(&mut self, now: Time, id: StreamId, data: SendBuf) -> Result<(), StreamError> {
         let place = self.place_data(id).unwrap_or_default();
         if let Some(header) = self.claim(now, id, data.len())? {
-            self.flush_frames(now);
-            self.seal_data(now, &header, data, place);
+            self.send_data(now, &header, data, place);
         }
         Ok(())
     }
@@ -106,6 +107,7 @@ impl Session {
             return Err(StreamError::Finished);
         }
         stream.send.closed = true;
+        self.packings.release(&mut stream.packing);
         let header = StreamHeader {
             id,
             offset: stream.send.offset,
@@ -144,6 +146,7 @@ impl Session {
         let open = self.streams.get_mut(&id).filter(|s| !s.send.closed);
         if let Some(stream) = open {
             stream.send.closed = true;
+            self.packings.release(&mut stream.packing);
             let final_size = stream.send.offset;
             self.push_control(&Frame::ResetStream {
                 id,

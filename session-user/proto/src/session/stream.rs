@@ -5,7 +5,9 @@ use std::collections::{BTreeMap, VecDeque};
 use bytes::{Buf, Bytes};
 
 use super::event::Violation;
+use super::packing::Sending;
 use super::schedule::Appetite;
+use super::unpacking::{Packed, Piece, Unpacking};
 use crate::wire::Service;
 
 /// Small pieces are joined up to this size, in bytes.
@@ -31,8 +33,10 @@ pub(super) struct RecvHalf {
     /// The last so many of `ready` share the buffers that they came in.
     loose: usize,
     /// Bytes beyond a gap, by offset, not overlapping, each in a buffer of its own.
-    ahead: BTreeMap<u64, Bytes>,
+    ahead: BTreeMap<u64, Piece>,
+    /// As many as they are, or will be once they are unpacked.
     ahead_bytes: usize,
+    pub unpacking: Unpacking,
     /// Offset behind the last byte of `ready`.
     next: u64,
     /// Offset behind the highest byte received: what the peer's use of credit is measured by.
@@ -65,6 +69,7 @@ impl RecvHalf {
             loose: 0,
             ahead: BTreeMap::new(),
             ahead_bytes: 0,
+            unpacking: Unpacking::default(),
             next: 0,
             highest: 0,
             consumed: 0,
@@ -86,8 +91,32 @@ impl RecvHalf {
 
     /// Takes in `data` at `offset`. Returns by how much `highest` grew.
     pub fn insert(&mut self, offset: u64, fin: bool, data: Bytes) -> Result<u64, Violation> {
+        let grown = self.claim(offset, data.len(), fin)?;
+        if !self.discard {
+            self.keep(offset, data)?;
+        }
+        Ok(grown)
+    }
+
+    /// The same for bytes that are packed. They come once, and nothing else comes in their place.
+    pub fn insert_packed(&mut self, offset: u64, packed: Packed) -> Result<u64, Violation> {
+        let grown = self.claim(offset, packed.plain_bytes, false)?;
+        if self.discard {
+            return Ok(grown);
+        }
+        if offset <= self.next {
+            self.unpack(offset, &packed)?;
+            self.join()?;
+        } else {
+            self.keep_packed(offset, packed)?;
+        }
+        Ok(grown)
+    }
+
+    /// Whether `len` bytes at `offset` may come; they count as come from here on.
+    fn claim(&mut self, offset: u64, len: usize, fin: bool) -> Result<u64, Violation> {
         let end = offset
-            .checked_add(data.len() as u64)
+            .checked_add(len as u64)
             .ok_or(Violation::protocol("stream offset out of range"))?;
         if end > self.max {
             return Err(Violation::flow("more stream data than credit"));
@@ -101,9 +130,6 @@ impl RecvHalf {
         }
         let grown = end.saturating_sub(self.highest);
         self.highest = self.highest.max(end);
-        if !self.discard {
-            self.keep(offset, data);
-        }
         Ok(grown)
     }
 
@@ -116,23 +142,71 @@ impl RecvHalf {
             return Err(Violation::flow("final size of a stream above its credit"));
         }
         self.final_size = Some(size);
+        self.unpack_no_more();
         Ok(())
     }
 
-    fn keep(&mut self, mut offset: u64, mut data: Bytes) {
+    fn keep(&mut self, mut offset: u64, mut data: Bytes) -> Result<(), Violation> {
         if offset < self.next {
             let known = (self.next - offset).min(data.len() as u64);
             data.advance(known as usize);
             offset += known;
         }
         if data.is_empty() {
-            return;
+            return Ok(());
         }
         if offset == self.next {
             self.append(data);
-            self.join();
+            self.join()?;
         } else {
             self.keep_ahead(offset, data);
+        }
+        Ok(())
+    }
+
+    /// Appends what is packed and begins at `offset`, where all before it is there.
+    fn unpack(&mut self, offset: u64, packed: &Packed) -> Result<(), Violation> {
+        if offset + packed.plain_bytes as u64 <= self.next {
+            return Ok(());
+        }
+        if offset < self.next {
+            return Err(Violation::protocol("packed data in place of other data"));
+        }
+        let plain = self.unpacking.unpack(packed)?;
+        self.append(plain);
+        Ok(())
+    }
+
+    fn keep_packed(&mut self, offset: u64, packed: Packed) -> Result<(), Violation> {
+        let end = offset + packed.plain_bytes as u64;
+        let last = self.ahead.range(..end).next_back();
+        if last.is_some_and(|(&start, held)| start + held.len() as u64 > offset) {
+            return Err(Violation::protocol("packed data in place of other data"));
+        }
+        self.ahead_bytes += packed.plain_bytes;
+        let data = Bytes::copy_from_slice(&packed.data);
+        let piece = Piece::Packed(Packed { data, ..packed });
+        self.ahead.insert(offset, piece);
+        Ok(())
+    }
+
+    /// The sender has given up what packs.
+    pub fn packing_over(&mut self, offset: u64) -> Result<(), Violation> {
+        if offset > self.final_size.unwrap_or(self.max) {
+            return Err(Violation::protocol(
+                "the end of packing behind that of the stream",
+            ));
+        }
+        if !self.discard {
+            self.unpacking.over(offset, self.next);
+        }
+        Ok(())
+    }
+
+    /// Gives back what unpacks, if the end of the stream has come.
+    fn unpack_no_more(&mut self) {
+        if self.final_size == Some(self.next) {
+            self.unpacking.end();
         }
     }
 
@@ -141,6 +215,7 @@ impl RecvHalf {
         self.ready_bytes += data.len();
         self.ready.push_back(data);
         self.loose += 1;
+        self.unpacking.reached(self.next);
     }
 
     /// Keeps the parts of `data` that are not held yet.
@@ -163,7 +238,8 @@ impl RecvHalf {
             let piece = data.split_to(free);
             if !piece.is_empty() {
                 self.ahead_bytes += piece.len();
-                self.ahead.insert(offset, Bytes::copy_from_slice(&piece));
+                let piece = Piece::Plain(Bytes::copy_from_slice(&piece));
+                self.ahead.insert(offset, piece);
             }
             let skip = held.min(data.len());
             data.advance(skip);
@@ -171,20 +247,27 @@ impl RecvHalf {
         }
     }
 
-    fn join(&mut self) {
+    fn join(&mut self) -> Result<(), Violation> {
         while let Some(entry) = self.ahead.first_entry() {
             let start = *entry.key();
             if start > self.next {
                 break;
             }
-            let mut data = entry.remove();
-            self.ahead_bytes -= data.len();
-            let known = (self.next - start).min(data.len() as u64);
-            data.advance(known as usize);
-            if !data.is_empty() {
-                self.append(data);
+            let piece = entry.remove();
+            self.ahead_bytes -= piece.len();
+            match piece {
+                Piece::Packed(packed) => self.unpack(start, &packed)?,
+                Piece::Plain(mut data) => {
+                    let known = (self.next - start).min(data.len() as u64);
+                    data.advance(known as usize);
+                    if !data.is_empty() {
+                        self.append(data);
+                    }
+                }
             }
         }
+        self.unpack_no_more();
+        Ok(())
     }
 
     /// The byte at `offset` is urgent, unless a newer mark stands or the application has taken it.
@@ -270,6 +353,7 @@ impl RecvHalf {
         self.ahead.clear();
         self.ready_bytes = 0;
         self.ahead_bytes = 0;
+        self.unpacking.end();
         let taken = self.highest - self.consumed;
         self.consumed = self.highest;
         taken
@@ -335,6 +419,7 @@ pub(super) struct Stream {
     /// What its opener asked for.
     pub service: Service,
     pub appetite: Appetite,
+    pub packing: Sending,
 }
 
 impl Stream {
@@ -351,6 +436,7 @@ impl Stream {
             credit_due: false,
             service: Service::default(),
             appetite: Appetite::default(),
+            packing: Sending::default(),
         }
     }
 

@@ -4,7 +4,7 @@ use std::io::IoSlice;
 
 use bytes::{Bytes, BytesMut};
 
-use super::buf::{SendBuf, seal_record};
+use super::buf::{DataHeader, SendBuf, seal_record};
 use super::event::{Event, Handle};
 use super::schedule::Place;
 use super::transport::{Phase, Transport};
@@ -14,7 +14,7 @@ use crate::limits::{
     ACK_BYTES, ACK_DELAY, ACK_EVERY, ACK_RECORDS, CONTROL_RECORD_BYTES_MAX, RECORD_HEADER_BYTES,
     TAG_BYTES,
 };
-use crate::wire::{Ack, Frame, Space, StreamHeader};
+use crate::wire::{Ack, Frame, Space};
 
 /// What is to be acknowledged, and when.
 #[derive(Debug, Default)]
@@ -178,7 +178,7 @@ impl Session {
     pub(super) fn seal_data(
         &mut self,
         now: Time,
-        header: &StreamHeader,
+        header: &DataHeader,
         data: SendBuf,
         place: Place,
     ) {
@@ -258,6 +258,9 @@ impl Session {
             if let State::Closing { number: slot, .. } = &mut self.state {
                 slot.get_or_insert(number);
             }
+        }
+        if self.control.is_empty() {
+            self.packings.told(self.retained.next_number());
         }
     }
 

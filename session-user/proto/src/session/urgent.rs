@@ -24,6 +24,11 @@ impl Session {
             return Ok(());
         };
         let offset = header.offset;
+        if offset == 0
+            && let Some(stream) = self.streams.get_mut(&id)
+        {
+            stream.packing.begins_with(data);
+        }
         let mut frames = Vec::with_capacity(data.len() + AROUND_BYTES);
         // In front: who takes the bytes must know by then where to stop.
         Frame::Urgent { id, offset }.encode(&mut frames);

@@ -240,7 +240,7 @@ impl World<'_> {
 
     /// Writes what the application has and the session takes.
     fn write(&mut self, side: Side, id: StreamId) {
-        let (seed, now) = (self.script.seed, self.now);
+        let (seed, now) = (self.script.pattern_seed(), self.now);
         let opener = Side::opener(id) == side;
         loop {
             if self.aborts(side, id) {
@@ -366,7 +366,7 @@ impl World<'_> {
 
     /// Takes at most `gulp` bytes; true if nothing is left.
     fn take(&mut self, side: Side, id: StreamId, gulp: u64) -> bool {
-        let seed = self.script.seed;
+        let seed = self.script.pattern_seed();
         let mut left = gulp;
         while left > 0 {
             let host = &mut self.hosts[side as usize];

@@ -264,6 +264,8 @@ impl World<'_> {
         for stats in sessions {
             self.check.tally.resent += stats.records_resent;
             self.check.tally.doubled += stats.records_doubled;
+            self.check.tally.packed += stats.plain_packed;
+            self.check.tally.packed_to += stats.bytes_packed;
             self.check.tally.rekeys += stats.rekeys;
         }
         self.tally_flows();

@@ -149,6 +149,9 @@ pub const NO_FLOWS: u64 = 1 << 61;
 /// named then.
 pub const NO_MARKS: u64 = 1 << 60;
 
+/// A seed with this bit has nothing packed: the seeds of the time before name the runs that they named then.
+pub const NO_PACKING: u64 = 1 << 59;
+
 /// How to run a seed.
 #[derive(Default)]
 pub struct Options<'a> {

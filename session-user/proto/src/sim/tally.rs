@@ -33,6 +33,10 @@ pub struct Tally {
     pub resent: u64,
     /// Records that went out on two transports because their stream asked for it.
     pub doubled: u64,
+    /// Bytes of streams that were packed, and what became of them.
+    pub packed: u64,
+    /// See `packed`.
+    pub packed_to: u64,
     /// Streams opened that ask for redundant transport.
     pub redundant: u64,
     /// The same for bonded.
@@ -144,6 +148,8 @@ impl std::ops::AddAssign for Tally {
         self.replays += other.replays;
         self.resent += other.resent;
         self.doubled += other.doubled;
+        self.packed += other.packed;
+        self.packed_to += other.packed_to;
         self.redundant += other.redundant;
         self.bonded += other.bonded;
         self.lanes += other.lanes;

@@ -16,6 +16,7 @@ const CONTINUED: u64 = 0x09;
 const SOFTWARE: u64 = 0x0a;
 const MAX_FLOWS: u64 = 0x0b;
 const FLOW_FEATURES: u64 = 0x0c;
+const CODECS: u64 = 0x0d;
 
 /// What a unit knows of datagrams beyond the first version of flows: bits of [`Params::flow_features`].
 pub mod flow_feature {
@@ -46,6 +47,10 @@ pub struct Params {
     pub max_flows: u64,
     /// What of [`flow_feature`] may be sent to it; other bits are ignored.
     pub flow_features: u64,
+    /// Codecs that this unit unpacks: a set of [`super::Codec::bit`]. Empty for a unit that knows none.
+    pub codecs: u64,
+    /// Streams that the peer may send packed at once.
+    pub packed_streams: u64,
     /// In HELLO: a session that the initiator still holds and whose resume was refused, with the
     /// counter that it will dial with next.
     pub continues: Option<([u8; 16], u64)>,
@@ -78,6 +83,11 @@ impl Params {
         }
         if self.flow_features > 0 {
             put(FLOW_FEATURES, &varint(self.flow_features));
+        }
+        if self.codecs > 0 {
+            let mut value = varint(self.codecs);
+            put_varint(&mut value, self.packed_streams);
+            put(CODECS, &value);
         }
         if let Some((session, counter)) = self.continues {
             put(CONTINUES, &session);
@@ -122,6 +132,10 @@ impl Params {
                 MAX_RECORD => out.max_record = value.varint("a limit")?,
                 MAX_FLOWS => out.max_flows = value.varint("a limit")?,
                 FLOW_FEATURES => out.flow_features = value.varint("what is known of flows")?,
+                CODECS => {
+                    out.codecs = value.varint("the codecs")?;
+                    out.packed_streams = value.varint("a limit")?;
+                }
                 CONTINUES => continues = Some(value.array("a session id")?),
                 CONTINUES_COUNTER => counter = Some(value.varint("a counter")?),
                 CONTINUED => out.continued = Some(value.u8("an answer")? != 0),
@@ -144,6 +158,9 @@ impl Params {
             return Err(WireError::Invalid("the session to continue"));
         }
         out.continues = continues.zip(counter);
+        if out.codecs == 0 {
+            out.packed_streams = 0;
+        }
         // Below these, one full record or the control frames' reserve would not fit, and a
         // session would stall without a word.
         if out.max_record < RECORD_PAYLOAD_BYTES_MIN as u64 {

@@ -4,6 +4,7 @@ use super::WireError;
 use super::ack::Ack;
 use super::datagram::DatagramHeader;
 use super::frame::{CRITICAL, FIN, Frame, FrameType, Space, StreamHeader};
+use super::packed::PackedHeader;
 use super::service::{Route, Service};
 use super::target::Target;
 use super::varint::Reader;
@@ -99,6 +100,14 @@ impl<'a> Frame<'a> {
                 id: body.varint(WHAT)?,
                 errno: body.varint(WHAT)?,
             },
+            FrameType::Packed => {
+                let (header, data) = PackedHeader::parse(body)?;
+                Self::Packed { header, data }
+            }
+            FrameType::PackingOver => Self::PackingOver {
+                id: body.varint(WHAT)?,
+                offset: body.varint(WHAT)?,
+            },
             FrameType::Hello => Self::Hello {
                 params: body.rest(),
             },
@@ -152,7 +161,7 @@ impl<'a> Frame<'a> {
         const WHAT: &str = "a STREAM frame";
         let (id, offset) = (body.varint(WHAT)?, body.varint(WHAT)?);
         let flags = body.u8(WHAT)?;
-        // The other bits are for a codec: ignoring one would deliver compressed bytes as data.
+        // What a later version means by the others would change what the data is.
         if flags & !FIN != 0 {
             return Err(WireError::Invalid("the flags of a STREAM frame"));
         }

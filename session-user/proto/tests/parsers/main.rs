@@ -104,6 +104,8 @@ fn params() -> impl Strategy<Value = Params> {
             max_record: records.1,
             max_flows: limits.0,
             flow_features: limits.1,
+            codecs: limits.1,
+            packed_streams: if limits.1 > 0 { limits.2 } else { 0 },
             continues: rest.0,
             continued: rest.1,
             software: rest.2,
@@ -233,7 +235,8 @@ proptest! {
         let optional = params.continues.is_some()
             || params.continued.is_some()
             || params.max_flows > 0
-            || params.flow_features > 0;
+            || params.flow_features > 0
+            || params.codecs > 0;
         prop_assert!(got.is_err() || optional, "{got:?}");
     }
 

@@ -6,6 +6,7 @@ mod gaps;
 mod handover;
 mod modes;
 mod net;
+mod packing;
 mod pair;
 mod session;
 mod silence;

@@ -60,12 +60,16 @@ async fn next(queue: &RequestQueue) -> (Arc<AppFlow>, Dscp) {
 
 /// The same, and what it says.
 async fn next_said(queue: &RequestQueue) -> (Arc<AppFlow>, Dscp, String) {
-    queue.flows.available().await;
-    match queue.flows.pop() {
-        Some(FlowInput::Datagram(flow, data, dscp)) => {
-            (flow, dscp, String::from_utf8_lossy(&data).into_owned())
+    loop {
+        queue.flows.available().await;
+        match queue.flows.pop() {
+            Some(FlowInput::Datagram(flow, data, dscp)) => {
+                return (flow, dscp, String::from_utf8_lossy(&data).into_owned());
+            }
+            // Of a network namespace that the agent has left.
+            Some(FlowInput::Closed(_)) => {}
+            other => panic!("{other:?}"),
         }
-        other => panic!("{other:?}"),
     }
 }
 

@@ -396,3 +396,25 @@ fn plain_bytes_between_packed_ones_leave_the_codec_alone() {
     let expected = [&plain[..4_000], &b"between"[..], &plain[4_000..]].concat();
     assert_eq!(read(&mut pair.b, 0).0, expected);
 }
+
+#[test]
+fn an_urgent_byte_goes_past_what_packs_and_comes_at_its_place() {
+    for codec in Codec::ALL {
+        let mut pair = Pair::open(&packs(&[codec]));
+        let id = pair.stream();
+        let sent = text(8_000);
+        let (first, second) = sent.split_at(4_000);
+        write(pair.now, &mut pair.a, id, first);
+        pair.a.write_urgent(pair.now, id, b"!").unwrap();
+        write(pair.now, &mut pair.a, id, second);
+        let totals = pair.a.packing(id).unwrap().sent;
+        assert_eq!((totals.codec, totals.plain_bytes), (Some(codec), 8_000));
+        pair.run();
+        for (urgent, expected) in [(false, first), (true, &b"!"[..]), (false, second)] {
+            assert_eq!(pair.b.is_urgent(id), urgent, "{codec:?}");
+            let shown: Vec<u8> = pair.b.readable(id).flatten().copied().collect();
+            assert_eq!(shown, expected, "{codec:?}");
+            pair.b.consume(id, shown.len());
+        }
+    }
+}

@@ -89,7 +89,7 @@ fn decide(ctx: &SockAddrContext, addr: Words) -> Outcome {
             Err(obstacle) => give_up(ctx, claim, obstacle),
         };
     }
-    match udp::take(ctx, settings, claim, &addr, port) {
+    match udp::take(ctx, settings, claim, &addr, port, true) {
         Fate::Captured(hop) => capture_udp(ctx, hop, addr, port),
         Fate::Direct => {
             forget(ctx, &addr, port);
@@ -133,7 +133,7 @@ pub fn choose(
     // This host's own resolver is another one in another network namespace, where the agent does not ask.
     let asks = port == DNS_PORT
         && settings.names == NAMES_ON
-        && (!local || ctx.netns_cookie() == settings.udp_netns);
+        && (!local || ctx.netns_cookie() == settings.own_netns);
     // Rules are not asked about what only means something here; and what is bound to loopback reaches nothing, with or
     // without us. But a resolver may be here.
     if !asks && (local || is_bound_to_loopback(ctx)) {
@@ -175,8 +175,17 @@ fn capture_udp(ctx: &SockAddrContext, hop: Hop, addr: Words, port: u16) -> Outco
         addr: hop.addr,
         port: hop.port,
     };
+    let known = maps::namespace(ctx.netns_cookie());
+    // Names of links are known of the agent's own namespace alone.
+    let named = known.is_some_and(|here| here.flags & NAMES_KNOWN != 0);
     let bound = ctx.device();
-    let device = if bound == 0 { app.device } else { bound };
+    let device = if bound == 0 {
+        app.device
+    } else if named {
+        bound
+    } else {
+        0
+    };
     if !ctx.unbind_device() {
         info!(
             ctx,
@@ -185,7 +194,6 @@ fn capture_udp(ctx: &SockAddrContext, hop: Hop, addr: Words, port: u16) -> Outco
         return give_up(ctx, hop.claim, counter::DEVICE_BOUND);
     }
     let gate = gate::OPEN;
-    let known = maps::namespace(ctx.netns_cookie());
     *app = app_socket(known, hop.claim, addr, port, &target, gate);
     app.device = device;
     Outcome::Redirected(target)

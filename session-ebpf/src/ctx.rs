@@ -31,6 +31,7 @@ const EINTR: i32 = 4;
 const ECONNREFUSED: i32 = 111;
 
 const AF_INET: u32 = 2;
+const TCP_ESTABLISHED: u32 = 1;
 const SOL_SOCKET: i32 = 1;
 const SO_BINDTODEVICE: i32 = 25;
 const SOL_TCP: i32 = 6;
@@ -193,6 +194,13 @@ pub trait SockAddr {
         let v6 = load4!((*sk).src_ip6);
         let addr = if family == AF_INET { mapped(v4) } else { v6 };
         is_local(&addr) && addr[3] != 0
+    }
+
+    /// Whether the socket is connected; UDP sockets have TCP's state for it.
+    #[inline(always)]
+    fn is_connected(&self) -> bool {
+        let sk = self.sock();
+        !sk.is_null() && load!((*sk).state) == TCP_ESTABLISHED
     }
 
     /// Name of the socket's congestion control; empty where the kernel does not tell.

@@ -107,7 +107,7 @@ fn has_our_source(ctx: &SockAddrContext) -> bool {
 #[cgroup_sock_addr(recvmsg4)]
 pub fn recvmsg4(ctx: SockAddrContext) -> i32 {
     let (addr, port) = (ctx.addr4(), ctx.port());
-    if let Some(destination) = udp::destination_of(&addr, port) {
+    if let Some(destination) = udp::destination_of(&ctx, &addr, port) {
         let (addr, port) = (destination.addr, destination.port as u16);
         ctx.set_addr4(&addr);
         ctx.set_port(port);
@@ -122,7 +122,7 @@ pub fn recvmsg4(ctx: SockAddrContext) -> i32 {
 #[cgroup_sock_addr(recvmsg6)]
 pub fn recvmsg6(ctx: SockAddrContext) -> i32 {
     let (addr, port) = (ctx.addr6(), ctx.port());
-    if let Some(destination) = udp::destination_of(&addr, port) {
+    if let Some(destination) = udp::destination_of(&ctx, &addr, port) {
         let (addr, port) = (destination.addr, destination.port as u16);
         ctx.set_addr6(&addr);
         ctx.set_port(port);

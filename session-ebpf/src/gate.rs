@@ -32,7 +32,7 @@ const PASS: i32 = 1;
 const HOLD: i32 = 0;
 
 /// `BPF_F_CURRENT_NETNS` of the kernel's bpf.h.
-const CURRENT_NETNS: u64 = u64::MAX;
+pub const CURRENT_NETNS: u64 = u64::MAX;
 /// `ETH_P_IP` as the context has it.
 pub const IPV4: u32 = 0x0800_u16.to_be() as u32;
 const IPV6_HEADER_BYTES: u32 = 40;
@@ -98,7 +98,7 @@ fn syn_headers(skb: *mut __sk_buff) -> Option<u32> {
 
 /// A byte of the packet, from its IP header on.
 #[inline(always)]
-fn byte(skb: *mut __sk_buff, offset: u32) -> Option<u8> {
+pub fn byte(skb: *mut __sk_buff, offset: u32) -> Option<u8> {
     let mut byte = 0_u8;
     // SAFETY: the buffer outlives the call and its length is given.
     let loaded = unsafe { bpf_skb_load_bytes(skb.cast(), offset, (&raw mut byte).cast(), 1) };

@@ -14,7 +14,8 @@
 //! How a datagram travels:
 //! 1. `connect` or `datagrams`: the destination matches a policy (`udp`), has an id, and is replaced by the address that
 //!    stands for the id, which leads to the agent's socket on loopback.
-//! 2. `fence`: it is marked as a captured application's, and does not leave loopback.
+//! 2. `fence`: it is marked as a captured application's, and does not leave loopback. Where the agent is not there yet,
+//!    in a network namespace that it has only now been told of, the datagram is given to it through a ring.
 //! 3. The agent reads the id and finds the destination in `UDP_DESTINATIONS`. It answers from the id's address.
 //! 4. `datagrams`: the application receives the answer, and sees the destination's own address as its source.
 //!

@@ -21,8 +21,9 @@ use aya_ebpf::{
 use session_ebpf_common::{
     AppSocket, Assigned, CONVERSATIONS_MAX, COUNTERS as COUNTER_SLOTS, Conversation, DEVICES_MAX,
     Destination, FILTER_PREFIXES_MAX, FILTERS_MAX, FilterPolicy, FlowKey, HANDSHAKE_SLOTS,
-    HUNG_AFTER_NS, KNOCKS_BYTES, NAME_BYTES, NAMESPACES_MAX, Namespace, Newcomer, Opening,
-    Original, POLICY_SLOTS, PREFIXES_MAX, Policy, Settings, UDP_IDS_MAX, counter,
+    HELD_RING_BYTES, HUNG_AFTER_NS, KNOCKS_BYTES, NAME_BYTES, NAMESPACES_MAX, Namespace, Newcomer,
+    Opening, Original, POLICY_SLOTS, PREFIXES_MAX, Policy, Settings, Stranded, TELL_AGAIN_NS,
+    UDP_IDS_MAX, counter,
 };
 
 use crate::access::load;
@@ -75,6 +76,10 @@ pub static DEVICES: HashMap<u32, [u8; NAME_BYTES]> = HashMap::with_max_entries(D
 /// Tells the agent of held handshakes.
 #[map]
 pub static KNOCKS: RingBuf = RingBuf::with_byte_size(KNOCKS_BYTES, 0);
+/// Datagrams that wait for the agent to come to their network namespace. A ring of their own, so that however many there
+/// are, the agent hears of handshakes.
+#[map]
+pub static HELD_DATAGRAMS: RingBuf = RingBuf::with_byte_size(HELD_RING_BYTES, 0);
 /// Ids of UDP destinations. Not allocated in advance, like the next: most hosts need few.
 #[map]
 pub static UDP_IDS: HashMap<Destination, Assigned> =
@@ -98,6 +103,9 @@ static ACCEPTED: SkStorage<Original> = SkStorage::new();
 /// UDP sockets that were bound by their application: one of `port_of`.
 #[btf_map]
 static BOUND: SkStorage<u32> = SkStorage::new();
+/// UDP sockets of network namespaces that the agent did not know.
+#[btf_map]
+static STRANDED: SkStorage<Stranded> = SkStorage::new();
 
 /// Adds to a counter, atomically. By hand, because the target offers no atomic type with arithmetic, while the
 /// instruction set has had this one from the start.
@@ -196,6 +204,28 @@ pub fn namespace(netns_cookie: u64) -> Option<&'static Namespace> {
     // SAFETY: the map is allocated in advance, so this stays an element's value while the program runs; but an element
     // that is replaced may become another namespace's, which `is_of` tells.
     unsafe { NAMESPACES.get(netns_cookie) }
+}
+
+/// Tells the agent again of a namespace that it could not enter, if it is time for that, and then not for a moment,
+/// however many datagrams are sent there meanwhile: until the agent has looked, and says when itself.
+#[inline(always)]
+pub fn ask_again(netns_cookie: u64) {
+    let Some(here) = NAMESPACES.get_ptr_mut(netns_cookie) else {
+        return;
+    };
+    // SAFETY: the helper takes no arguments and reads a clock; an aligned u64 inside a map value, valid for the program's
+    // life; volatile, for others change it. Of an entry that has become another namespace's, only the time changes.
+    let due = unsafe {
+        let (due_at, now) = (&raw mut (*here).retry_at, bpf_ktime_get_ns());
+        let due = now >= due_at.read_volatile();
+        if due {
+            due_at.write_volatile(now + TELL_AGAIN_NS);
+        }
+        due
+    };
+    if due {
+        tell_newcomer(netns_cookie);
+    }
 }
 
 /// Whether what was read of `here` was of the namespace with this cookie: it comes first in the value, so that it has
@@ -297,4 +327,16 @@ pub fn note_bound(sk: *mut bpf_sock, port_of: u32) {
 #[inline(always)]
 pub fn bound_by(sk: *mut bpf_sock) -> Option<u32> {
     storage(&BOUND, sk, false).map(|bound| *bound)
+}
+
+/// State of a UDP socket that waits for the agent, or did so.
+#[inline(always)]
+pub fn stranded<'a>(sk: *mut bpf_sock) -> Option<&'a mut Stranded> {
+    storage(&STRANDED, sk, false)
+}
+
+/// The same, made if it has none; None when the kernel has no memory for it.
+#[inline(always)]
+pub fn new_stranded<'a>(sk: *mut bpf_sock) -> Option<&'a mut Stranded> {
+    storage(&STRANDED, sk, true)
 }

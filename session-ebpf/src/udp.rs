@@ -10,8 +10,8 @@ use aya_ebpf::{
 };
 use aya_log_ebpf::warn;
 use session_ebpf_common::{
-    Assigned, Conversation, Destination, Opening, Settings, action, counter, id_address, opener,
-    port_of, protocol,
+    Assigned, CONNECTED, Conversation, DNS_PORT, Destination, GATE_ON, Opening, Settings,
+    TELL_AGAIN_NS, action, counter, id_address, opener, port_of, protocol,
 };
 
 use crate::{
@@ -51,13 +51,33 @@ pub fn fate(ctx: &SockAddrContext, addr: &Words, port: u16) -> Fate {
         return Fate::Direct;
     };
     match choose(ctx, settings, addr, port, protocol::UDP) {
-        Choice::Captured(claim) => take(ctx, settings, claim, addr, port),
+        Choice::Captured(claim) => {
+            let connected = is_connected_to(ctx, addr, port);
+            take(ctx, settings, claim, addr, port, connected)
+        }
         Choice::Direct => Fate::Direct,
         Choice::Refused => Fate::Refused,
     }
 }
 
-/// Captures it, if that can be.
+/// Whether the socket is connected to the very destination that a datagram names: the answer must come from the address
+/// that it is connected to. An IPv6 socket that is let go hears from that address alone all the same (`__udp_disconnect`
+/// of net/ipv4/udp.c clears the port and the IPv4 address).
+#[inline(always)]
+fn is_connected_to(ctx: &SockAddrContext, addr: &Words, port: u16) -> bool {
+    let Some(app) = maps::app_socket(ctx.sock()) else {
+        return false;
+    };
+    let known = &app.original.addr;
+    app.original.port == port
+        && known[0] == addr[0]
+        && known[1] == addr[1]
+        && known[2] == addr[2]
+        && known[3] == addr[3]
+        && (!is_mapped(addr) || ctx.is_connected())
+}
+
+/// Captures it, if that can be. `connected`: by a socket that is, or becomes, connected to it.
 #[inline(always)]
 pub fn take(
     ctx: &SockAddrContext,
@@ -65,13 +85,18 @@ pub fn take(
     claim: Claim,
     addr: &Words,
     port: u16,
+    connected: bool,
 ) -> Fate {
-    if let Some(obstacle) = obstacle(ctx, settings, addr) {
-        return give_up(claim, obstacle);
-    }
+    let v4 = is_mapped(addr);
+    // Resolvers of libc take any error of the first question for a final one. So where it may go direct, it does.
+    let waits = v4 && (port != DNS_PORT || claim.fail_closed);
+    let agents_port = match way(ctx, settings, v4, waits) {
+        Ok(port) => port,
+        Err(obstacle) => return give_up(claim, obstacle),
+    };
     let destination = Destination {
         addr: *addr,
-        port: u32::from(port),
+        port: u32::from(port) | if connected { CONNECTED } else { 0 },
         peer: claim.peer,
         // SAFETY: the helper takes no arguments and reads the current task.
         cgroup: unsafe { bpf_get_current_cgroup_id() },
@@ -81,15 +106,10 @@ pub fn take(
         warn!(ctx, "too many destinations of UDP");
         return give_up(claim, counter::UDP_FULL);
     };
-    let v4 = is_mapped(addr);
     maps::count(if v4 { counter::UDP4 } else { counter::UDP6 });
     Fate::Captured(Hop {
         addr: id_address(id, addr),
-        port: if v4 {
-            settings.udp4_port
-        } else {
-            settings.udp6_port
-        },
+        port: agents_port,
         claim,
     })
 }
@@ -105,18 +125,60 @@ pub fn give_up(claim: Claim, why: u32) -> Fate {
     Fate::Direct
 }
 
-/// What keeps the agent from taking it now: the index of the counter that says so.
+/// The agent's port for datagrams in the network namespace of this socket; or what keeps it from taking them now: the
+/// index of the counter that says so. `waits`: where it does not know the namespace, whether to send it ahead.
 #[inline(always)]
-fn obstacle(ctx: &SockAddrContext, settings: &Settings, addr: &Words) -> Option<u32> {
-    let port = if is_mapped(addr) {
-        settings.udp4_port
-    } else {
-        settings.udp6_port
-    };
-    if port == 0 || ctx.netns_cookie() != settings.udp_netns || !maps::agent_lives() {
-        return Some(counter::AGENT_GONE);
+fn way(ctx: &SockAddrContext, settings: &Settings, v4: bool, waits: bool) -> Result<u16, u32> {
+    if !maps::agent_lives() {
+        return Err(counter::AGENT_GONE);
     }
-    maps::agent_hangs().then_some(counter::AGENT_HUNG)
+    if maps::agent_hangs() {
+        return Err(counter::AGENT_HUNG);
+    }
+    let cookie = ctx.netns_cookie();
+    let Some(here) = maps::namespace(cookie) else {
+        return way_ahead(ctx, settings, cookie, waits);
+    };
+    let (port, listens) = (here.ports.udp(v4), here.ports.v4 != 0);
+    if port != 0 && maps::is_of(here, cookie) {
+        return Ok(port);
+    }
+    if !listens {
+        maps::ask_again(cookie);
+    }
+    Err(counter::AGENT_GONE)
+}
+
+/// The port that the agent will have in a network namespace that it does not know, if it comes now that it is told: what
+/// is sent there meanwhile is kept for it (`fence.rs`). Over IPv4 alone, for without the agent's route no address there
+/// stands for an IPv6 destination.
+#[inline(always)]
+fn way_ahead(
+    ctx: &SockAddrContext,
+    settings: &Settings,
+    cookie: u64,
+    waits: bool,
+) -> Result<u16, u32> {
+    let Some(stranded) = maps::new_stranded(ctx.sock()) else {
+        return Err(counter::NO_STORAGE);
+    };
+    // SAFETY: the helper takes no arguments and reads a clock.
+    let now = unsafe { bpf_ktime_get_coarse_ns() };
+    let told =
+        stranded.netns_cookie == cookie && now.saturating_sub(stranded.told_at) <= TELL_AGAIN_NS;
+    if !told {
+        if !maps::tell_newcomer(cookie) {
+            return Err(counter::AGENT_GONE);
+        }
+        stranded.told_at = now;
+        stranded.netns_cookie = cookie;
+    }
+    let port = settings.usual.udp4;
+    if waits && settings.gate == GATE_ON && port != 0 {
+        Ok(port)
+    } else {
+        Err(counter::AGENT_GONE)
+    }
 }
 
 /// The id of a destination, drawn at its first use.
@@ -232,16 +294,17 @@ fn began(conversation: &Conversation, by: u32) -> u32 {
 
 /// The destination that an address of ours stands for.
 #[inline(always)]
-pub fn destination_of(addr: &Words, port: u16) -> Option<&'static Destination> {
-    let settings = SETTINGS.get(0)?;
-    let ours = if is_mapped(addr) {
-        settings.udp4_port
-    } else {
-        settings.udp6_port
-    };
-    if port != ours {
+pub fn destination_of(
+    ctx: &SockAddrContext,
+    addr: &Words,
+    port: u16,
+) -> Option<&'static Destination> {
+    let id = id_of(addr)?;
+    let cookie = ctx.netns_cookie();
+    if maps::namespace(cookie)?.ports.udp(is_mapped(addr)) != port {
         return None;
     }
     // SAFETY: the entry is not changed; if it is removed meanwhile, its memory stays for the program's life.
-    unsafe { UDP_DESTINATIONS.get(id_of(addr)?) }
+    let destination = unsafe { UDP_DESTINATIONS.get(id) }?;
+    (destination.netns_cookie == cookie).then_some(destination)
 }

@@ -4,6 +4,7 @@
 //! or for a proxy's reply, until the target has answered. Then it is told ([`Answer`]), and its socket comes afterwards.
 
 mod flow;
+mod marked;
 mod stream;
 
 use std::collections::VecDeque;
@@ -13,6 +14,7 @@ use session_proto::wire::Target;
 use tokio::sync::{Notify, oneshot};
 
 pub use flow::{AppFlow, FlowEnd, FlowInput, FlowQueue};
+pub use marked::Taken;
 pub use stream::AppStream;
 
 /// Most requests that wait for one peer. Beyond it the oldest waiters keep their place and new ones

@@ -1,10 +1,12 @@
 //! Real client programs that speak UDP say and make the same inside `holdfast run` as outside.
 
 use std::fs;
+use std::net::UdpSocket;
+use std::time::Duration;
 
-use anyhow::ensure;
+use anyhow::{Context, ensure};
 use session_lab::Lab;
-use session_tests::{Both, Dns, Iperf, Sshd, TestBed};
+use session_tests::{Both, Dns, Iperf, Sshd, TestBed, eventually};
 
 /// Nobody listens here.
 const CLOSED: u16 = 9;
@@ -104,4 +106,70 @@ fn mosh_as_outside() -> anyhow::Result<()> {
     let said = both.good(&script, 1)?;
     ensure!(said.out == "0\n1\ntyped-here\n", "{said:?}");
     Ok(())
+}
+
+/// Asks at the first of three ports that follow each other, and says who answers, before and after it has spoken to him.
+const LISTENS: &str = r#"
+import socket, sys
+host, port = sys.argv[1], int(sys.argv[2])
+heard = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_DGRAM)
+heard.settimeout(10)
+heard.sendto(b"who is there?", (host, port))
+answers = [heard.recvfrom(100) for _ in range(2)]
+for said, who in sorted(answers):
+    print(said.decode(), who[0] == host, who[1] - port)
+heard.sendto(b"and now?", sorted(answers)[1][1])
+said, who = heard.recvfrom(100)
+print(said.decode(), who[0] == host, who[1] - port)
+"#;
+
+#[test]
+fn whoever_may_be_spoken_to_is_heard_and_nobody_else() -> anyhow::Result<()> {
+    const FIRST: u16 = 7100;
+    // The third port is nobody's whom the client may speak to.
+    let allowed = |host: String| format!("{host}:{FIRST}-{}/udp", FIRST + 1);
+    let bed = TestBed::with(|c| {
+        c.allow = vec![
+            allowed(format!("{}/32", Lab::target(false))),
+            allowed(format!("[{}]/128", Lab::target(true))),
+        ];
+    })?;
+    for v6 in [false, true] {
+        let bind = |port: u16| {
+            let at = (Lab::target(v6), port);
+            let socket = (bed.bed.lab.server()).run(move || UdpSocket::bind(at))?;
+            socket.set_read_timeout(Some(Duration::from_secs(20)))?;
+            anyhow::Ok(socket)
+        };
+        let [target, other, denied] = [FIRST, FIRST + 1, FIRST + 2].map(bind);
+        let (target, other, denied) = (target?, other?, denied?);
+        let answering = std::thread::spawn(move || {
+            let (_, asker) = target.recv_from(&mut [0; 100])?;
+            // The first is not heard, or it would be in the place of another.
+            denied.send_to(b"a: denied", asker)?;
+            other.send_to(b"b: other", asker)?;
+            target.send_to(b"a: target", asker)?;
+            let (_, again) = other.recv_from(&mut [0; 100])?;
+            other.send_to(if again == asker { b"same" } else { b"else" }, again)
+        });
+        let (host, port) = (Lab::target(v6).to_string(), FIRST.to_string());
+        let words = ["python3", "-c", LISTENS, &host, &port];
+        let said = bed.succeed(&words, Duration::from_secs(30))?;
+        let answered = answering.join().ok().context("the target has panicked")?;
+        answered?;
+        ensure!(
+            said == "a: target True 0\nb: other True 1\nsame True 1\n",
+            "{said}\n{}",
+            bed.bed.last_words()
+        );
+    }
+    let unheard = || {
+        let session = bed.bed.gateway_session();
+        session.is_some_and(|s| s.datagrams.unheard == 2)
+    };
+    eventually(
+        "two datagrams are not heard",
+        Duration::from_secs(5),
+        unheard,
+    )
 }

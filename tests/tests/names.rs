@@ -1,7 +1,7 @@
 //! Host names that only the gateway's resolver knows, for applications that ask the client's.
 
 use std::fs;
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, SocketAddr, UdpSocket};
 use std::path::Path;
 use std::process::{Command, Output, Stdio};
 use std::time::Duration;
@@ -11,7 +11,8 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use session_lab::{Lab, Netns};
 use session_tests::{
-    Mounts, Nginx, TestBed, await_listener, eventually, finish, holdfast_says, make_file, program,
+    Mounts, Nginx, TestBed, await_listener, command, eventually, finish, holdfast_says, make_file,
+    program,
 };
 use session_user::bench::bed::Running;
 use tempfile::TempDir;
@@ -85,6 +86,16 @@ try:
     print("connected")
 except OSError as e:
     print(errno.errorcode.get(e.errno, str(e)))
+"#;
+
+/// Sends a datagram to an address and prints the answer.
+const TALKER: &str = r#"
+import socket, sys
+s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+s.settimeout(20)
+s.connect((sys.argv[1], int(sys.argv[2])))
+s.send(b"question")
+print(s.recv(100).decode())
 "#;
 
 /// The bed, both resolvers, and a web server behind the gateway.
@@ -430,5 +441,50 @@ fn names_are_explained() -> anyhow::Result<()> {
     ensure!(told["targets"][0]["verdict"] == "refuse", "{told}");
     let told = bed.explain(&format!("{RESOLVER}:53"))?;
     ensure!(told["targets"][0]["verdict"] == "capture", "{told}");
+    Ok(())
+}
+
+/// A resolver that is not reached from there, for a question about a captured name is never asked of it.
+#[test]
+fn a_name_leads_out_of_a_namespace_without_any_network() -> anyhow::Result<()> {
+    const PORT: u16 = 7009;
+    let bed = NameBed::new(Asks::Datagrams)?;
+    make_file(&bed.nginx.root.join("file"), 1 << 20)?;
+    let server = (bed.bed.bed.lab.server()).run(|| UdpSocket::bind((Lab::target(false), PORT)))?;
+    server.set_read_timeout(Some(LIMIT))?;
+    let inside = Netns::new("box")?;
+    let start = |words: &[&str]| {
+        let all = [&["run", "--"], words].concat();
+        let mut command = command(&bed.bed.bed.client_control(), &all);
+        command.stdout(Stdio::piped()).stderr(Stdio::piped());
+        inside.spawn(command)
+    };
+    let printed = |child| -> anyhow::Result<String> {
+        let output = finish(child, LIMIT)?;
+        let words = bed.bed.bed.last_words();
+        ensure!(output.status.success(), "{output:?}\n{words}");
+        Ok(String::from_utf8_lossy(&output.stdout).trim().to_owned())
+    };
+    let dig = ["dig", "@198.51.100.53", "+short", "+tries=1", CAPTURED];
+    let known = printed(start(&dig)?)?;
+    ensure!(is_reserved(known.parse()?), "{known}");
+    let url = format!("http://{known}:{}/file", Nginx::PORT);
+    let curl = [
+        "curl",
+        "-sS",
+        "-f",
+        "-o",
+        "/dev/null",
+        "-w",
+        "%{size_download}",
+        &url,
+    ];
+    ensure!(printed(start(&curl)?)? == "1048576");
+    let talker = start(&["python3", "-c", TALKER, &known, &PORT.to_string()])?;
+    let mut question = [0; 100];
+    let (len, from) = server.recv_from(&mut question)?;
+    ensure!(question[..len] == *b"question");
+    server.send_to(b"answer", from)?;
+    ensure!(printed(talker)? == "answer");
     Ok(())
 }

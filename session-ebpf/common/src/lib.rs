@@ -19,8 +19,9 @@ pub use policy::{
     RULE_EARLY, RULE_FAIL_CLOSED, action, protocol,
 };
 pub use udp::{
-    Assigned, CONVERSATION_IDLE_NS, CONVERSATIONS_MAX, Conversation, Destination, Opening,
-    UDP_IDS_MAX, UDP_PREFIX6, id_address, id_of, is_for_many, opener, port_of,
+    Assigned, CONNECTED, CONVERSATION_IDLE_NS, CONVERSATIONS_MAX, Conversation, Destination,
+    HELD_BYTES_MAX, HELD_RING_BYTES, HeldDatagram, Opening, Stranded, TELL_AGAIN_NS, UDP_IDS_MAX,
+    UDP_PREFIX6, id_address, id_of, is_for_many, opener, port_of,
 };
 
 /// Ports on `::1` over which captured IPv6 connections are spread. A power of two.
@@ -145,14 +146,10 @@ pub fn octets(addr: &Words) -> [u8; 16] {
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Settings {
-    /// Cookie of the network namespace with the agent's UDP sockets, the only one in which UDP is captured.
-    pub udp_netns: u64,
+    /// Cookie of the agent's own network namespace.
+    pub own_netns: u64,
     /// Process id (thread group) of the agent in the initial pid namespace; its own sockets are never captured.
     pub agent_tgid: u32,
-    /// Port of the UDP socket for IPv4 destinations; 0 while none is captured.
-    pub udp4_port: u16,
-    /// Port of the UDP socket for IPv6 destinations; 0 while none is captured.
-    pub udp6_port: u16,
     /// Mark of the datagrams that captured applications send to the agent: others are not theirs, and dropped.
     pub udp_mark: u32,
     /// [`GATE_ON`], or 0.
@@ -168,7 +165,7 @@ pub struct Settings {
     pub padding: [u16; 3],
 }
 
-/// Ports of the agent's listeners in a network namespace.
+/// Ports of the agent's sockets in a network namespace.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Ports {
@@ -176,6 +173,18 @@ pub struct Ports {
     pub v4: u16,
     /// Of the IPv6 listeners on `::1`; all 0 where that does not exist.
     pub v6: [u16; V6_PORTS],
+    /// Of the socket for datagrams to IPv4 destinations; 0 where none are captured.
+    pub udp4: u16,
+    /// Of the socket for datagrams to IPv6 destinations; 0 where none are captured.
+    pub udp6: u16,
+}
+
+impl Ports {
+    /// Where datagrams to IPv4 destinations (`v4`) or to IPv6 ones go; 0 where none are captured.
+    #[inline(always)]
+    pub fn udp(&self, v4: bool) -> u16 {
+        if v4 { self.udp4 } else { self.udp6 }
+    }
 }
 
 /// Network namespaces that the programs can know at once: those with listeners and those without.
@@ -194,8 +203,6 @@ pub struct Namespace {
     pub ports: Ports,
     /// [`NAMES_KNOWN`], or 0.
     pub flags: u16,
-    /// None.
-    pub padding: u32,
     /// Where it cannot: when the agent is to be told of it again, in nanoseconds of CLOCK_MONOTONIC.
     pub retry_at: u64,
     /// What a connection there would have without capture.
@@ -212,7 +219,7 @@ impl Namespace {
     }
 }
 
-/// Tells the agent of a connect() in a network namespace where it does not listen.
+/// Tells the agent of a connect(), or of a datagram, in a network namespace where it does not listen.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Newcomer {
@@ -378,7 +385,7 @@ const _: () = {
     assert!(size_of::<WindowKey>() == 36);
     assert!(V6_PORTS.is_power_of_two());
     assert!(size_of::<Settings>() == 72);
-    assert!(size_of::<Ports>() == 34);
+    assert!(size_of::<Ports>() == 38);
     assert!(size_of::<Namespace>() == 96);
     assert!(size_of::<Newcomer>() == 16);
     assert!(size_of::<Native>() == 40);

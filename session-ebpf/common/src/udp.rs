@@ -12,11 +12,20 @@ pub const UDP_IDS_MAX: u32 = 65_536;
 pub const CONVERSATIONS_MAX: u32 = 16_384;
 /// Bits of an id. Ids are drawn at random, so that an old one is not soon somebody else's.
 const ID_MASK: u32 = 0x007f_ffff;
+/// Longest packet that is kept for the agent while it comes to a network namespace, with its headers. Longer ones are
+/// dropped.
+pub const HELD_BYTES_MAX: usize = 2032;
+/// Bytes of the ring in which they wait: 127 of them.
+pub const HELD_RING_BYTES: u32 = 1 << 18;
 /// The upper half of 127.0.0.0/8; the lower one is TCP's.
 const NET4: u32 = 0x7f80_0000;
 /// First half of the addresses that stand for IPv6 destinations, network order. A unique local prefix (RFC 4193) of
 /// Holdfast's own, drawn at random once, so that it is nobody's network: fde6:b481:678d:568e::/64.
 pub const UDP_PREFIX6: [u32; 2] = [0xfde6_b481_u32.to_be(), 0x678d_568e_u32.to_be()];
+
+/// In [`Destination::port`]: the sockets that send there are connected to it, and hear nobody else. Those that are not
+/// have an id of their own for the same destination, so that the agent can tell them apart.
+pub const CONNECTED: u32 = 1 << 16;
 
 /// Where datagrams of a cgroup go.
 #[repr(C)]
@@ -24,7 +33,7 @@ pub const UDP_PREFIX6: [u32; 2] = [0xfde6_b481_u32.to_be(), 0x678d_568e_u32.to_b
 pub struct Destination {
     /// Address, network order, IPv4 as v4-mapped.
     pub addr: [u32; 4],
-    /// Port.
+    /// Port in the lower half, and [`CONNECTED`].
     pub port: u32,
     /// Index of the configured peer that carries them, or [`crate::DNS_PEER`].
     pub peer: u32,
@@ -102,6 +111,34 @@ pub mod opener {
     pub const THEIRS: u32 = 2;
 }
 
+/// A captured datagram that was sent where the agent has no socket yet, or another one than was expected.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct HeldDatagram {
+    /// Cookie of the network namespace.
+    pub netns_cookie: u64,
+    /// Bytes of `packet` in use.
+    pub len: u32,
+    /// 0.
+    pub pad: u32,
+    /// The packet from its IP header on; its checksum may be missing.
+    pub packet: [u8; HELD_BYTES_MAX],
+}
+
+/// Kept with a UDP socket of a network namespace that the agent does not know yet.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Stranded {
+    /// Cookie of the network namespace; 0 once the agent was found there.
+    pub netns_cookie: u64,
+    /// When the agent was told of it, in nanoseconds of CLOCK_MONOTONIC (coarse).
+    pub told_at: u64,
+}
+
+/// How long the agent is not told again that a socket waits for it, in nanoseconds: an application may send a million
+/// datagrams in the meantime.
+pub const TELL_AGAIN_NS: u64 = 100_000_000;
+
 /// The id that an address stands for, if it may stand for one.
 #[inline(always)]
 pub fn id_of(addr: &Words) -> Option<u32> {
@@ -136,6 +173,8 @@ const _: () = {
     assert!(size_of::<Assigned>() == 16);
     assert!(size_of::<Conversation>() == 32);
     assert!(size_of::<Opening>() == 16);
+    assert!(size_of::<HeldDatagram>() == 16 + HELD_BYTES_MAX);
+    assert!(size_of::<Stranded>() == 16);
 };
 
 #[cfg(feature = "user")]

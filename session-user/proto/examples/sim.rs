@@ -181,8 +181,17 @@ fn main() -> ExitCode {
         t.replays
     );
     eprintln!(
-        "{} redundant and {} bonded streams, {} records doubled, {} lanes, {} losses and MTU holes under such streams",
-        t.redundant, t.bonded, t.doubled, t.lanes, t.half_dead
+        "{} redundant and {} bonded streams, {} records doubled, {} lanes, {} losses and MTU holes under such streams, \
+         {} urgent bytes sent and {} seen, {} bytes packed to {}",
+        t.redundant,
+        t.bonded,
+        t.doubled,
+        t.lanes,
+        t.half_dead,
+        t.marks,
+        t.marks_seen,
+        t.packed,
+        t.packed_to
     );
     let faults =
         (Fault::ALL.iter()).map(|(fault, name)| format!("{} {name}", t.faults[*fault as usize]));

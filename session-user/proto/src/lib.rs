@@ -7,9 +7,10 @@
 //! proven here by simulation. A driver outside owns the sockets.
 //!
 //! Modules, in the order in which they may import each other: [`wire`] (bytes and frames), [`seal`]
-//! (keys and records), [`session`] (streams, acknowledgement, resume). `docs/protocol.md` in the
-//! repository specifies the wire byte by byte.
+//! (keys and records) and [`codec`] (what packs the bytes of streams), [`session`] (streams,
+//! acknowledgement, resume). `docs/protocol.md` in the repository specifies the wire byte by byte.
 
+pub mod codec;
 pub mod limits;
 pub mod ranges;
 pub mod seal;

@@ -112,6 +112,25 @@ pub const LOOSE_PIECES_MAX: usize = 128;
 /// Pieces beyond a gap that a session keeps: as many as there are record numbers in the window.
 pub const PIECES_AHEAD_MAX: usize = 1 << 16;
 
+/// Streams that one end of a session unpacks at once, at most, and so the other packs. What their codecs keep
+/// is beside the session's budget: see [`crate::codec::UNPACKER_BYTES_MAX`].
+pub const PACKED_STREAMS_MAX: usize = 32;
+
+/// A stream that sends nothing for so long, or for double of it, gives back what packs it.
+pub const PACKING_IDLE: Duration = Duration::from_secs(5);
+
+/// Smallest piece that is packed: below it the headers are most of a record.
+pub const PACKED_BYTES_MIN: usize = 128;
+
+/// Smallest piece that a stream may begin to be packed with.
+pub const PACKED_FIRST_BYTES_MIN: usize = 512;
+
+/// After an attempt that did not pay, the next one comes after so many bytes of the stream, and after double
+/// of it each further time.
+pub const PACK_AGAIN_BYTES: u64 = 1 << 20;
+/// See [`PACK_AGAIN_BYTES`].
+pub const PACK_AGAIN_BYTES_MAX: u64 = 16 << 20;
+
 /// Most transports of one session at once.
 pub const TRANSPORTS_MAX: usize = 16;
 

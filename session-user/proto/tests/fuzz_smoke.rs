@@ -121,6 +121,11 @@ fn params() {
 }
 
 #[test]
+fn codec() {
+    run("codec", harness::codec, 20_000);
+}
+
+#[test]
 fn session() {
     run("session", harness::session, 80_000);
 }

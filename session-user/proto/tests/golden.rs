@@ -6,8 +6,8 @@ use ring::hmac;
 use session_proto::limits::{PACKET_HEADER_BYTES, RECORD_HEADER_BYTES};
 use session_proto::seal::{Aead, Direction, Epoch, OpenKeys, RecordKey, Secret, SessionSecret};
 use session_proto::wire::{
-    Ack, DatagramHeader, Fragment, Frame, FrameType, Kind, Mode, PacketHeader, Params, Preamble,
-    Reader, RecordHeader, Reply, Route, Service, Space, Status, StreamHeader, Target,
+    Ack, DatagramHeader, Dscp, Fragment, Frame, FrameType, Kind, Mode, PacketHeader, Params,
+    Preamble, Reader, RecordHeader, Reply, Route, Service, Space, Status, StreamHeader, Target,
 };
 
 const SPECIFICATION: &str = include_str!("../../../docs/protocol.md");
@@ -103,45 +103,40 @@ fn ack(cumulative: u64, ranges: &[(u64, u64)]) -> Ack {
 
 const TOKEN: u64 = 0x0123_4567_89ab_cdef;
 
-fn datagram(header: DatagramHeader) -> Frame<'static> {
+/// "hello" on flow 4, with what `change` adds.
+fn datagram(change: impl FnOnce(&mut DatagramHeader)) -> Frame<'static> {
+    let mut header = DatagramHeader {
+        flow: 4,
+        ..DatagramHeader::default()
+    };
+    change(&mut header);
     let data = b"hello";
     Frame::Datagram { header, data }
 }
 
 fn datagram_frames() -> Vec<(Frame<'static>, &'static str)> {
-    let dns = Target::Addr("192.0.2.1:53".parse().unwrap());
-    let plain = DatagramHeader {
-        flow: 4,
-        target: None,
-        number: None,
-        fragment: None,
+    let dns = || Some(Target::Addr("192.0.2.1:53".parse().unwrap()));
+    let first = |h: &mut DatagramHeader| h.target = dns();
+    let asking = |h: &mut DatagramHeader| h.dscp = Dscp::of_tos(0xb8);
+    let part = |h: &mut DatagramHeader| {
+        (h.target, h.number) = (dns(), Some(71));
+        let (offset, total) = (1100, 1105);
+        h.fragment = Some(Fragment { offset, total });
     };
-    let first = DatagramHeader {
-        target: Some(dns.clone()),
-        ..plain.clone()
-    };
-    let numbered = DatagramHeader {
-        number: Some(70),
-        ..plain.clone()
-    };
-    let part = DatagramHeader {
-        target: Some(dns),
-        number: Some(71),
-        fragment: Some(Fragment {
-            offset: 1100,
-            total: 1105,
-        }),
-        ..plain.clone()
-    };
+    let grouped = |h: &mut DatagramHeader| (h.target, h.group) = (dns(), Some(3));
+    let foreign = |h: &mut DatagramHeader| h.source = "192.0.2.1:1069".parse().ok();
     let data = TOKEN.to_be_bytes();
     vec![
-        (datagram(plain), "1207040068656c6c6f"),
+        (datagram(|_| {}), "1207040068656c6c6f"),
         (datagram(first), "120e040104c0000201003568656c6c6f"),
-        (datagram(numbered), "12090402404668656c6c6f"),
+        (datagram(|h| h.number = Some(70)), "12090402404668656c6c6f"),
         (
             datagram(part),
             "1214040704c000020100354047444c445168656c6c6f",
         ),
+        (datagram(asking), "120804082e68656c6c6f"),
+        (datagram(grouped), "120f041104c000020100350368656c6c6f"),
+        (datagram(foreign), "120e042004c0000201042d68656c6c6f"),
         (Frame::FlowOk { id: 4 }, "13400104"),
         (Frame::FlowClosed { id: 4, errno: 111 }, "14400304406f"),
         (Frame::PathChallenge { data }, "1540080123456789abcdef"),
@@ -157,6 +152,7 @@ fn flow_frames() -> Vec<(Frame<'static>, &'static str)> {
     vec![
         (stream(1000, false, b"hello"), "81090443e80068656c6c6f"),
         (stream(1005, true, b""), "81040443ed01"),
+        (Frame::Urgent { id: 4, offset: 100 }, "184003044064"),
         (Frame::MaxData { max: 33_554_432 }, "83400482000000"),
         (
             Frame::MaxStreamData {
@@ -293,11 +289,14 @@ fn session_frames() -> Vec<(Frame<'static>, &'static str)> {
 
 const HELLO: &str = "0110a0a1a2a3a4a5a6a7a8a9aaabacadaeaf020482000000030480008000040250000504800100000604800400000710b0b1b2b3b4b5b6b7b8b9babbbcbdbebf0801090a0e686f6c64666173742f302e312e30";
 const FLOWS: &str = "0110c0c1c2c3c4c5c6c7c8c9cacbcccdcecf020482000000030480008000040250000504800100000604800400000b0244000901010a0e686f6c64666173742f302e312e30";
+const FEATURES: &str = "0110c0c1c2c3c4c5c6c7c8c9cacbcccdcecf020482000000030480008000040250000504800100000604800400000b0244000c01010901010a0e686f6c64666173742f302e312e30";
 const ACCEPT: &str = "0110c0c1c2c3c4c5c6c7c8c9cacbcccdcecf020482000000030480008000040250000504800100000604800400000901010a0e686f6c64666173742f302e312e30";
 
 #[test]
 fn frames() {
     let mut seen = vec![FrameType::Hello, FrameType::Accept];
+    // In golden_packed.rs.
+    seen.extend([FrameType::Packed, FrameType::PackingOver]);
     let all = [flow_frames(), session_frames(), datagram_frames()];
     for (frame, hex_bytes) in all.into_iter().flatten() {
         let mut out = Vec::new();
@@ -326,10 +325,9 @@ fn parameters() {
         initial_max_streams: 4096,
         record_window: 65_536,
         max_record: 262_144,
-        max_flows: 0,
         continues: Some((numbered(0xb0), 9)),
-        continued: None,
         software: "holdfast/0.1.0".into(),
+        ..Params::default()
     };
     let accept = Params {
         instance: numbered(0xc0),
@@ -341,10 +339,15 @@ fn parameters() {
         max_flows: 1024,
         ..accept.clone()
     };
+    let features = Params {
+        flow_features: 1,
+        ..flows.clone()
+    };
     for (params, hex_bytes, framed) in [
         (hello, HELLO, format!("984053{HELLO}")),
         (accept, ACCEPT, format!("994041{ACCEPT}")),
         (flows, FLOWS, format!("994045{FLOWS}")),
+        (features, FEATURES, format!("994048{FEATURES}")),
     ] {
         let mut body = Vec::new();
         params.encode(&mut body);

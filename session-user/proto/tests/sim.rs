@@ -5,7 +5,8 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use session_proto::sim::{
-    self, FEW_FAULTS, Fault, Mutation, NO_FLOWS, Options, PLAIN_STREAMS, Tally,
+    self, FEW_FAULTS, Fault, Mutation, NO_FLOWS, NO_MARKS, NO_PACKING, Options, PLAIN_STREAMS,
+    Tally,
 };
 
 /// Seeds of the test suite; `cargo xtask sim` runs any number.
@@ -24,6 +25,11 @@ const fn plain(seed: u64) -> u64 {
 /// A seed from the time before flows.
 const fn without_flows(seed: u64) -> u64 {
     seed | NO_FLOWS
+}
+
+/// A seed from the time before urgent bytes, and before anything was packed.
+const fn without_marks(seed: u64) -> u64 {
+    seed | NO_MARKS | NO_PACKING
 }
 
 /// Seeds that failed once, with what was wrong. They stay for ever.
@@ -113,10 +119,13 @@ const REGRESSIONS: &[(u64, &str)] = &[
         "a request that crossed a RESUME took the peer to a transport that this end had left",
     ),
     (
-        15705,
+        without_marks(15705),
         "a blocked path was asked again with packets that were too large for it, for ever",
     ),
-    (17489, "a keep-alive that could not be sealed stayed due"),
+    (
+        without_marks(17489),
+        "a keep-alive that could not be sealed stayed due",
+    ),
 ];
 
 /// Runs `seeds` on all processors; every failure in the message, with the command that replays it.
@@ -164,6 +173,9 @@ fn every_seed_holds() {
         ("bonded streams", tally.bonded),
         ("records doubled", tally.doubled),
         ("lanes", tally.lanes),
+        ("urgent bytes", tally.marks),
+        ("urgent bytes seen", tally.marks_seen),
+        ("bytes packed", tally.packed),
         ("faults soon after something else", tally.triggered),
         ("flows", tally.flows),
         ("datagrams", tally.datagrams),
@@ -363,6 +375,11 @@ fn a_wrong_datagram_is_caught() {
 }
 
 #[test]
+fn a_datagram_of_another_source_is_caught() {
+    is_caught(Mutation::WrongSource, &["came as"]);
+}
+
+#[test]
 fn a_datagram_that_comes_twice_is_caught() {
     is_caught(Mutation::TwiceDelivered, &["came twice"]);
 }
@@ -393,6 +410,16 @@ fn deaf_flows_are_caught() {
 #[test]
 fn hoarded_datagrams_are_caught() {
     is_caught(Mutation::HoardedDatagrams, &["bytes of datagrams"]);
+}
+
+#[test]
+fn a_lost_mark_is_caught() {
+    is_caught(Mutation::LostMark, &["was lost"]);
+}
+
+#[test]
+fn a_stray_mark_is_caught() {
+    is_caught(Mutation::StrayMark, &["nobody said so"]);
 }
 
 #[test]

@@ -30,7 +30,8 @@ use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use ring::rand::{SecureRandom, SystemRandom};
-use session_proto::wire::{Service, close_code};
+use session_proto::session::Compression;
+use session_proto::wire::{Codec, Service, close_code};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinSet;
@@ -287,11 +288,22 @@ fn session_config(config: &Config) -> anyhow::Result<session_proto::session::Con
         max_streams: config.accept.as_ref().map_or(4096, |a| a.max_streams),
         rekey_records: config.session.rekey_records,
         rekey_after: config.session.rekey_after,
+        compression: compression(config),
         // Without [accept] nobody is dialled for.
         max_flows: config.accept.as_ref().map_or(0, |a| a.max_flows),
         flow_idle: config.session.flow_idle,
         ..session_proto::session::Config::default()
     })
+}
+
+fn compression(config: &Config) -> Compression {
+    use crate::config::Compression as Typed;
+    match config.transport.compression {
+        Typed::Auto => Compression::AUTO,
+        Typed::Lz4 => Compression::only(Codec::Lz4),
+        Typed::Zstd => Compression::only(Codec::Zstd),
+        Typed::Off => Compression::default(),
+    }
 }
 
 /// The lift of initial windows; without it transports start as slowly as the kernel has them start.

@@ -3,13 +3,14 @@
 use std::net::IpAddr;
 use std::time::Duration;
 
+use session_proto::session::PackedTotals;
 use session_proto::wire::Mode;
 
 use super::commands::PeerHandle;
 use super::peer::PeerState;
 use crate::control::{
-    DatagramReport, FlowReport, HandoverReport, LinkReport, PeerReport, SessionReport,
-    StreamReport, TransportReport, UdpReport, UnitReport,
+    DatagramReport, FlowReport, HandoverReport, LinkReport, PackedReport, PeerReport,
+    SessionReport, StreamReport, TransportReport, UdpReport, UnitReport,
 };
 use crate::driver::{self, CarrierReport, SessionSnapshot};
 use crate::handshake::PeerName;
@@ -210,6 +211,17 @@ fn stream_report(s: &driver::StreamReport) -> StreamReport {
         own_lane: s.service.own_lane,
         tx: s.tx,
         rx: s.rx,
+        packed_out: packed_report(s.packing.sent),
+        packed_in: packed_report(s.packing.received),
+    }
+}
+
+fn packed_report(packed: PackedTotals) -> PackedReport {
+    PackedReport {
+        codec: packed.codec.map(|codec| codec.name().to_owned()),
+        bytes: packed.plain_bytes,
+        ratio: (packed.packed_bytes > 0)
+            .then(|| packed.plain_bytes as f64 / packed.packed_bytes as f64),
     }
 }
 
@@ -247,6 +259,7 @@ fn datagram_report(s: &SessionSnapshot) -> DatagramReport {
         duplicates: core.duplicates,
         dropped: driver.dropped + core.unsent + core.overflowed + core.stray,
         incomplete: core.incomplete,
+        unheard: driver.unheard,
         packets_received: core.packets_received,
         packets_refused: core.packets_refused,
         packets_unsent: driver.packets_unsent + core.packets_dropped,

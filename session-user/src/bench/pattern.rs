@@ -2,8 +2,9 @@
 //! lost, doubled or misplaced byte without having seen what was sent.
 
 /// Length of the period. A prime, so that no buffer size or record size divides it and a block
-/// that is delivered at the wrong place cannot fit by chance.
-const PERIOD: usize = 65_521;
+/// that is delivered at the wrong place cannot fit by chance. More than a codec remembers, so that
+/// nothing shrinks: what is measured is how bytes are carried.
+const PERIOD: usize = 131_071;
 
 /// One period of the bytes, twice, so that any run up to a period is one slice.
 pub struct Pattern {

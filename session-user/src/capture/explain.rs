@@ -77,7 +77,7 @@ pub(super) fn explain(
     let attachment = cgroup
         .ancestors()
         .find(|path| attached.iter().any(|held| held == path));
-    let asks_names = kernel.asks_names(question);
+    let asks_names = kernel.asks_names(question, own);
     let exempt = if asks_names { None } else { exempt(question) };
     let entry = match exempt {
         Some(_) => None,
@@ -89,7 +89,6 @@ pub(super) fn explain(
     let case = Case {
         kernel,
         reach,
-        own,
         attached: attachment.is_some(),
         exempt,
         asks_names,
@@ -116,11 +115,14 @@ pub(super) fn explain(
 }
 
 impl Kernel {
-    /// Whether the programs take it because it asks about names.
-    fn asks_names(&self, question: &Question) -> bool {
+    /// Whether the programs take it because it asks about names. A resolver on the loopback interface is another one in
+    /// each network namespace, and asked by the agent in its own alone.
+    fn asks_names(&self, question: &Question, own: bool) -> bool {
+        let words = words(question.to.ip());
         self.settings().names == NAMES_ON
             && question.to.port() == DNS_PORT
-            && !is_of_one_link(&words(question.to.ip()))
+            && !is_of_one_link(&words)
+            && (own || !is_local(&words))
     }
 }
 
@@ -193,8 +195,6 @@ fn words(ip: IpAddr) -> Words {
 struct Case<'a> {
     kernel: &'a Kernel,
     reach: &'a Reach,
-    /// Whether it is in the agent's own network namespace.
-    own: bool,
     attached: bool,
     exempt: Option<&'static str>,
     /// Whether it is a connection to a resolver, of which the agent takes all.
@@ -219,7 +219,7 @@ impl Case<'_> {
                 .entry
                 .is_none_or(|entry| entry.action == action::DIRECT)
         {
-            return match self.obstacle() {
+            return match self.obstacle(false) {
                 None => (
                     Verdict::Capture,
                     "it asks about names, which the agent answers or hands on".to_owned(),
@@ -242,9 +242,10 @@ impl Case<'_> {
         if self.left_out && !self.asks_names && entry.peer != NAMED_PEER {
             return direct("its rule captures it, but the filter of its command leaves it out");
         }
-        match self.obstacle() {
+        let closed = entry.flags & RULE_FAIL_CLOSED != 0;
+        match self.obstacle(closed) {
             None => (Verdict::Capture, self.captures().to_owned()),
-            Some(why) if entry.flags & RULE_FAIL_CLOSED != 0 => (
+            Some(why) if closed => (
                 Verdict::Refuse,
                 format!("{why}, and its rule refuses what cannot be captured"),
             ),
@@ -261,16 +262,16 @@ impl Case<'_> {
         }
     }
 
-    /// What keeps the agent from taking connections now.
-    fn obstacle(&self) -> Option<String> {
+    /// What keeps the agent from taking connections now. `closed`: whether they are refused then.
+    fn obstacle(&self, closed: bool) -> Option<String> {
         let v4 = matches!(self.question.to.ip().to_canonical(), IpAddr::V4(_));
         if self.question.protocol == Protocol::Udp {
-            return self.udp_obstacle(v4);
+            return self.udp_obstacle(v4, closed);
         }
         let crowded = self.kernel.counters().in_flight >= HANDSHAKES_ADMITTED;
         match self.reach {
             _ if crowded => Some("too many handshakes with the agent are under way".to_owned()),
-            Reach::Open { v6: false } if !v4 => {
+            Reach::Open { v6: false, .. } if !v4 => {
                 Some("there is no IPv6 on loopback, so no IPv6 is captured".to_owned())
             }
             Reach::New { held: false } => {
@@ -281,18 +282,24 @@ impl Case<'_> {
         }
     }
 
-    /// The same for UDP, which the agent takes in its own network namespace alone.
-    fn udp_obstacle(&self, v4: bool) -> Option<String> {
-        let settings = self.kernel.settings();
-        let port = if v4 {
-            settings.udp4_port
-        } else {
-            settings.udp6_port
-        };
-        if !self.own {
-            return Some("the agent takes UDP in its own network namespace only".to_owned());
+    /// The same for UDP: the steps of `way` in the programs' udp.rs.
+    fn udp_obstacle(&self, v4: bool, closed: bool) -> Option<String> {
+        let waits = v4 && (closed || self.question.to.port() != DNS_PORT);
+        let takes = |(udp4, udp6): (bool, bool)| if v4 { udp4 } else { udp6 };
+        match self.reach {
+            Reach::Open { udp, .. } if takes(*udp) => None,
+            Reach::Open { .. } if v4 => {
+                Some("the agent takes no UDP in its network namespace".to_owned())
+            }
+            Reach::Open { .. } => {
+                Some("the agent takes no UDP over IPv6 in its network namespace".to_owned())
+            }
+            Reach::New { held: true } if waits => None,
+            Reach::New { .. } => {
+                Some("the agent has no socket in its network namespace yet".to_owned())
+            }
+            Reach::Never(why) => Some(why.clone()),
         }
-        (port == 0).then(|| "the agent takes no UDP over IPv6 on this host".to_owned())
     }
 
     /// Without pins the programs end with the agent, and everything goes direct.

@@ -48,7 +48,7 @@ impl Injector {
 #[derive(Debug)]
 struct Post {
     ports: Ports,
-    injector: Injector,
+    injector: Arc<Injector>,
 }
 
 /// Where packets can be sent, and where they soon can.
@@ -68,7 +68,7 @@ impl Injectors {
     }
 
     /// A namespace was opened, with these listeners.
-    pub fn add(&self, netns_cookie: u64, ports: Ports, injector: Injector) {
+    pub fn add(&self, netns_cookie: u64, ports: Ports, injector: Arc<Injector>) {
         let post = Post { ports, injector };
         self.posts().open.insert(netns_cookie, post);
     }

@@ -155,10 +155,8 @@ impl Kernel {
         let mut ebpf = load_object(log)?;
         programs::load(&mut ebpf)?;
         let settings = Settings {
+            own_netns: 0,
             agent_tgid: std::process::id(),
-            udp_netns: 0,
-            udp4_port: 0,
-            udp6_port: 0,
             udp_mark: 0,
             gate: if gate { GATE_ON } else { 0 },
             filters: 0,
@@ -247,17 +245,15 @@ impl Kernel {
         ids.map_err(|error| CaptureError::map("opening the ids of UDP destinations", error))
     }
 
-    /// Tells the programs where captured datagrams go, for IPv4 and IPv6 (0: nowhere), and their mark.
-    pub fn tell_udp(
-        &mut self,
-        netns: u64,
-        ports: (u16, u16),
-        mark: u32,
-    ) -> Result<(), CaptureError> {
+    /// The ring of datagrams that wait for the agent to come to their network namespace. Can be had once.
+    pub fn take_held(&mut self) -> Result<RingBuf<MapData>, CaptureError> {
+        take(&mut self.ebpf, "HELD_DATAGRAMS")
+    }
+
+    /// Tells the programs which network namespace is the agent's own, by its cookie, and the mark of captured datagrams.
+    pub fn set_own(&mut self, netns_cookie: u64, mark: u32) -> Result<(), CaptureError> {
         let settings = &mut self.settings.1;
-        (settings.udp4_port, settings.udp6_port) = ports;
-        settings.udp_mark = mark;
-        settings.udp_netns = netns;
+        (settings.own_netns, settings.udp_mark) = (netns_cookie, mark);
         self.tell_settings()
     }
 

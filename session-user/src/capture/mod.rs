@@ -48,6 +48,7 @@ use std::{
     io,
     net::{Ipv4Addr, Ipv6Addr, SocketAddr},
     path::{Path, PathBuf},
+    sync::Arc,
 };
 
 use tokio::{net::TcpStream, sync::oneshot};
@@ -144,10 +145,9 @@ pub struct Captured {
 #[derive(Debug)]
 pub struct Capture {
     kernel: Kernel,
+    /// Behind the kernel: when the routes go, no program may send anything there.
     namespaces: Namespaces,
     gate: Option<Gate>,
-    /// Behind the kernel: when the route goes, no program may send anything there.
-    udp: udp::Half,
     /// The agent lives while this is open.
     #[cfg_attr(not(test), expect(dead_code, reason = "held to be dropped"))]
     marker: Marker,
@@ -167,19 +167,20 @@ impl Capture {
             what: "load capture outside of a tokio runtime",
             source: io::Error::other(error),
         })?;
-        let (own, sockets) = own_sockets(config.gate)?;
+        let plan = udp::Plan::new(&config.rules)?;
+        let (own, sockets) = own_sockets(config.gate, plan)?;
         let pins = config.pin_at.as_deref().map(Pins::open).transpose()?;
-        let (usual, holds) = (sockets.listeners.ports(), sockets.injector.is_some());
+        let (usual, holds) = (sockets.ports(), sockets.injector.is_some());
         let may_enter = privileges::may_enter_namespaces();
         let elsewhere = if may_enter { usual } else { Ports::default() };
         let mut kernel = Kernel::load(elsewhere, holds, config.log, pins)?;
-        let mut udp = udp::Half::open(&mut kernel)?;
+        let udp = udp::Half::new(&mut kernel, plan, &config.rules)?;
         kernel.set_rules(&config.rules)?;
-        udp.follow(&mut kernel, &config.rules)?;
         kernel.set_names(config.names)?;
         let marker = Marker::open()?;
         kernel.show_life(&marker)?;
-        let namespaces = Namespaces::begin(&mut kernel, own, sockets, elsewhere)?;
+        let namespaces = Namespaces::begin(&mut kernel, own, sockets, elsewhere, udp)?;
+        kernel.set_own(namespaces.own_cookie(), plan.mark.0)?;
         let gate = config
             .gate
             .then(|| Gate::open(&mut kernel, namespaces.injectors.clone()));
@@ -190,7 +191,6 @@ impl Capture {
             kernel,
             namespaces,
             gate,
-            udp,
             marker,
             _log: log,
         })
@@ -204,7 +204,7 @@ impl Capture {
 
     /// What hands captured datagrams on, once. Whoever takes it must run it: until then they wait, and then are dropped.
     pub fn take_datagrams(&mut self) -> Option<Datagrams> {
-        self.udp.take()
+        self.namespaces.udp.take()
     }
 
     /// Captures the sockets that are made in `cgroup` and below it from now on. Sockets that exist already are not
@@ -248,7 +248,7 @@ impl Capture {
 
     /// What the programs have counted since they were loaded.
     pub fn counters(&self) -> Counters {
-        let (udp_flows, udp_dropped) = self.udp.counts();
+        let (udp_flows, udp_dropped) = self.namespaces.udp.counts();
         Counters {
             udp_flows,
             udp_dropped,
@@ -277,7 +277,7 @@ impl Capture {
     /// the old ones stay.
     pub fn update_rules(&mut self, rules: &[CaptureRule]) -> Result<(), CaptureError> {
         self.kernel.set_rules(rules)?;
-        self.udp.follow(&mut self.kernel, rules)
+        self.namespaces.follow(&mut self.kernel, rules)
     }
 
     /// What a connection would have without capture: captured applications that ask for their address, their link or its
@@ -408,14 +408,20 @@ pub fn own_netns() -> io::Result<u64> {
 
 /// The number of this thread's network namespace, and the agent's sockets in it. Without an injector where this process may
 /// not send raw packets.
-fn own_sockets(gate: bool) -> Result<(u64, NamespaceSockets), CaptureError> {
+fn own_sockets(gate: bool, plan: udp::Plan) -> Result<(u64, NamespaceSockets), CaptureError> {
     let own = Netns::own().map_err(|source| CaptureError::Runtime {
         what: "look at the network namespace of the agent",
         source,
     })?;
+    let injector = if gate { injector() } else { None };
     let sockets = NamespaceSockets {
         listeners: Opened::open(&Ports::default())?,
-        injector: if gate { injector() } else { None },
+        udp: Some(udp::Ground::open(
+            plan,
+            &Ports::default(),
+            injector.clone(),
+        )?),
+        injector,
         probes: Probes::open(),
         native: session_ebpf_common::Native::default(),
     };
@@ -423,9 +429,9 @@ fn own_sockets(gate: bool) -> Result<(u64, NamespaceSockets), CaptureError> {
 }
 
 /// The means to send held packets on; none where this process may not.
-fn injector() -> Option<Injector> {
+fn injector() -> Option<Arc<Injector>> {
     match Injector::open() {
-        Ok(injector) => Some(injector),
+        Ok(injector) => Some(Arc::new(injector)),
         Err(error) => {
             tracing::warn!(%error, "captured connections succeed before their targets have answered; CAP_NET_RAW lets applications see what the target says");
             None

@@ -1,6 +1,7 @@
 //! What the agent has in one network namespace: everything that is opened there is opened here.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::sync::Arc;
 
 use nix::sys::socket::{getsockopt, sockopt::IpMtu};
 use session_ebpf_common::{Native, Ports};
@@ -11,6 +12,7 @@ use super::gate::words;
 use super::injector::Injector;
 use super::listeners::Opened;
 use super::netns::NamespaceError;
+use super::udp;
 
 /// Addresses of documentation (RFC 5737, RFC 3849): only default routes, or none, lead there.
 const ELSEWHERE4: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 1);
@@ -21,8 +23,10 @@ const ELSEWHERE6: Ipv6Addr = Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 1);
 pub struct NamespaceSockets {
     /// Where captured TCP connections arrive.
     pub listeners: Opened,
+    /// What captured datagrams need; None where they cannot be captured.
+    pub udp: Option<udp::Ground>,
     /// Sends held SYNs on; None where none are held.
-    pub injector: Option<Injector>,
+    pub injector: Option<Arc<Injector>>,
     /// Know what a connection would have without capture.
     pub probes: Probes,
     /// What they have said; nothing in the agent's own namespace.
@@ -31,22 +35,42 @@ pub struct NamespaceSockets {
 
 impl NamespaceSockets {
     /// Opens them in the network namespace that this thread is in, at the ports that are usual if they are free. `gate`:
-    /// whether SYNs are held, which needs CAP_NET_RAW there.
-    pub fn open(usual: &Ports, gate: bool) -> Result<Self, NamespaceError> {
+    /// whether SYNs are held, which needs CAP_NET_RAW there. `plan`: how datagrams are captured; where they cannot be,
+    /// connections are all the same.
+    pub fn open(usual: &Ports, gate: bool, plan: udp::Plan) -> Result<Self, NamespaceError> {
         if !loopback_is_up() {
             return Err(NamespaceError::LoopbackDown);
         }
         let injector = gate.then(Injector::open).transpose();
+        let injector = injector.map_err(|source| CaptureError::Runtime {
+            what: "open raw sockets in the network namespace (CAP_NET_RAW)",
+            source,
+        })?;
+        let injector = injector.map(Arc::new);
+        let listeners = Opened::open(usual)?;
+        let udp = udp::Ground::open(plan, usual, injector.clone());
         let probes = Probes::open();
         Ok(Self {
-            listeners: Opened::open(usual)?,
-            injector: injector.map_err(|source| CaptureError::Runtime {
-                what: "open raw sockets in the network namespace (CAP_NET_RAW)",
-                source,
-            })?,
+            listeners,
+            udp: udp
+                .inspect_err(|error| {
+                    tracing::warn!(%error, "UDP is not captured in a network namespace");
+                })
+                .ok(),
+            injector,
             native: probes.native(),
             probes,
         })
+    }
+
+    /// Ports of the sockets.
+    pub fn ports(&self) -> Ports {
+        let (udp4, udp6) = self.udp.as_ref().map_or((0, 0), udp::Ground::ports);
+        Ports {
+            udp4,
+            udp6,
+            ..self.listeners.ports()
+        }
     }
 }
 

@@ -24,7 +24,9 @@ use super::namespace::{NamespaceSockets, Probes};
 use super::netns::{NamespaceError, Netns};
 use super::openings::{Entered, Opened, Openings, Wanted};
 use super::refusals::{Refused, Troubles};
+use super::rule::CaptureRule;
 use super::survey::{Resident, Surveyed};
+use super::udp;
 use super::witness::Witnesses;
 
 /// Network namespaces beside the agent's own in which it listens at once.
@@ -60,6 +62,8 @@ pub enum Reach {
     Open {
         /// Whether `::1` exists there.
         v6: bool,
+        /// Whether datagrams to IPv4 destinations are captured, and those to IPv6 ones.
+        udp: (bool, bool),
     },
     /// Not yet; it tries to as soon as it is told of one.
     New {
@@ -83,6 +87,7 @@ pub struct Namespaces {
     pub(super) injectors: Injectors,
     pub(super) arrivals: Arrivals,
     pub(super) witnesses: Witnesses,
+    pub(super) udp: udp::Half,
     /// The ports that are tried first; all 0 where this process may not enter other namespaces.
     usual: Ports,
     /// Whether SYNs are held.
@@ -104,6 +109,7 @@ impl Namespaces {
         inode: u64,
         sockets: NamespaceSockets,
         usual: Ports,
+        udp: udp::Half,
     ) -> Result<Self, CaptureError> {
         let mut this = Self {
             open: BTreeMap::new(),
@@ -115,6 +121,7 @@ impl Namespaces {
             injectors: Injectors::default(),
             arrivals: Arrivals::default(),
             witnesses: Witnesses::default(),
+            udp,
             usual,
             gate: sockets.injector.is_some(),
         };
@@ -125,6 +132,11 @@ impl Namespaces {
     /// How many there are beside the agent's own.
     pub fn others(&self) -> usize {
         self.open.len().saturating_sub(1)
+    }
+
+    /// Cookie of the agent's own.
+    pub fn own_cookie(&self) -> u64 {
+        self.own
     }
 
     /// Whether the namespace with this number, or none, is the agent's own.
@@ -142,6 +154,7 @@ impl Namespaces {
         match self.open.iter().find(asked) {
             Some((_, open)) => Reach::Open {
                 v6: open.entry.ports.v6[0] != 0,
+                udp: (open.entry.ports.udp4 != 0, open.entry.ports.udp6 != 0),
             },
             None => match inode.and_then(|inode| self.troubles.why(inode)) {
                 Some(why) => Reach::Never(why.to_owned()),
@@ -169,6 +182,22 @@ impl Namespaces {
         };
         own.entry.native = native;
         kernel.set_namespace(self.own, &own.entry)
+    }
+
+    /// Captures the datagrams that `rules` are for, in all that are open.
+    pub fn follow(
+        &mut self,
+        kernel: &mut Kernel,
+        rules: &[CaptureRule],
+    ) -> Result<(), CaptureError> {
+        self.udp.follow(rules);
+        for (cookie, open) in &mut self.open {
+            let ports = &mut open.entry.ports;
+            (ports.udp4, ports.udp6) = self.udp.ports(*cookie);
+            kernel.set_namespace(*cookie, &open.entry)?;
+        }
+        self.udp.settle();
+        Ok(())
     }
 
     /// Listens in the namespace that a thread is in, unless that is done already, and tells `reply` when it does. `inode`:
@@ -253,7 +282,8 @@ impl Namespaces {
             Entry::Vacant(_) if full => Err(NamespaceError::TooMany { max: OTHERS_MAX }),
             Entry::Vacant(new) => {
                 let (usual, gate) = (self.usual, self.gate);
-                let open = move || NamespaceSockets::open(&usual, gate);
+                let plan = self.udp.plan_elsewhere();
+                let open = move || NamespaceSockets::open(&usual, gate, plan);
                 self.openings.begin(netns, open);
                 Ok(new.insert(Wanted::by(tid)))
             }
@@ -318,13 +348,24 @@ impl Namespaces {
     ) -> Result<u64, CaptureError> {
         let listeners = Arc::new(sockets.listeners.register()?);
         let cookie = listeners.netns_cookie();
+        if let Some(ground) = sockets.udp {
+            self.udp.add(cookie, ground)?;
+        }
+        let (udp4, udp6) = self.udp.ports(cookie);
         let entry = Namespace {
-            ports: listeners.ports(),
+            ports: Ports {
+                udp4,
+                udp6,
+                ..listeners.ports()
+            },
             flags: if own { NAMES_KNOWN } else { 0 },
             native: sockets.native,
             ..Namespace::default()
         };
-        kernel.set_namespace(cookie, &entry)?;
+        if let Err(error) = kernel.set_namespace(cookie, &entry) {
+            self.udp.remove(cookie);
+            return Err(error);
+        }
         if let Some(injector) = sockets.injector {
             self.injectors.add(cookie, entry.ports, injector);
         }
@@ -438,6 +479,7 @@ impl Namespaces {
         }
         for cookie in gone {
             kernel.forget_namespace(cookie);
+            self.udp.remove(cookie);
             self.injectors.remove(cookie);
             self.witnesses.remove(cookie);
             if let Some(open) = self.open.remove(&cookie) {
@@ -486,6 +528,11 @@ impl Namespaces {
     /// The agent's own listeners.
     pub fn own(&self) -> &Listeners {
         &self.open[&self.own].listeners
+    }
+
+    /// The programs' view of the agent's own.
+    pub fn own_entry(&self) -> Namespace {
+        self.open[&self.own].entry
     }
 
     /// The programs' view of all that are open but the agent's own.

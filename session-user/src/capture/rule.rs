@@ -150,6 +150,16 @@ impl CaptureRule {
         ports && self.protocols.bits() & protocol.bit() != 0
     }
 
+    /// Whether it holds for a destination, whoever speaks to it.
+    pub(super) fn covers(&self, to: SocketAddr, protocol: Protocol) -> bool {
+        let ip = to.ip().to_canonical();
+        let inside = |net: &IpNet| super::policy::normal(*net).contains(&ip);
+        self.names.is_empty()
+            && self.holds(to.port(), protocol)
+            && self.to.iter().any(inside)
+            && !self.except.iter().any(inside)
+    }
+
     /// Whether it matches every connection to its destinations.
     pub(super) fn takes_all(&self) -> bool {
         self.ports.is_empty() && self.uids.is_empty() && self.protocols == Protocols::Both

@@ -2,6 +2,7 @@
 
 mod datagram_ends;
 mod datagrams;
+mod datagrams_elsewhere;
 mod decisions;
 mod elsewhere;
 mod flows;
@@ -9,5 +10,6 @@ pub(super) mod harness;
 mod lifecycle;
 mod names;
 mod namespaces;
+mod others;
 mod rules;
 mod strangers;

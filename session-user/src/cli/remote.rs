@@ -8,7 +8,7 @@ use serde::Serialize;
 use super::exit::{Exit, Failure};
 use super::table::{Table, age, bytes};
 use crate::control::{
-    Client, ClientError, LinkReport, Request, Response, SessionReport, StatusReport,
+    Client, ClientError, LinkReport, PackedReport, Request, Response, SessionReport, StatusReport,
 };
 use crate::stdio::print;
 
@@ -268,6 +268,18 @@ fn flows_text(s: &SessionReport) -> String {
     out
 }
 
+/// How one direction of a stream is packed; nothing, if nothing of it was.
+fn packed_text(direction: &str, packed: &PackedReport) -> String {
+    let Some(ratio) = packed.ratio else {
+        return String::new();
+    };
+    let codec = packed.codec.as_deref().unwrap_or("not now");
+    format!(
+        "  {direction} {codec} ({} at {ratio:.2})",
+        bytes(packed.bytes)
+    )
+}
+
 fn session_text(s: &SessionReport) -> String {
     let held = s
         .held_s
@@ -315,8 +327,9 @@ fn session_text(s: &SessionReport) -> String {
             links => format!("  {links}"),
         };
         let lane = if stream.own_lane { "  own lane" } else { "" };
+        let packed = packed_text("out", &stream.packed_out) + &packed_text("in", &stream.packed_in);
         out.push_str(&format!(
-            "  stream {}  {}  {}{links}{lane}  tx {tx}  rx {rx}\n",
+            "  stream {}  {}  {}{links}{lane}  tx {tx}  rx {rx}{packed}\n",
             stream.id, stream.target, stream.state
         ));
     }

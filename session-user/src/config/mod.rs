@@ -21,8 +21,8 @@ use listen::listens;
 use sections::{accept, peers, session, streams, transport};
 use source::Source;
 pub use types::{
-    Accept, Agent, Capture, Dns, Identity, Lanes, Links, Listen, Peer, Session, Stream, Trace,
-    Transport,
+    Accept, Agent, Capture, Compression, Dns, Identity, Lanes, Links, Listen, Peer, Session,
+    Stream, Trace, Transport,
 };
 pub use units::{duration, size};
 

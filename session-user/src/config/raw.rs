@@ -187,6 +187,7 @@ pub(super) struct Transport {
     pub lanes: Option<Spanned<Lanes>>,
     pub fast_open: Option<bool>,
     pub udp: Option<bool>,
+    pub compression: Option<Text>,
     pub dial_timeout: Option<Text>,
 }
 

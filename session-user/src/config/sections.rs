@@ -12,7 +12,8 @@ use session_proto::wire::{Mode, Service};
 use toml::Spanned;
 
 use super::{
-    Accept, DEFAULT_STATE, Lanes, Peer, Result, Session, Stream, Transport, duration, raw, size,
+    Accept, Compression, DEFAULT_STATE, Lanes, Peer, Result, Session, Stream, Transport, duration,
+    raw, size,
 };
 
 pub(super) fn address(text: &str) -> std::result::Result<SocketAddr, String> {
@@ -269,6 +270,15 @@ pub(super) fn transport(source: &Source<'_>, raw: &raw::Transport) -> Result<Tra
             "`{text}` is not the name of a congestion control, nor \"auto\" or \"host\""
         )),
     };
+    let compression = |text: &str| match text {
+        "auto" => Ok(Compression::Auto),
+        "lz4" => Ok(Compression::Lz4),
+        "zstd" => Ok(Compression::Zstd),
+        "off" => Ok(Compression::Off),
+        _ => Err(format!(
+            "`{text}` is not \"auto\", \"lz4\", \"zstd\" or \"off\""
+        )),
+    };
     let lanes = match raw.lanes.as_ref().map(|l| (l.get_ref(), l.span())) {
         None => Lanes::Bulk(0),
         Some((raw::Lanes::Count(n), _)) if *n <= LANES_MAX => Lanes::Bulk(*n),
@@ -282,6 +292,12 @@ pub(super) fn transport(source: &Source<'_>, raw: &raw::Transport) -> Result<Tra
         lanes,
         fast_open: raw.fast_open.unwrap_or(true),
         udp: raw.udp.unwrap_or(true),
+        compression: source.or(
+            "transport.compression",
+            raw.compression.as_ref(),
+            Compression::Auto,
+            compression,
+        )?,
         user_timeout: source.or(
             "transport.user_timeout",
             raw.user_timeout.as_ref(),

@@ -39,6 +39,10 @@ fn errors_name_file_line_key_and_what_was_expected() {
             "test.toml:6: session.memory: `1KiB` is too little",
         ),
         (
+            "[transport]\ncompression = \"gzip\"\n",
+            "test.toml:6: transport.compression: `gzip` is not \"auto\", \"lz4\", \"zstd\" or \"off\"",
+        ),
+        (
             "[[peer]]\nname = \"gw\"\naddresses = [\"192.0.2.1\"]\n",
             "test.toml:7: peer.addresses: `192.0.2.1` is not an address with a port",
         ),

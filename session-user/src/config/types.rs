@@ -182,6 +182,19 @@ pub struct Session {
     pub flow_idle: Duration,
 }
 
+/// How what streams carry is packed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Compression {
+    /// By the codec that saves most time, where one saves any; not streams that begin as HTTP or TLS do.
+    Auto,
+    /// By LZ4 alone, where that saves time.
+    Lz4,
+    /// By Zstandard alone, where that saves time.
+    Zstd,
+    /// Never, in neither direction.
+    Off,
+}
+
 /// Options of transports.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Transport {
@@ -198,6 +211,8 @@ pub struct Transport {
     pub fast_open: bool,
     /// Whether datagrams go over UDP; otherwise over TCP alone.
     pub udp: bool,
+    /// How what streams carry is packed.
+    pub compression: Compression,
     /// Further transports on the link in use.
     pub lanes: Lanes,
     /// Time for a TCP connection to a peer.

@@ -395,6 +395,23 @@ pub struct StreamReport {
     pub tx: u64,
     /// Bytes written to the local socket.
     pub rx: u64,
+    /// How what it sends to the peer is packed.
+    #[serde(default)]
+    pub packed_out: PackedReport,
+    /// How what comes from the peer is packed.
+    #[serde(default)]
+    pub packed_in: PackedReport,
+}
+
+/// How one direction of a stream is packed.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct PackedReport {
+    /// `lz4` or `zstd`; none: it goes as it is now.
+    pub codec: Option<String>,
+    /// Bytes of the stream that were packed, since it was opened.
+    pub bytes: u64,
+    /// How many of them became one byte; none while none were packed.
+    pub ratio: Option<f64>,
 }
 
 /// A flow: one UDP conversation.
@@ -452,6 +469,9 @@ pub struct DatagramReport {
     pub dropped: u64,
     /// Datagrams of which a part never came.
     pub incomplete: u64,
+    /// Datagrams for an application of the peer from somebody whom the rules do not let the peer speak to.
+    #[serde(default)]
+    pub unheard: u64,
     /// Packets that were opened.
     pub packets_received: u64,
     /// Packets that were not this session's, or not authentic.

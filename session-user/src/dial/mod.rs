@@ -9,6 +9,6 @@ mod special;
 
 pub use authz::{AllowList, AllowRule, Denied, Protocol, RuleError, WhyDenied};
 pub use dialer::{Caller, DialError, dial_target};
-pub use flows::{FlowSocket, dial_flow, open_flow};
+pub use flows::{FlowOpened, FlowRoute, FlowSocket, dial_flow, open_flow, open_shared};
 pub use peer_addresses::{BookError, PeerAddresses, SeenAs};
 pub use shares::Share;

@@ -47,6 +47,14 @@ pub struct SeenAs {
 }
 
 impl SeenAs {
+    /// With these addresses.
+    #[cfg(test)]
+    pub fn of(addresses: &[&str]) -> Self {
+        let read = |text: &&str| text.parse().unwrap();
+        let addresses = addresses.iter().map(read).collect();
+        Self { addresses }
+    }
+
     /// All of its addresses, in the order of the configured networks.
     pub fn addresses(&self) -> &[IpAddr] {
         &self.addresses

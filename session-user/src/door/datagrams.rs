@@ -278,7 +278,7 @@ mod tests {
         for client in &clients {
             client.send_to(&[], at).await.unwrap();
             requests.flows.available().await;
-            let Some(FlowInput::Datagram(flow, data)) = requests.flows.pop() else {
+            let Some(FlowInput::Datagram(flow, data, _)) = requests.flows.pop() else {
                 panic!("no datagram came")
             };
             assert!(data.is_empty() && flow.target == target);

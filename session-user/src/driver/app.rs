@@ -8,7 +8,7 @@ use std::time::Instant;
 
 use super::ready::Source;
 use super::{Driver, Name};
-use crate::requests::AppStream;
+use crate::requests::{AppStream, Taken};
 use session_proto::session::{SendBuf, StreamId};
 
 /// Reads of one socket in one turn, before the others get theirs.
@@ -119,9 +119,19 @@ impl Driver {
         if let Err(error) = socket.bound_unsent(UNSENT_MAX) {
             tracing::debug!(%error, "an application socket's queue could not be bounded");
         }
-        let source = self.ready.add(Name::App(id));
-        self.apps
-            .insert(id, App::new(socket, source, target, connected));
+        match socket.marked() {
+            Ok(socket) => {
+                let source = self.ready.add(Name::App(id));
+                self.apps
+                    .insert(id, App::new(socket, source, target, connected));
+            }
+            Err(error) => {
+                tracing::warn!(stream = id, %target, %error, "a connection is not carried");
+                let errno = error.raw_os_error().unwrap_or(libc::ECONNRESET);
+                self.session.abort(id, errno.unsigned_abs().into());
+                self.lanes_may_go();
+            }
+        }
     }
 
     pub(super) fn app_ready(&mut self, id: StreamId) {
@@ -190,21 +200,21 @@ impl Driver {
             .take()
             .filter(|b| b.room() >= want)
             .unwrap_or_else(|| SendBuf::with_capacity(want));
-        match app.socket.try_read_buf(&mut buf.unfilled(want)) {
-            Ok(0) => {
+        match app.socket.try_read(&mut buf.unfilled(want)) {
+            Ok(Taken { bytes: 0, .. }) => {
                 app.read_closed = true;
                 // The stream may be gone already; then there is nothing to end.
                 let _ = self.session.finish(id);
                 self.app_finish_if_done(id);
                 Step::Gone
             }
-            Ok(n) => {
+            Ok(Taken { bytes, urgent }) => {
                 let before = app.bytes_read;
-                app.bytes_read += n as u64;
+                app.bytes_read += bytes as u64;
                 app.bound_once(before);
                 app.had_its_turn = true;
-                app.chunk = next_chunk(app.chunk, n, want);
-                self.send(id, buf, n)
+                app.chunk = next_chunk(app.chunk, bytes, want);
+                self.send(id, buf, urgent)
             }
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
                 self.spare = Some(buf);
@@ -224,13 +234,13 @@ impl Driver {
             return Step::Gone;
         };
         let mut scratch = [0_u8; CHUNK_MIN];
-        match app.socket.try_read_buf(&mut &mut scratch[..]) {
-            Ok(0) => {
+        match app.socket.try_read(&mut &mut scratch[..]) {
+            Ok(Taken { bytes: 0, .. }) => {
                 app.read_closed = true;
                 Step::Gone
             }
-            Ok(n) => {
-                app.discarded += n;
+            Ok(Taken { bytes, .. }) => {
+                app.discarded += bytes;
                 if app.discarded > DISCARDED_MAX {
                     self.session
                         .abort(id, libc::ECONNRESET.unsigned_abs().into());
@@ -247,16 +257,24 @@ impl Driver {
         }
     }
 
-    fn send(&mut self, id: StreamId, buf: SendBuf, n: usize) -> Step {
+    /// What was read goes out; its first byte may be urgent.
+    fn send(&mut self, id: StreamId, buf: SendBuf, urgent: bool) -> Step {
         let now = self.clock.now();
+        let begun = Instant::now();
         // A few bytes must not pin a large buffer until the peer acknowledges them.
-        let result = if n * 4 < buf.room() {
+        let result = if urgent {
+            let result = self.session.write_urgent(now, id, buf.data());
+            self.spare = Some(buf.cleared());
+            result
+        } else if buf.len() * 4 < buf.room() {
             let result = self.session.write(now, id, SendBuf::copy_of(buf.data()));
             self.spare = Some(buf.cleared());
             result
         } else {
             self.session.write(now, id, buf)
         };
+        self.session.write_took(begun.elapsed());
+        self.keep_spare();
         match result {
             Ok(()) => Step::Again,
             Err(error) => {
@@ -268,12 +286,22 @@ impl Driver {
         }
     }
 
+    /// What went out packed leaves the buffer that it was read into.
+    fn keep_spare(&mut self) {
+        if let Some(left) = self.session.reuse_buffer()
+            && left.room() > self.spare.as_ref().map_or(0, SendBuf::room)
+        {
+            self.spare = Some(left);
+        }
+    }
+
     /// Hands what the session has for `id` to its socket.
     pub(super) fn app_write(&mut self, id: StreamId) {
         let Some(app) = self.apps.get_mut(&id).filter(|a| !a.write_closed) else {
             return;
         };
         loop {
+            let urgent = self.session.is_urgent(id);
             let mut slices = [IoSlice::new(&[]); WRITE_SLICES];
             let mut filled = 0;
             for (slot, bytes) in slices.iter_mut().zip(self.session.readable(id)) {
@@ -283,7 +311,11 @@ impl Driver {
             if filled == 0 {
                 break;
             }
-            match app.socket.try_write_vectored(&slices[..filled]) {
+            let written = match slices[0].first() {
+                Some(byte) if urgent => app.socket.try_write_urgent(*byte),
+                _ => app.socket.try_write_vectored(&slices[..filled]),
+            };
+            match written {
                 Ok(n) => {
                     app.bytes_written += n as u64;
                     let now = Instant::now();

@@ -181,6 +181,8 @@ enum Name {
     Udp(UdpPath),
     /// The socket of a flow to its target.
     Flow(FlowId),
+    /// One that flows share.
+    Group(datagrams::GroupKey),
 }
 
 /// What the driver's own tasks bring back.
@@ -196,7 +198,7 @@ enum Internal {
     },
     Flow {
         id: FlowId,
-        result: Result<crate::dial::FlowSocket, crate::dial::DialError>,
+        result: Result<crate::dial::FlowOpened, crate::dial::DialError>,
     },
     Seated {
         id: StreamId,
@@ -355,6 +357,7 @@ impl Driver {
                 Name::Carrier(handle) => self.carrier_ready(handle),
                 Name::Udp(path) => self.udp_ready(path),
                 Name::Flow(id) => self.far_ready(id),
+                Name::Group(key) => self.group_ready(key),
             }
             next = self.ready.try_next();
         }
@@ -369,6 +372,7 @@ impl Driver {
             Name::Carrier(handle) => self.carriers.get(&handle).map(|c| &c.source),
             Name::Udp(path) => self.datagrams.source_of_path(path),
             Name::Flow(id) => self.datagrams.source_of_flow(id),
+            Name::Group(key) => self.datagrams.source_of_group(key),
         };
         if let Some(source) = source {
             source.requeue();

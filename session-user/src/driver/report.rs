@@ -3,7 +3,7 @@
 use std::net::SocketAddr;
 use std::time::{Duration, Instant, SystemTime};
 
-use session_proto::session::{FlowStats, Stats};
+use session_proto::session::{FlowStats, Stats, StreamPacking};
 use session_proto::wire::Service;
 
 use super::{DatagramCounters, Driver, FlowReport, Side, UdpReport};
@@ -60,6 +60,8 @@ pub struct StreamReport {
     pub tx: u64,
     /// Bytes written to the local socket.
     pub rx: u64,
+    /// How it is packed.
+    pub packing: StreamPacking,
 }
 
 /// A session, as it is now.
@@ -140,6 +142,7 @@ impl Driver {
             service: self.session.service(id).unwrap_or_default(),
             tx: app.bytes_read,
             rx: app.bytes_written,
+            packing: self.session.packing(id).unwrap_or_default(),
         });
         let awaiting = self.awaiting.iter().map(|(&id, awaiting)| StreamReport {
             id,
@@ -149,6 +152,7 @@ impl Driver {
             service: self.session.service(id).unwrap_or_default(),
             tx: 0,
             rx: 0,
+            packing: self.session.packing(id).unwrap_or_default(),
         });
         let waiting = match &self.side {
             Side::Initiator(initiator) => initiator.config.requests.len(),

@@ -125,7 +125,7 @@ impl Resolver {
             questions.available().await;
             // Whose flow has ended is not waited for: its answer goes nowhere, as late ones do.
             while let Some(input) = questions.pop() {
-                if let FlowInput::Datagram(flow, question) = input
+                if let FlowInput::Datagram(flow, question, _) = input
                     && let Target::Addr(resolver) = flow.target
                 {
                     let (asking, way) = (self.clone(), way.clone());

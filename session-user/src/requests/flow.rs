@@ -10,7 +10,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use session_proto::wire::Target;
+use session_proto::session::DatagramInfo;
+use session_proto::wire::{Dscp, Target};
 use tokio::sync::Notify;
 
 /// Most bytes of datagrams that wait for one peer's driver, as a socket's receive buffer has a limit
@@ -28,6 +29,10 @@ const STALE_AFTER: Duration = Duration::from_secs(2);
 pub trait FlowEnd: Send + Sync {
     /// A datagram came from the target.
     fn deliver(&self, data: &[u8]);
+    /// The same, with what belongs to it, for those who can pass that on.
+    fn deliver_with(&self, data: &[u8], _info: &DatagramInfo) {
+        self.deliver(data);
+    }
     /// The target is not to be reached, and this errno says why: `ECONNREFUSED` for an ICMP port unreachable.
     fn failed(&self, errno: i32);
 }
@@ -41,6 +46,9 @@ pub struct AppFlow {
     pub app: String,
     /// Id of the application's cgroup, where it is known.
     pub cgroup: Option<u64>,
+    /// The application's socket, if it is not connected: it has one source towards all of its targets, and others than
+    /// these may speak to it. None for one that hears its target alone.
+    pub group: Option<u64>,
     end: Box<dyn FlowEnd>,
 }
 
@@ -53,8 +61,15 @@ impl AppFlow {
             target,
             app,
             cgroup,
+            group: None,
             end,
         }
+    }
+
+    /// The same as a conversation of a socket that is not connected, which `group` tells from all others of this process.
+    pub fn of_group(mut self, group: Option<u64>) -> Self {
+        self.group = group;
+        self
     }
 
     /// Tells it from all others of this process.
@@ -81,8 +96,8 @@ impl fmt::Debug for AppFlow {
 /// What becomes of a flow.
 #[derive(Debug)]
 pub enum FlowInput {
-    /// Its application sent this. May be empty.
-    Datagram(Arc<AppFlow>, Bytes),
+    /// Its application sent this, which may be empty, and asks such a service for it.
+    Datagram(Arc<AppFlow>, Bytes, Dscp),
     /// Its application has gone.
     Closed(Arc<AppFlow>),
 }
@@ -103,7 +118,7 @@ struct Waiting {
 
 fn cost(input: &FlowInput) -> usize {
     match input {
-        FlowInput::Datagram(_, data) => data.len() + OVERHEAD,
+        FlowInput::Datagram(_, data, _) => data.len() + OVERHEAD,
         FlowInput::Closed(_) => OVERHEAD,
     }
 }
@@ -111,7 +126,12 @@ fn cost(input: &FlowInput) -> usize {
 impl FlowQueue {
     /// Adds what an application sent; drops it, and counts that, if too much waits.
     pub fn push(&self, flow: &Arc<AppFlow>, data: Bytes) {
-        self.add(FlowInput::Datagram(Arc::clone(flow), data));
+        self.push_with(flow, data, Dscp::default());
+    }
+
+    /// The same for one for which its application asks for a service.
+    pub fn push_with(&self, flow: &Arc<AppFlow>, data: Bytes, dscp: Dscp) {
+        self.add(FlowInput::Datagram(Arc::clone(flow), data, dscp));
     }
 
     /// The application's end has gone. If too much waits, nobody is told: the flow ends when it has been idle.
@@ -208,7 +228,7 @@ mod tests {
         }
         assert_eq!(queue.dropped(), 3);
         for n in 0..fit {
-            let Some(FlowInput::Datagram(_, data)) = queue.pop() else {
+            let Some(FlowInput::Datagram(_, data, _)) = queue.pop() else {
                 panic!("datagram {n} is missing")
             };
             assert_eq!(data[0], n as u8);
@@ -222,7 +242,7 @@ mod tests {
         let flow = flow();
         queue.push(&flow, Bytes::new());
         queue.close(&flow);
-        assert!(matches!(queue.pop(), Some(FlowInput::Datagram(_, data)) if data.is_empty()));
+        assert!(matches!(queue.pop(), Some(FlowInput::Datagram(_, data, _)) if data.is_empty()));
         assert!(
             matches!(queue.pop(), Some(FlowInput::Closed(closed)) if closed.number() == flow.number())
         );
@@ -232,7 +252,7 @@ mod tests {
     fn what_is_stale_is_dropped_and_makes_room() {
         let dropped = AtomicU64::new(0);
         let mut waiting = Waiting::default();
-        let input = FlowInput::Datagram(flow(), Bytes::from_static(b"old"));
+        let input = FlowInput::Datagram(flow(), Bytes::from_static(b"old"), Dscp::default());
         waiting.bytes = cost(&input);
         let since = Instant::now();
         waiting.inputs.push_back((since, input));

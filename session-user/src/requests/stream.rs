@@ -13,6 +13,8 @@ use socket2::SockRef;
 use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf};
 use tokio::net::{TcpStream, UnixStream};
 
+use super::marked::{MarkedSocket, Taken};
+
 /// A connected stream socket of an application, or of a target.
 #[derive(Debug)]
 pub struct AppStream {
@@ -40,15 +42,18 @@ impl std::fmt::Debug for ErrorWatch {
 /// A Unix socket knows no reset: where a TCP socket would be reset, it is closed.
 #[derive(Debug)]
 enum AppSocket {
-    Tcp(Arc<TcpStream>),
+    Tcp(TcpStream),
+    /// The same, where urgent data is seen.
+    Marked(MarkedSocket),
     Unix(UnixStream),
 }
 
 /// Calls the same method on whichever socket it is.
 macro_rules! each {
     ($socket:expr, $inner:ident => $call:expr) => {
-        match &$socket {
+        match $socket {
             AppSocket::Tcp($inner) => $call,
+            AppSocket::Marked($inner) => $call,
             AppSocket::Unix($inner) => $call,
         }
     };
@@ -71,35 +76,72 @@ impl AppStream {
         }
     }
 
-    /// As [`TcpStream::try_read_buf`].
-    pub fn try_read_buf(&mut self, buf: &mut impl BufMut) -> io::Result<usize> {
-        if self.read_already.is_empty() {
-            return each!(self.socket, socket => socket.try_read_buf(buf));
-        }
-        let n = self.read_already.len().min(buf.remaining_mut());
-        buf.put((&mut self.read_already).take(n));
-        Ok(n)
+    /// The same for one who minds urgent data: reads tell of it, and it can be written. Only in the runtime in which the
+    /// socket is used from here on. After an error the socket is gone.
+    pub fn marked(self) -> io::Result<Self> {
+        let socket = match self.socket {
+            AppSocket::Tcp(socket) => AppSocket::Marked(MarkedSocket::new(socket)?),
+            // A Unix stream knows none.
+            other => other,
+        };
+        Ok(Self { socket, ..self })
+    }
+
+    /// As [`TcpStream::try_read_buf`]. Once [`Self::marked`], a read ends before an urgent byte, and the next one begins
+    /// with it and says so. `buf` must have room.
+    pub fn try_read(&mut self, buf: &mut impl BufMut) -> io::Result<Taken> {
+        let bytes = if !self.read_already.is_empty() {
+            let n = self.read_already.len().min(buf.remaining_mut());
+            buf.put((&mut self.read_already).take(n));
+            n
+        } else {
+            match &mut self.socket {
+                AppSocket::Tcp(socket) => socket.try_read_buf(buf)?,
+                AppSocket::Marked(socket) => return socket.try_read(buf),
+                AppSocket::Unix(socket) => socket.try_read_buf(buf)?,
+            }
+        };
+        Ok(Taken {
+            bytes,
+            urgent: false,
+        })
     }
 
     /// As [`TcpStream::try_write_vectored`].
-    pub fn try_write_vectored(&self, slices: &[IoSlice<'_>]) -> io::Result<usize> {
-        each!(self.socket, socket => socket.try_write_vectored(slices))
+    pub fn try_write_vectored(&mut self, slices: &[IoSlice<'_>]) -> io::Result<usize> {
+        each!(&mut self.socket, socket => socket.try_write_vectored(slices))
+    }
+
+    /// Writes one byte as urgent data. Where there is none, it goes as any other.
+    pub fn try_write_urgent(&mut self, byte: u8) -> io::Result<usize> {
+        match &mut self.socket {
+            AppSocket::Marked(socket) => socket.try_write_urgent(byte),
+            AppSocket::Tcp(_) | AppSocket::Unix(_) => {
+                self.try_write_vectored(&[IoSlice::new(&[byte])])
+            }
+        }
     }
 
     /// As [`TcpStream::poll_read_ready`].
     pub fn poll_read_ready(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        each!(self.socket, socket => socket.poll_read_ready(cx))
+        each!(&self.socket, socket => socket.poll_read_ready(cx))
     }
 
     /// As [`TcpStream::poll_write_ready`].
     pub fn poll_write_ready(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        each!(self.socket, socket => socket.poll_write_ready(cx))
+        each!(&self.socket, socket => socket.poll_write_ready(cx))
     }
 
     /// Address of the other end, if it has one.
     pub fn peer_addr(&self) -> Option<SocketAddr> {
+        self.tcp()?.peer_addr().ok()?.as_socket()
+    }
+
+    /// The socket, if it is one of TCP.
+    fn tcp(&self) -> Option<SockRef<'_>> {
         match &self.socket {
-            AppSocket::Tcp(socket) => socket.peer_addr().ok(),
+            AppSocket::Tcp(socket) => Some(SockRef::from(socket)),
+            AppSocket::Marked(socket) => Some(SockRef::from(socket.fd.get_ref())),
             AppSocket::Unix(_) => None,
         }
     }
@@ -107,31 +149,33 @@ impl AppStream {
     /// Ends one direction or both.
     pub fn shutdown(&self, how: Shutdown) -> io::Result<()> {
         match &self.socket {
-            AppSocket::Tcp(socket) => SockRef::from(&**socket).shutdown(how),
+            AppSocket::Tcp(socket) => SockRef::from(socket).shutdown(how),
+            AppSocket::Marked(socket) => socket.fd.get_ref().shutdown(how),
             AppSocket::Unix(socket) => SockRef::from(socket).shutdown(how),
         }
     }
 
     /// The socket's error, once it has one. For a socket whose other end has ended its direction: reading tells
-    /// nothing any more, and a reset that follows would go unnoticed. Ready once.
+    /// nothing any more, and a reset that follows would go unnoticed. Ready once, and only once [`Self::marked`].
     pub fn poll_error(&mut self, cx: &mut Context<'_>) -> Poll<io::Error> {
-        let AppSocket::Tcp(socket) = &self.socket else {
+        let AppSocket::Marked(socket) = &self.socket else {
             // A Unix socket knows no reset.
             return Poll::Pending;
         };
         let watch = self.watch.get_or_insert_with(|| {
-            let socket = Arc::clone(socket);
+            let fd = Arc::clone(&socket.fd);
             ErrorWatch(Box::pin(async move {
-                let told = socket.ready(Interest::ERROR).await;
+                let told = fd.ready(Interest::ERROR).await;
                 // Ready without an error says that both directions have ended in order.
-                if told.is_ok_and(|ready| !ready.is_error()) {
+                let in_order = told.is_ok_and(|told| !told.ready().is_error());
+                if in_order {
                     std::future::pending::<()>().await;
                 }
             }))
         });
         ready!(watch.0.as_mut().poll(cx));
         self.watch = Some(ErrorWatch(Box::pin(std::future::pending())));
-        match SockRef::from(&**socket).take_error() {
+        match socket.fd.get_ref().take_error() {
             Ok(None) => Poll::Pending,
             Ok(Some(error)) | Err(error) => Poll::Ready(error),
         }
@@ -140,31 +184,30 @@ impl AppStream {
     /// Bounds what the kernel queues of what is written, beyond what is under way (`TCP_NOTSENT_LOWAT`, tcp(7)), in
     /// bytes. A reader that reads nothing then holds its writer back after that much, instead of after a send buffer.
     pub fn bound_unsent(&self, bytes: u32) -> io::Result<()> {
-        match &self.socket {
-            AppSocket::Tcp(socket) => SockRef::from(&**socket).set_tcp_notsent_lowat(bytes),
-            // Its queue is the reader's, and bounded by the writer's buffer (unix(7)).
-            AppSocket::Unix(_) => Ok(()),
+        match self.tcp() {
+            Some(socket) => socket.set_tcp_notsent_lowat(bytes),
+            // The queue of a Unix socket is the reader's, and bounded by the writer's buffer (unix(7)).
+            None => Ok(()),
         }
     }
 
     /// Bounds what the kernel takes of an application on this host before it is read, in bytes (`SO_RCVBUF`, socket(7)).
     /// On a way that leaves the host the kernel knows better what it needs, and nothing changes.
     pub fn bound_unread(&self, bytes: usize) -> io::Result<()> {
-        match &self.socket {
-            AppSocket::Tcp(socket) if socket.peer_addr()?.ip().to_canonical().is_loopback() => {
-                SockRef::from(&**socket).set_recv_buffer_size(bytes)
+        let here = |addr: SocketAddr| addr.ip().to_canonical().is_loopback();
+        match self.tcp() {
+            Some(socket) if socket.peer_addr()?.as_socket().is_some_and(here) => {
+                socket.set_recv_buffer_size(bytes)
             }
-            AppSocket::Tcp(_) | AppSocket::Unix(_) => Ok(()),
+            _ => Ok(()),
         }
     }
 
     /// What closing the socket means from now on: a reset, or an end in order.
     pub fn reset_on_close(&self, reset: bool) -> io::Result<()> {
-        match &self.socket {
-            AppSocket::Tcp(socket) => {
-                SockRef::from(&**socket).set_linger(reset.then_some(Duration::ZERO))
-            }
-            AppSocket::Unix(_) => Ok(()),
+        match self.tcp() {
+            Some(socket) => socket.set_linger(reset.then_some(Duration::ZERO)),
+            None => Ok(()),
         }
     }
 }
@@ -183,7 +226,7 @@ impl AsyncRead for AppStream {
             if self.read_already.is_empty() {
                 ready!(self.poll_read_ready(cx))?;
             }
-            match self.try_read_buf(buf) {
+            match self.try_read(buf) {
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
                 read => return Poll::Ready(read.map(drop)),
             }
@@ -193,7 +236,7 @@ impl AsyncRead for AppStream {
 
 impl AsyncWrite for AppStream {
     fn poll_write(
-        self: Pin<&mut Self>,
+        mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
         data: &[u8],
     ) -> Poll<io::Result<usize>> {
@@ -218,7 +261,7 @@ impl AsyncWrite for AppStream {
 impl From<TcpStream> for AppStream {
     fn from(socket: TcpStream) -> Self {
         Self {
-            socket: AppSocket::Tcp(Arc::new(socket)),
+            socket: AppSocket::Tcp(socket),
             read_already: Bytes::new(),
             watch: None,
             kept: None,
@@ -248,14 +291,14 @@ mod tests {
         far.write_all(b" and the rest").await.unwrap();
         let mut stream = AppStream::from(near).behind(Bytes::from_static(b"the beginning"));
         let mut first = [0; 4];
-        assert_eq!(stream.try_read_buf(&mut &mut first[..]).unwrap(), 4);
+        assert_eq!(stream.try_read(&mut &mut first[..]).unwrap().bytes, 4);
         assert_eq!(&first, b"the ");
         let mut out = Vec::with_capacity(64);
-        assert_eq!(stream.try_read_buf(&mut out).unwrap(), 9);
+        assert_eq!(stream.try_read(&mut out).unwrap().bytes, 9);
         std::future::poll_fn(|cx| stream.poll_read_ready(cx))
             .await
             .unwrap();
-        stream.try_read_buf(&mut out).unwrap();
+        stream.try_read(&mut out).unwrap();
         assert_eq!(out, b"beginning and the rest");
     }
 }

@@ -14,12 +14,7 @@ pub struct Limit {
 /// All of them.
 pub const LIMITS: &[Limit] = &[
     everywhere("source_at_the_target"),
-    everywhere("urgent_sent_byte"),
-    everywhere("urgent_received_byte"),
-    everywhere("urgent_inline"),
-    everywhere("udp_no_filter"),
     everywhere("udp_no_fragments"),
-    everywhere("udp_service"),
     Limit {
         case: "udp_packet_info",
         families: &[Family::V4, Family::Mapped],

@@ -9,7 +9,7 @@ use socket2::SockRef;
 
 use super::peer::{Shared, wait_until};
 use super::seen::{class, errno_name, pattern, shown};
-use super::stream::{drain, put, take};
+use super::stream::{around_mark, drain, put, take};
 use super::sys;
 use super::wire::Step;
 
@@ -72,6 +72,7 @@ fn act(socket: &TcpStream, step: &Step) -> Option<String> {
             failed("send urgent", sent.map(|_| ()))
         }
         Step::ReadUrgent => Some(read_urgent(socket)),
+        Step::ReadAroundMark => Some(around_mark(socket).unwrap_or_else(|e| errno_name(&e))),
         Step::Echo => failed("echo", echo(socket)),
         Step::SendUntilError => Some(send_until_error(socket)),
         Step::AwaitUnread(bytes) => {

@@ -1,13 +1,15 @@
 //! The peer's UDP sockets.
 
-use std::io::{IoSliceMut, Result};
+use std::io::{IoSlice, IoSliceMut, Result};
 use std::net::{SocketAddr, UdpSocket};
 use std::os::fd::AsRawFd;
 use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context;
-use nix::sys::socket::{ControlMessageOwned, MsgFlags, SockaddrStorage, recvmsg};
+use nix::sys::socket::{
+    ControlMessage, ControlMessageOwned, MsgFlags, SockaddrStorage, recvmsg, sendmsg,
+};
 
 use super::peer::{Shared, target};
 use super::seen::{digest, pattern};
@@ -54,6 +56,7 @@ fn serve_one(socket: &UdpSocket, stranger: &UdpSocket, how: UdpHow) -> Result<()
         UdpHow::Echo => {
             socket.send_to(&bytes, from)?;
         }
+        UdpHow::EchoService => send_with(socket, &bytes, from, service)?,
         UdpHow::StrangerFirst => {
             stranger.send_to(&bytes, from)?;
             socket.send_to(&bytes, from)?;
@@ -62,11 +65,36 @@ fn serve_one(socket: &UdpSocket, stranger: &UdpSocket, how: UdpHow) -> Result<()
             let wanted = String::from_utf8_lossy(&bytes).trim().parse().unwrap_or(0);
             socket.send_to(&pattern(0, wanted), from)?;
         }
+        UdpHow::Whence => {
+            socket.send_to(from.to_string().as_bytes(), from)?;
+        }
+        UdpHow::NewPort => {
+            stranger.send_to(&bytes, from)?;
+            // Until nobody asks any more.
+            stranger.set_read_timeout(Some(Duration::from_secs(2)))?;
+            while let Ok((bytes, from, _)) = receive(stranger) {
+                stranger.send_to(&bytes, from)?;
+            }
+        }
         UdpHow::Describe => {
             let text = format!("{} tos {service}", digest(&bytes));
             socket.send_to(text.as_bytes(), from)?;
         }
     }
+    Ok(())
+}
+
+/// Sends with a type of service.
+fn send_with(socket: &UdpSocket, bytes: &[u8], to: SocketAddr, service: i32) -> Result<()> {
+    let octet = service as u8;
+    let control = if to.is_ipv4() {
+        ControlMessage::Ipv4Tos(&octet)
+    } else {
+        ControlMessage::Ipv6TClass(&service)
+    };
+    let (bytes, to) = ([IoSlice::new(bytes)], SockaddrStorage::from(to));
+    let flags = MsgFlags::empty();
+    sendmsg(socket.as_raw_fd(), &bytes, &[control], flags, Some(&to))?;
     Ok(())
 }
 

@@ -2,10 +2,11 @@
 
 use std::io;
 use std::os::fd::AsFd;
+use std::time::Duration;
 
 use sha2::{Digest, Sha256};
 
-use super::seen::{errno_name, finished};
+use super::seen::{errno_name, finished, poll_names};
 use super::sys;
 
 /// Bytes of one read or write.
@@ -35,6 +36,21 @@ pub fn take(fd: impl AsFd, limit: usize) -> String {
 /// Reads to the end.
 pub fn drain(fd: impl AsFd) -> String {
     take(fd, usize::MAX)
+}
+
+/// Waits for urgent data, then reads to the end: how much came before the mark, and what behind it.
+pub fn around_mark(fd: impl AsFd) -> io::Result<String> {
+    let events = sys::poll(&fd, sys::PollFlags::POLLPRI, Duration::from_secs(4))?;
+    let told = poll_names(events);
+    let mut before = 0;
+    let mut chunk = [0; 4096];
+    while sys::ioctl_int(&fd, sys::SIOCATMARK)? == 0 {
+        match sys::recv(&fd, &mut chunk, 0)? {
+            0 => return Ok(format!("{told}, {before} bytes and no mark")),
+            n => before += n,
+        }
+    }
+    Ok(format!("{told}, {before} bytes, the mark, {}", drain(&fd)))
 }
 
 /// How a connection ended, whatever came before.

@@ -98,6 +98,9 @@ pub fn set_option(fd: impl AsFd, level: i32, name: i32, value: i32) -> io::Resul
     set_option_bytes(fd, level, name, &value.to_ne_bytes())
 }
 
+/// ioctl(2): whether the next byte is the urgent one, or was before it was read out of band.
+pub const SIOCATMARK: libc::Ioctl = 0x8905;
+
 /// ioctl(2) that yields an `int`, such as FIONREAD.
 pub fn ioctl_int(fd: impl AsFd, request: libc::Ioctl) -> io::Result<i32> {
     let fd = fd.as_fd().as_raw_fd();
@@ -105,6 +108,13 @@ pub fn ioctl_int(fd: impl AsFd, request: libc::Ioctl) -> io::Result<i32> {
     // SAFETY: the requests that the suite makes write one int.
     checked(unsafe { libc::ioctl(fd, request, &raw mut value) })?;
     Ok(value)
+}
+
+/// fcntl(2) F_SETOWN: this process gets the socket's SIGURG.
+pub fn own(fd: impl AsFd) -> io::Result<()> {
+    let fd = fd.as_fd().as_raw_fd();
+    // SAFETY: the request takes an int.
+    checked(unsafe { libc::fcntl(fd, libc::F_SETOWN, libc::getpid()) }).map(drop)
 }
 
 /// sendfile(2) from the file's position.

@@ -83,6 +83,8 @@ pub enum Step {
     SayUrgent(Vec<u8>),
     /// Wait for urgent data and read it out of band.
     ReadUrgent,
+    /// Wait for urgent data, then read to the end, and say where the mark was.
+    ReadAroundMark,
     /// Send back what comes, until the end.
     Echo,
     /// Send until it fails.
@@ -118,10 +120,16 @@ pub struct Udp {
 pub enum UdpHow {
     /// Sends it back.
     Echo,
+    /// Sends it back with the type of service that it came with.
+    EchoService,
     /// Answers with its length, its hash and its type of service.
     Describe,
     /// Sends it back from another port first, then from its own.
     StrangerFirst,
+    /// Answers with the address that it came from.
+    Whence,
+    /// Answers from a new port, which sends back what comes there.
+    NewPort,
     /// Answers with as many bytes of the pattern as the datagram's text says.
     Grow,
     /// Keeps quiet.

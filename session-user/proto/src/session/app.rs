@@ -6,6 +6,7 @@ use super::Session;
 use super::buf::SendBuf;
 use super::event::{Event, StreamError, StreamId};
 use super::stream::Stream;
+use super::unpacking::Unpacking;
 use crate::Time;
 use crate::wire::{Frame, Mode, Service, StreamHeader, Target};
 
@@ -33,6 +34,7 @@ impl Session {
             false,
         );
         stream.service = service;
+        stream.recv.unpacking = Unpacking::new(self.packings.slots());
         self.streams.insert(id, stream);
         self.doubled_streams += usize::from(service.mode == Mode::Redundant);
         self.push_control(&Frame::Open {
@@ -61,18 +63,30 @@ impl Session {
 
     /// Seals and schedules `data` as the next bytes of stream `id`.
     pub fn write(&mut self, now: Time, id: StreamId, data: SendBuf) -> Result<(), StreamError> {
-        let capacity = self.capacity_of(id).unwrap_or(0);
         let place = self.place_data(id).unwrap_or_default();
+        if let Some(header) = self.claim(now, id, data.len())? {
+            self.send_data(now, &header, data, place);
+        }
+        Ok(())
+    }
+
+    /// The header of the next `len` bytes of stream `id`, which count as sent from here on; `None` for none.
+    pub(super) fn claim(
+        &mut self,
+        now: Time,
+        id: StreamId,
+        len: usize,
+    ) -> Result<Option<StreamHeader>, StreamError> {
+        let capacity = self.capacity_of(id).unwrap_or(0);
         let stream = self.streams.get_mut(&id).ok_or(StreamError::Gone)?;
         if stream.send.closed {
             return Err(StreamError::Finished);
         }
-        let len = data.len();
         if len > capacity {
             return Err(StreamError::NoCapacity);
         }
         if len == 0 {
-            return Ok(());
+            return Ok(None);
         }
         let header = StreamHeader {
             id,
@@ -83,9 +97,7 @@ impl Session {
         self.flow.sent += len as u64;
         self.stats.bytes_sent += len as u64;
         stream.appetite.wrote(now, len);
-        self.flush_frames(now);
-        self.seal_data(now, &header, data, place);
-        Ok(())
+        Ok(Some(header))
     }
 
     /// The application sends no more on `id`: FIN goes behind the last byte.
@@ -95,6 +107,7 @@ impl Session {
             return Err(StreamError::Finished);
         }
         stream.send.closed = true;
+        self.packings.release(&mut stream.packing);
         let header = StreamHeader {
             id,
             offset: stream.send.offset,
@@ -133,6 +146,7 @@ impl Session {
         let open = self.streams.get_mut(&id).filter(|s| !s.send.closed);
         if let Some(stream) = open {
             stream.send.closed = true;
+            self.packings.release(&mut stream.packing);
             let final_size = stream.send.offset;
             self.push_control(&Frame::ResetStream {
                 id,
@@ -143,12 +157,13 @@ impl Session {
     }
 
     /// The next bytes of `id` in order, or `None` if there are none yet.
-    pub fn peek(&self, id: StreamId) -> Option<&Bytes> {
-        self.streams.get(&id)?.recv.peek()
+    pub fn peek(&self, id: StreamId) -> Option<Bytes> {
+        self.streams.get(&id)?.recv.next_piece()
     }
 
-    /// All bytes of `id` in order that can be read, for a vectored write.
-    pub fn readable(&self, id: StreamId) -> impl Iterator<Item = &Bytes> {
+    /// All bytes of `id` in order that can be read, for a vectored write. They end before an urgent byte; that one is
+    /// shown alone ([`Self::is_urgent`]).
+    pub fn readable(&self, id: StreamId) -> impl Iterator<Item = &[u8]> {
         self.streams
             .get(&id)
             .into_iter()

@@ -5,10 +5,27 @@ use bytes::{Buf, BufMut, Bytes, BytesMut};
 
 use crate::limits::{RECORD_HEADER_BYTES, TAG_BYTES};
 use crate::seal::RecordKey;
-use crate::wire::{RecordHeader, Space, StreamHeader};
+use crate::wire::{PackedHeader, RecordHeader, Space, StreamHeader};
 
-/// Room in front of the data for the record header and the frame header.
-const HEADROOM: usize = RECORD_HEADER_BYTES + StreamHeader::BYTES_MAX;
+/// Room in front of the data for the record header and the longest frame header.
+const HEADROOM: usize = RECORD_HEADER_BYTES + PackedHeader::BYTES_MAX;
+const _: () = assert!(StreamHeader::BYTES_MAX <= PackedHeader::BYTES_MAX);
+
+/// What the data is framed as.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum DataHeader {
+    Plain(StreamHeader),
+    Packed(PackedHeader),
+}
+
+impl DataHeader {
+    fn write_before(&self, room: &mut [u8], data_bytes: usize) -> usize {
+        match self {
+            Self::Plain(header) => header.write_before(room, data_bytes),
+            Self::Packed(header) => header.write_before(room, data_bytes),
+        }
+    }
+}
 
 /// Application bytes on their way into a record: read them from a socket straight into
 /// [`Self::unfilled`]; the headers are written before them and the tag behind them.
@@ -68,7 +85,7 @@ impl SendBuf {
     /// Frames and seals the data as a record of space R.
     pub(super) fn seal(
         mut self,
-        stream: &StreamHeader,
+        stream: &DataHeader,
         epoch: u32,
         number: u64,
         key: &RecordKey,

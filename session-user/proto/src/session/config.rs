@@ -2,8 +2,10 @@
 
 use std::time::Duration;
 
-use crate::limits;
+use crate::codec::UNPACKER_BYTES_MAX;
+use crate::limits::{self, PACKED_STREAMS_MAX};
 use crate::seal::{Direction, Secret};
+use crate::wire::{self, Codec};
 
 /// Which end of the session this unit is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -48,6 +50,36 @@ impl Role {
     }
 }
 
+/// Which codecs a session may use, and when.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Compression {
+    /// A set of [`Codec::bit`]: those that this end packs with, and unpacks. Both ends must have one.
+    pub codecs: u64,
+    /// Leaves alone streams that begin as HTTP or TLS do: what one sees of the length of packed requests and
+    /// answers may tell secrets in them, and what is encrypted does not shrink.
+    pub spares_web: bool,
+    /// Packs whatever shrinks, also where that saves no time. No operator wants that; tests do.
+    pub always: bool,
+}
+
+impl Compression {
+    /// The better codec for the link, where one saves time.
+    pub const AUTO: Self = Self {
+        codecs: Codec::Lz4.bit() | Codec::Zstd.bit(),
+        spares_web: true,
+        always: false,
+    };
+
+    /// That codec and no other, where it saves time.
+    pub const fn only(codec: Codec) -> Self {
+        Self {
+            codecs: codec.bit(),
+            spares_web: false,
+            always: false,
+        }
+    }
+}
+
 /// Limits and identity of one session.
 #[derive(Clone, Debug)]
 pub struct Config {
@@ -65,8 +97,12 @@ pub struct Config {
     pub rekey_records: u64,
     /// Age of a key epoch, at most (checked when something is sealed: an idle session does not wake).
     pub rekey_after: Duration,
+    /// How streams are packed; not at all, if nothing is said.
+    pub compression: Compression,
     /// Flows that the peer may have open at once. A driver that serves none leaves it at 0.
     pub max_flows: u64,
+    /// What of [`wire::flow_feature`] the peer may send.
+    pub flow_features: u64,
     /// A flow without datagrams for so long is over. RFC 4787 REQ-5 asks for two minutes at least.
     pub flow_idle: Duration,
     /// Longest time without a packet on the UDP path in use, so that NATs on it do not forget; zero:
@@ -79,6 +115,14 @@ pub struct Config {
     pub challenge_seed: Secret,
 }
 
+impl Config {
+    /// Streams that this end unpacks at once, at most: for what they keep, a third of what it may hold besides.
+    pub(super) fn unpacks(&self) -> usize {
+        let fits = self.memory_bytes / (3 * UNPACKER_BYTES_MAX);
+        fits.clamp(1, PACKED_STREAMS_MAX)
+    }
+}
+
 impl Default for Config {
     fn default() -> Self {
         Self {
@@ -89,7 +133,9 @@ impl Default for Config {
             stream_window_max: 8 << 20,
             rekey_records: limits::REKEY_RECORDS,
             rekey_after: limits::REKEY_AFTER,
+            compression: Compression::default(),
             max_flows: 0,
+            flow_features: wire::flow_feature::ALL,
             flow_idle: Duration::from_secs(180),
             udp_keep_alive: Duration::from_secs(20),
             udp_keep_alive_idle: false,
@@ -105,6 +151,10 @@ pub struct Stats {
     pub bytes_sent: u64,
     /// Application bytes taken in, each once.
     pub bytes_received: u64,
+    /// Those of `bytes_sent` that were packed, and what became of them.
+    pub plain_packed: u64,
+    /// See `plain_packed`.
+    pub bytes_packed: u64,
     /// Records of space R sealed.
     pub records_sent: u64,
     /// Records of space R opened, each once.

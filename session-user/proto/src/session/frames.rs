@@ -6,8 +6,9 @@ use bytes::Bytes;
 
 use super::event::{Event, Handle, StreamId, TransportFault, Violation};
 use super::receive::Stop;
-use super::stream::Stream;
+use super::stream::{RecvHalf, Stream};
 use super::transport::Phase;
+use super::unpacking::Unpacking;
 use super::{Session, State};
 use crate::Time;
 use crate::limits::{LOOSE_PIECES_MAX, PIECES_AHEAD_MAX, PONGS_QUEUED_MAX};
@@ -97,7 +98,7 @@ impl Session {
             Frame::FlowOk { id } => self.handle_flow_ok(id)?,
             Frame::FlowClosed { id, errno } => self.handle_flow_closed(id, errno)?,
             stream_frame => {
-                if let (Frame::Stream { .. }, Some(transport)) =
+                if let (Frame::Stream { .. } | Frame::Packed { .. }, Some(transport)) =
                     (&stream_frame, self.transports.get_mut(&handle))
                 {
                     transport.term.received(now);
@@ -111,6 +112,9 @@ impl Session {
     fn handle_stream_frame(&mut self, plain: &Bytes, frame: Frame<'_>) -> Result<(), Violation> {
         match frame {
             Frame::Stream { header, data } => self.handle_stream(&header, plain.slice_ref(data)),
+            Frame::Urgent { id, offset } => self.handle_urgent(id, offset),
+            Frame::Packed { header, data } => self.handle_packed(&header, plain.slice_ref(data)),
+            Frame::PackingOver { id, offset } => self.handle_packing_over(id, offset),
             Frame::MaxData { max } => {
                 self.flow.send_max = self.flow.send_max.max(max);
                 self.credit_arrived();
@@ -268,7 +272,7 @@ impl Session {
     }
 
     /// The stream that the peer's frame speaks of: made now if it is new, `None` if it is over.
-    fn peer_stream(&mut self, id: StreamId) -> Result<Option<&mut Stream>, Violation> {
+    pub(super) fn peer_stream(&mut self, id: StreamId) -> Result<Option<&mut Stream>, Violation> {
         if id & 1 == self.role.bit() {
             self.check_local(id)?;
             return Ok(self.streams.get_mut(&id));
@@ -282,11 +286,12 @@ impl Session {
             let new = self.flow.remote_opened * 2 + (id & 1);
             self.flow.remote_opened += 1;
             self.stats.streams_opened += 1;
-            let stream = Stream::new(
+            let mut stream = Stream::new(
                 self.peer.initial_max_stream_data,
                 self.flow.initial_window,
                 true,
             );
+            stream.recv.unpacking = Unpacking::new(self.packings.slots());
             self.streams.insert(new, stream);
         }
         Ok(self.streams.get_mut(&id))
@@ -316,13 +321,28 @@ impl Session {
     }
 
     fn handle_stream(&mut self, header: &StreamHeader, data: Bytes) -> Result<(), Violation> {
-        let id = header.id;
-        let len = data.len() as u64;
+        let first = (header.offset == 0).then(|| data.clone());
+        self.arrived(header.id, data.len() as u64, |recv| {
+            recv.insert(header.offset, header.fin, data)
+        })?;
+        if let Some((data, stream)) = first.zip(self.streams.get_mut(&header.id)) {
+            stream.packing.begins_with(&data);
+        }
+        Ok(())
+    }
+
+    /// `len` bytes of stream `id` have come, which `insert` takes in: it returns by how much the stream grew.
+    pub(super) fn arrived(
+        &mut self,
+        id: StreamId,
+        len: u64,
+        insert: impl FnOnce(&mut RecvHalf) -> Result<u64, Violation>,
+    ) -> Result<(), Violation> {
         let Some(stream) = self.peer_stream(id)? else {
             return Ok(());
         };
         let before = (stream.recv.loose(), stream.recv.pieces_ahead());
-        let grown = stream.recv.insert(header.offset, header.fin, data)?;
+        let grown = insert(&mut stream.recv)?;
         let after = (stream.recv.loose(), stream.recv.pieces_ahead());
         let ahead = stream.recv.bytes_ahead();
         let discarded = if stream.recv.discard {

@@ -42,6 +42,11 @@ impl Session {
         idle && self.events.is_empty() && self.capacity_of(id) > Some(0)
     }
 
+    /// Offset behind the highest byte of stream `id` that has come.
+    pub fn has_come(&self, id: StreamId) -> u64 {
+        self.streams.get(&id).map_or(0, |s| s.recv.highest)
+    }
+
     /// Whether [`Session::poll_event`] has one.
     pub fn has_events(&self) -> bool {
         !self.events.is_empty()

@@ -12,6 +12,7 @@
 
 mod app;
 mod buf;
+mod chooser;
 mod config;
 mod datagrams;
 mod ease;
@@ -21,6 +22,7 @@ mod frames;
 mod hedge;
 #[cfg(feature = "sim")]
 mod inspect;
+mod packing;
 mod pair;
 mod pulse;
 mod rate;
@@ -34,14 +36,17 @@ mod term;
 mod transmit;
 mod transport;
 mod udp;
+mod unpacking;
+mod urgent;
 mod window;
 
 use std::collections::{BTreeMap, VecDeque};
 
 pub use buf::SendBuf;
-pub use config::{Config, Role, Stats};
-pub use datagrams::{FlowError, FlowEvent, FlowId, FlowStats};
+pub use config::{Compression, Config, Role, Stats};
+pub use datagrams::{DatagramInfo, FlowError, FlowEvent, FlowId, FlowStats};
 pub use event::{Event, Handle, StreamError, StreamId, TransportFault};
+pub use packing::{PackedTotals, StreamPacking};
 pub use schedule::own_lane;
 pub use udp::{PacketFault, UdpPath, UdpStatus, UdpTransmit};
 
@@ -55,6 +60,7 @@ use ease::Easing;
 use event::Violation;
 use flow::Flow;
 use hedge::Hedge;
+use packing::Packings;
 use rekey::{Epochs, Reauth};
 use retained::Retained;
 use stream::Stream;
@@ -122,6 +128,7 @@ pub struct Session {
     /// Redundant ones among them.
     doubled_streams: usize,
     flow: Flow,
+    packings: Packings,
     /// Encoded frames for space R that wait to be sealed, in order.
     control: VecDeque<Vec<u8>>,
     /// The driver found no capacity for want of memory, of a stream's credit, or of room in a queue,
@@ -178,6 +185,7 @@ impl Session {
         let flow = Flow::new(&config);
         let epochs = Epochs::new(seal.epoch(), now);
         let udp = Udp::new(config.challenge_seed.clone());
+        let packings = Packings::new(config.unpacks());
         Self {
             role,
             config,
@@ -209,6 +217,7 @@ impl Session {
             streams: BTreeMap::new(),
             doubled_streams: 0,
             flow,
+            packings,
             control: VecDeque::new(),
             wants_room: false,
             wants_credit: false,
@@ -256,6 +265,9 @@ impl Session {
             record_window: crate::limits::RECORD_WINDOW,
             max_record: crate::limits::RECORD_PAYLOAD_BYTES_MAX as u64,
             max_flows: self.config.max_flows,
+            flow_features: self.config.flow_features,
+            codecs: self.config.compression.codecs,
+            packed_streams: self.config.unpacks() as u64,
             continues: None,
             continued: None,
             software: self.config.software.clone(),
@@ -286,7 +298,8 @@ impl Session {
             _ => None,
         };
         let flows = [self.datagram_deadline(), self.udp_deadline()];
-        let own = [ack, close, self.pulse_deadline(), self.room_due];
+        let packing = self.packings.idle_at();
+        let own = [ack, close, self.pulse_deadline(), self.room_due, packing];
         own.into_iter().chain(flows).flatten().min()
     }
 
@@ -301,6 +314,7 @@ impl Session {
         }
         self.check_pulses(now);
         self.check_room(now);
+        self.check_packing(now);
         self.check_datagrams(now);
         self.check_udp(now);
     }
@@ -335,6 +349,7 @@ impl Session {
 
     fn drop_streams(&mut self) {
         self.streams.clear();
+        self.packings = Packings::new(self.config.unpacks());
         self.doubled_streams = 0;
         self.control.clear();
         self.flow.credit_due.clear();

@@ -214,6 +214,7 @@ impl Session {
             let now = self.now;
             if let Some(stream) = self.streams.get_mut(&id) {
                 stream.appetite.waits(now);
+                stream.packing.waits(now);
             }
             return 0;
         };
@@ -248,10 +249,10 @@ impl Session {
         }
         let sizes = place.handles().filter_map(transport);
         let size = sizes.map(|t| self.record_bytes(t)).min();
-        Some(
-            size.unwrap_or(STREAM_DATA_BYTES_MAX)
-                .min(self.flight_room()),
-        )
+        let size = size.unwrap_or(STREAM_DATA_BYTES_MAX);
+        let most = self.flight_room();
+        let stream = self.streams.get(&id);
+        Some(stream.map_or(size.min(most), |s| s.packing.plain_bytes(size, most)))
     }
 
     /// The best size of a record on `transport`: as on another one, while nothing is known of it.

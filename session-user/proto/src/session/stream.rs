@@ -5,7 +5,9 @@ use std::collections::{BTreeMap, VecDeque};
 use bytes::{Buf, Bytes};
 
 use super::event::Violation;
+use super::packing::Sending;
 use super::schedule::Appetite;
+use super::unpacking::{Packed, Piece, Unpacking};
 use crate::wire::Service;
 
 /// Small pieces are joined up to this size, in bytes.
@@ -31,8 +33,10 @@ pub(super) struct RecvHalf {
     /// The last so many of `ready` share the buffers that they came in.
     loose: usize,
     /// Bytes beyond a gap, by offset, not overlapping, each in a buffer of its own.
-    ahead: BTreeMap<u64, Bytes>,
+    ahead: BTreeMap<u64, Piece>,
+    /// As many as they are, or will be once they are unpacked.
     ahead_bytes: usize,
+    pub unpacking: Unpacking,
     /// Offset behind the last byte of `ready`.
     next: u64,
     /// Offset behind the highest byte received: what the peer's use of credit is measured by.
@@ -53,6 +57,8 @@ pub(super) struct RecvHalf {
     pub closed: bool,
     /// The application wants no more: count bytes, keep none.
     pub discard: bool,
+    /// Offset of the urgent byte, until the application has taken it: that of the newest mark, as in TCP.
+    mark: Option<u64>,
 }
 
 impl RecvHalf {
@@ -63,6 +69,7 @@ impl RecvHalf {
             loose: 0,
             ahead: BTreeMap::new(),
             ahead_bytes: 0,
+            unpacking: Unpacking::default(),
             next: 0,
             highest: 0,
             consumed: 0,
@@ -73,6 +80,7 @@ impl RecvHalf {
             fin: false,
             closed: false,
             discard: false,
+            mark: None,
         }
     }
 
@@ -83,8 +91,32 @@ impl RecvHalf {
 
     /// Takes in `data` at `offset`. Returns by how much `highest` grew.
     pub fn insert(&mut self, offset: u64, fin: bool, data: Bytes) -> Result<u64, Violation> {
+        let grown = self.claim(offset, data.len(), fin)?;
+        if !self.discard {
+            self.keep(offset, data)?;
+        }
+        Ok(grown)
+    }
+
+    /// The same for bytes that are packed. They come once, and nothing else comes in their place.
+    pub fn insert_packed(&mut self, offset: u64, packed: Packed) -> Result<u64, Violation> {
+        let grown = self.claim(offset, packed.plain_bytes, false)?;
+        if self.discard {
+            return Ok(grown);
+        }
+        if offset <= self.next {
+            self.unpack(offset, &packed)?;
+            self.join()?;
+        } else {
+            self.keep_packed(offset, packed)?;
+        }
+        Ok(grown)
+    }
+
+    /// Whether `len` bytes at `offset` may come; they count as come from here on.
+    fn claim(&mut self, offset: u64, len: usize, fin: bool) -> Result<u64, Violation> {
         let end = offset
-            .checked_add(data.len() as u64)
+            .checked_add(len as u64)
             .ok_or(Violation::protocol("stream offset out of range"))?;
         if end > self.max {
             return Err(Violation::flow("more stream data than credit"));
@@ -98,9 +130,6 @@ impl RecvHalf {
         }
         let grown = end.saturating_sub(self.highest);
         self.highest = self.highest.max(end);
-        if !self.discard {
-            self.keep(offset, data);
-        }
         Ok(grown)
     }
 
@@ -113,23 +142,71 @@ impl RecvHalf {
             return Err(Violation::flow("final size of a stream above its credit"));
         }
         self.final_size = Some(size);
+        self.unpack_no_more();
         Ok(())
     }
 
-    fn keep(&mut self, mut offset: u64, mut data: Bytes) {
+    fn keep(&mut self, mut offset: u64, mut data: Bytes) -> Result<(), Violation> {
         if offset < self.next {
             let known = (self.next - offset).min(data.len() as u64);
             data.advance(known as usize);
             offset += known;
         }
         if data.is_empty() {
-            return;
+            return Ok(());
         }
         if offset == self.next {
             self.append(data);
-            self.join();
+            self.join()?;
         } else {
             self.keep_ahead(offset, data);
+        }
+        Ok(())
+    }
+
+    /// Appends what is packed and begins at `offset`, where all before it is there.
+    fn unpack(&mut self, offset: u64, packed: &Packed) -> Result<(), Violation> {
+        if offset + packed.plain_bytes as u64 <= self.next {
+            return Ok(());
+        }
+        if offset < self.next {
+            return Err(Violation::protocol("packed data in place of other data"));
+        }
+        let plain = self.unpacking.unpack(packed)?;
+        self.append(plain);
+        Ok(())
+    }
+
+    fn keep_packed(&mut self, offset: u64, packed: Packed) -> Result<(), Violation> {
+        let end = offset + packed.plain_bytes as u64;
+        let last = self.ahead.range(..end).next_back();
+        if last.is_some_and(|(&start, held)| start + held.len() as u64 > offset) {
+            return Err(Violation::protocol("packed data in place of other data"));
+        }
+        self.ahead_bytes += packed.plain_bytes;
+        let data = Bytes::copy_from_slice(&packed.data);
+        let piece = Piece::Packed(Packed { data, ..packed });
+        self.ahead.insert(offset, piece);
+        Ok(())
+    }
+
+    /// The sender has given up what packs.
+    pub fn packing_over(&mut self, offset: u64) -> Result<(), Violation> {
+        if offset > self.final_size.unwrap_or(self.max) {
+            return Err(Violation::protocol(
+                "the end of packing behind that of the stream",
+            ));
+        }
+        if !self.discard {
+            self.unpacking.over(offset, self.next);
+        }
+        Ok(())
+    }
+
+    /// Gives back what unpacks, if the end of the stream has come.
+    fn unpack_no_more(&mut self) {
+        if self.final_size == Some(self.next) {
+            self.unpacking.end();
         }
     }
 
@@ -138,6 +215,7 @@ impl RecvHalf {
         self.ready_bytes += data.len();
         self.ready.push_back(data);
         self.loose += 1;
+        self.unpacking.reached(self.next);
     }
 
     /// Keeps the parts of `data` that are not held yet.
@@ -160,7 +238,8 @@ impl RecvHalf {
             let piece = data.split_to(free);
             if !piece.is_empty() {
                 self.ahead_bytes += piece.len();
-                self.ahead.insert(offset, Bytes::copy_from_slice(&piece));
+                let piece = Piece::Plain(Bytes::copy_from_slice(&piece));
+                self.ahead.insert(offset, piece);
             }
             let skip = held.min(data.len());
             data.advance(skip);
@@ -168,30 +247,75 @@ impl RecvHalf {
         }
     }
 
-    fn join(&mut self) {
+    fn join(&mut self) -> Result<(), Violation> {
         while let Some(entry) = self.ahead.first_entry() {
             let start = *entry.key();
             if start > self.next {
                 break;
             }
-            let mut data = entry.remove();
-            self.ahead_bytes -= data.len();
-            let known = (self.next - start).min(data.len() as u64);
-            data.advance(known as usize);
-            if !data.is_empty() {
-                self.append(data);
+            let piece = entry.remove();
+            self.ahead_bytes -= piece.len();
+            match piece {
+                Piece::Packed(packed) => self.unpack(start, &packed)?,
+                Piece::Plain(mut data) => {
+                    let known = (self.next - start).min(data.len() as u64);
+                    data.advance(known as usize);
+                    if !data.is_empty() {
+                        self.append(data);
+                    }
+                }
             }
         }
+        self.unpack_no_more();
+        Ok(())
     }
 
-    /// The next bytes in order.
+    /// The byte at `offset` is urgent, unless a newer mark stands or the application has taken it.
+    pub fn mark(&mut self, offset: u64) -> Result<(), Violation> {
+        if offset >= self.max {
+            return Err(Violation::flow("an urgent mark beyond the stream's credit"));
+        }
+        if self.final_size.is_some_and(|size| offset >= size) {
+            return Err(Violation::protocol(
+                "an urgent mark behind the end of its stream",
+            ));
+        }
+        if offset >= self.consumed && !self.discard {
+            self.mark = self.mark.max(Some(offset));
+        }
+        Ok(())
+    }
+
+    /// Whether the next byte is the urgent one.
+    pub fn is_at_mark(&self) -> bool {
+        self.mark == Some(self.consumed)
+    }
+
+    /// How many bytes may be shown at once: those before the urgent one, or that one alone.
+    fn before_mark(&self) -> usize {
+        let bytes = self.mark.map(|mark| (mark - self.consumed).max(1));
+        bytes.map_or(usize::MAX, |n| usize::try_from(n).unwrap_or(usize::MAX))
+    }
+
+    /// The next bytes in order, whatever is marked.
     pub fn peek(&self) -> Option<&Bytes> {
         self.ready.front()
     }
 
-    /// All bytes in order, for a vectored write.
-    pub fn ready(&self) -> impl Iterator<Item = &Bytes> {
-        self.ready.iter()
+    /// The next bytes in order, as far as they may be shown at once.
+    pub fn next_piece(&self) -> Option<Bytes> {
+        let front = self.ready.front()?;
+        Some(front.slice(..front.len().min(self.before_mark())))
+    }
+
+    /// All bytes in order that may be shown at once, for a vectored write.
+    pub fn ready(&self) -> impl Iterator<Item = &[u8]> {
+        let mut left = self.before_mark();
+        self.ready.iter().map_while(move |bytes| {
+            let shown = bytes.len().min(left);
+            left -= shown;
+            (shown > 0).then_some(&bytes[..shown])
+        })
     }
 
     /// The application took `taken` bytes, at most what is ready.
@@ -212,6 +336,7 @@ impl RecvHalf {
         self.loose = self.loose.min(self.ready.len());
         self.ready_bytes -= taken;
         self.consumed += taken as u64;
+        self.mark = self.mark.filter(|mark| *mark >= self.consumed);
     }
 
     /// Whether the application has taken every byte and the end is known.
@@ -222,11 +347,13 @@ impl RecvHalf {
     /// Drops what is held; returns how many bytes between `consumed` and `highest` count as taken.
     pub fn drop_all(&mut self) -> u64 {
         self.discard = true;
+        self.mark = None;
         self.ready.clear();
         self.loose = 0;
         self.ahead.clear();
         self.ready_bytes = 0;
         self.ahead_bytes = 0;
+        self.unpacking.end();
         let taken = self.highest - self.consumed;
         self.consumed = self.highest;
         taken
@@ -292,6 +419,7 @@ pub(super) struct Stream {
     /// What its opener asked for.
     pub service: Service,
     pub appetite: Appetite,
+    pub packing: Sending,
 }
 
 impl Stream {
@@ -308,6 +436,7 @@ impl Stream {
             credit_due: false,
             service: Service::default(),
             appetite: Appetite::default(),
+            packing: Sending::default(),
         }
     }
 
@@ -320,6 +449,84 @@ impl Stream {
 mod tests {
     use super::*;
     use proptest::prelude::*;
+
+    /// What is shown at once, again and again until nothing is left; whether it is urgent.
+    fn shown(half: &mut RecvHalf) -> Vec<(bool, Vec<u8>)> {
+        let mut out = Vec::new();
+        loop {
+            let bytes: Vec<u8> = half.ready().flatten().copied().collect();
+            if bytes.is_empty() {
+                return out;
+            }
+            out.push((half.is_at_mark(), bytes));
+            half.consume(out[out.len() - 1].1.len());
+        }
+    }
+
+    fn take_in(half: &mut RecvHalf, offset: u64, data: &'static [u8]) {
+        half.insert(offset, false, Bytes::from_static(data))
+            .unwrap();
+    }
+
+    #[test]
+    fn an_urgent_byte_is_shown_alone() {
+        let mut half = RecvHalf::new(100);
+        half.mark(6).unwrap();
+        take_in(&mut half, 7, b"after");
+        take_in(&mut half, 0, b"bef");
+        assert_eq!(half.next_piece().unwrap(), "bef");
+        take_in(&mut half, 3, b"ore!");
+        let all = shown(&mut half);
+        let expected: [(bool, &[u8]); 3] = [(false, b"before"), (true, b"!"), (false, b"after")];
+        assert!(
+            all.iter().map(|(u, b)| (*u, &b[..])).eq(expected),
+            "{all:?}"
+        );
+        // It is over, and so is what comes too late.
+        half.mark(6).unwrap();
+        take_in(&mut half, 12, b"and more");
+        assert_eq!(shown(&mut half), [(false, b"and more".to_vec())]);
+    }
+
+    #[test]
+    fn the_newest_mark_stands_in_whatever_order_they_come() {
+        for order in [[2, 4], [4, 2]] {
+            let mut half = RecvHalf::new(100);
+            take_in(&mut half, 0, b"ab!c!");
+            for offset in order {
+                half.mark(offset).unwrap();
+            }
+            let all = shown(&mut half);
+            assert_eq!(all, [(false, b"ab!c".to_vec()), (true, b"!".to_vec())]);
+        }
+    }
+
+    #[test]
+    fn a_mark_before_its_byte_holds_nothing_up() {
+        let mut half = RecvHalf::new(100);
+        take_in(&mut half, 0, b"ab");
+        half.mark(2).unwrap();
+        assert_eq!(shown(&mut half), [(false, b"ab".to_vec())]);
+        assert!(half.is_at_mark() && half.next_piece().is_none());
+        take_in(&mut half, 2, b"!c");
+        half.compact();
+        let all = shown(&mut half);
+        assert_eq!(all, [(true, b"!".to_vec()), (false, b"c".to_vec())]);
+    }
+
+    #[test]
+    fn marks_are_bounded_by_credit_and_end() {
+        let mut half = RecvHalf::new(100);
+        half.mark(99).unwrap();
+        assert!(half.mark(100).is_err());
+        let mut half = RecvHalf::new(100);
+        half.set_final(10).unwrap();
+        half.mark(9).unwrap();
+        assert!(half.mark(10).is_err());
+        half.drop_all();
+        half.mark(9).unwrap();
+        assert!(half.mark.is_none());
+    }
 
     proptest! {
         #[test]

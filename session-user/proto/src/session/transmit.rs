@@ -4,7 +4,7 @@ use std::io::IoSlice;
 
 use bytes::{Bytes, BytesMut};
 
-use super::buf::{SendBuf, seal_record};
+use super::buf::{DataHeader, SendBuf, seal_record};
 use super::event::{Event, Handle};
 use super::schedule::Place;
 use super::transport::{Phase, Transport};
@@ -14,7 +14,7 @@ use crate::limits::{
     ACK_BYTES, ACK_DELAY, ACK_EVERY, ACK_RECORDS, CONTROL_RECORD_BYTES_MAX, RECORD_HEADER_BYTES,
     TAG_BYTES,
 };
-use crate::wire::{Ack, Frame, Space, StreamHeader};
+use crate::wire::{Ack, Frame, Space};
 
 /// What is to be acknowledged, and when.
 #[derive(Debug, Default)]
@@ -178,7 +178,7 @@ impl Session {
     pub(super) fn seal_data(
         &mut self,
         now: Time,
-        header: &StreamHeader,
+        header: &DataHeader,
         data: SendBuf,
         place: Place,
     ) {
@@ -190,6 +190,11 @@ impl Session {
 
     /// Seals one record of other frames.
     pub(super) fn seal_frames(&mut self, frames: &[u8]) -> u64 {
+        self.seal_frames_at(self.now, frames, self.place_control())
+    }
+
+    /// The same for a record whose place is known.
+    pub(super) fn seal_frames_at(&mut self, now: Time, frames: &[u8], place: Place) -> u64 {
         let mut record = BytesMut::with_capacity(RECORD_HEADER_BYTES + frames.len() + TAG_BYTES);
         record.resize(RECORD_HEADER_BYTES, 0);
         record.extend_from_slice(frames);
@@ -201,7 +206,7 @@ impl Session {
             number,
             self.seal.retained(),
         );
-        self.schedule(self.now, sealed, self.place_control());
+        self.schedule(now, sealed, place);
         number
     }
 
@@ -253,6 +258,9 @@ impl Session {
             if let State::Closing { number: slot, .. } = &mut self.state {
                 slot.get_or_insert(number);
             }
+        }
+        if self.control.is_empty() {
+            self.packings.told(self.retained.next_number());
         }
     }
 

@@ -1,5 +1,7 @@
 //! Applications: writers and readers of streams that know what they must get to see.
 
+use std::collections::BTreeSet;
+
 use super::plan::{StreamPlan, differs, fill};
 use super::world::{Happening, World};
 use super::{Mutation, Side};
@@ -26,6 +28,8 @@ pub(super) struct App {
     /// At the opener: the peer said so. At the other end: the target is there.
     pub connected: bool,
     pub sent: u64,
+    /// Offsets of the urgent bytes that it has sent.
+    pub marks: BTreeSet<u64>,
     pub finished: bool,
     pub got: u64,
     pub got_end: bool,
@@ -44,6 +48,7 @@ impl App {
             plan,
             connected: false,
             sent: 0,
+            marks: BTreeSet::new(),
             finished: false,
             got: 0,
             got_end: false,
@@ -235,7 +240,7 @@ impl World<'_> {
 
     /// Writes what the application has and the session takes.
     fn write(&mut self, side: Side, id: StreamId) {
-        let (seed, now) = (self.script.seed, self.now);
+        let (seed, now) = (self.script.pattern_seed(), self.now);
         let opener = Side::opener(id) == side;
         loop {
             if self.aborts(side, id) {
@@ -274,8 +279,15 @@ impl World<'_> {
             let n = left.min(habits.chunk).min(capacity as u64) as usize;
             let mut data = vec![0; n];
             fill(seed, id, side, app.sent, &mut data);
+            let written = if self.script.is_urgent(id, side, app.sent) {
+                app.marks.insert(app.sent);
+                self.check.tally.marks += 1;
+                session.write_urgent(now, id, &data)
+            } else {
+                session.write(now, id, SendBuf::copy_of(&data))
+            };
             app.sent += n as u64;
-            if let Err(error) = session.write(now, id, SendBuf::copy_of(&data)) {
+            if let Err(error) = written {
                 return self.fail(format!("{side:?}: write {id}: {error}"));
             }
             if !habits.write_pause.is_zero() {
@@ -354,7 +366,7 @@ impl World<'_> {
 
     /// Takes at most `gulp` bytes; true if nothing is left.
     fn take(&mut self, side: Side, id: StreamId, gulp: u64) -> bool {
-        let seed = self.script.seed;
+        let seed = self.script.pattern_seed();
         let mut left = gulp;
         while left > 0 {
             let host = &mut self.hosts[side as usize];
@@ -364,6 +376,8 @@ impl World<'_> {
             let Some(data) = session.peek(id) else {
                 return true;
             };
+            let urgent = session.is_urgent(id);
+            let come = session.has_come(id);
             let n = left.min(data.len() as u64) as usize;
             let mut data = data.slice(..n);
             if self.mutation == Some(Mutation::WrongByte) {
@@ -376,7 +390,8 @@ impl World<'_> {
             if self.mutation == Some(Mutation::LostBytes) && app.got > 0 {
                 continue;
             }
-            let wrong = differs(seed, id, side.other(), app.got, &data);
+            let from = app.got;
+            let wrong = differs(seed, id, side.other(), from, &data);
             app.got += n as u64;
             self.check.tally.bytes += n as u64;
             if self.mutation == Some(Mutation::InventedByte) {
@@ -390,6 +405,7 @@ impl World<'_> {
                 return true;
             }
             self.check_prefix(side, id, got);
+            self.check_marks(side, id, from..from + n as u64, urgent, come);
         }
         self.session(side).is_none_or(|s| s.peek(id).is_none())
     }

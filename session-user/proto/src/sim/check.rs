@@ -1,5 +1,7 @@
 //! The checkers: what must hold after every step, and at the end.
 
+use std::ops::Range;
+
 use super::app::{App, Over};
 use super::host::Host;
 use super::tally::Tally;
@@ -158,6 +160,44 @@ impl World<'_> {
         }
     }
 
+    /// An urgent byte comes as one and alone, and no other does. It is an ordinary one only if the mark of a later one
+    /// had come; `come`: the bytes below this offset may have.
+    pub fn check_marks(
+        &mut self,
+        side: Side,
+        id: StreamId,
+        bytes: Range<u64>,
+        urgent: bool,
+        come: u64,
+    ) {
+        let urgent = match self.mutation {
+            Some(Mutation::LostMark) => false,
+            Some(Mutation::StrayMark) => true,
+            _ => urgent,
+        };
+        let Some(sender) = self.hosts[side.other() as usize].apps.get(&id) else {
+            return;
+        };
+        let last = sender.marks.range(bytes.clone()).next_back().copied();
+        let superseded = |mark: &u64| {
+            let next = sender.marks.range(mark + 1..).next();
+            next.is_some_and(|next| *next < come)
+        };
+        let start = bytes.start;
+        if urgent {
+            self.check.tally.marks_seen += 1;
+            if last != Some(start) || bytes.end != start + 1 {
+                self.fail(format!(
+                    "{side:?}: the bytes {bytes:?} of stream {id} are urgent, and nobody said so"
+                ));
+            }
+        } else if let Some(mark) = last.filter(|mark| !superseded(mark)) {
+            self.fail(format!(
+                "{side:?}: the mark at offset {mark} of stream {id} was lost"
+            ));
+        }
+    }
+
     /// The end of a stream comes behind all of its bytes.
     pub fn check_ended(&mut self, side: Side, id: StreamId) {
         let Some(app) = self.hosts[side as usize].apps.get(&id) else {
@@ -224,6 +264,8 @@ impl World<'_> {
         for stats in sessions {
             self.check.tally.resent += stats.records_resent;
             self.check.tally.doubled += stats.records_doubled;
+            self.check.tally.packed += stats.plain_packed;
+            self.check.tally.packed_to += stats.bytes_packed;
             self.check.tally.rekeys += stats.rekeys;
         }
         self.tally_flows();

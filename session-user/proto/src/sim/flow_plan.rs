@@ -1,6 +1,7 @@
 //! What a seed decides about flows and UDP, from a source of its own: runs without flows stay what they
 //! were.
 
+use std::net::SocketAddr;
 use std::time::Duration;
 
 use super::Side;
@@ -8,7 +9,8 @@ use super::plan::fill;
 use super::rng::{Rng, mix};
 use super::script::Script;
 use crate::Time;
-use crate::session::FlowId;
+use crate::session::{DatagramInfo, FlowId};
+use crate::wire::{Dscp, flow_feature};
 
 /// Something that happens to flows or to UDP at a time set by the plan.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -74,6 +76,7 @@ impl FlowPlan {
             config.max_flows = rng.range(2, 8);
             config.flow_idle = Duration::from_millis(flow_idle);
             config.udp_keep_alive = Duration::from_millis(rng.pick(&[0, 1_000, 20_000]));
+            config.flow_features = features(script.seed);
             config.challenge_seed = super::host::secret(script.seed, 77 + config.max_flows);
         }
         let mut plan = Self {
@@ -148,6 +151,33 @@ impl UdpLink {
             damaged: rng.pick(&[0, 0, 20, 100]),
             blocked: rng.chance(150),
         }
+    }
+}
+
+/// What both ends know of datagrams; in some runs they are of the first version.
+fn features(seed: u64) -> u64 {
+    match mix(seed ^ 0xf10e_fea7) % 8 {
+        0 => 0,
+        _ => flow_feature::ALL,
+    }
+}
+
+/// The socket that a flow belongs to, if it belongs to one that is not connected.
+pub(super) fn group(seed: u64, flow: FlowId) -> Option<u64> {
+    let drawn = mix(seed ^ mix(flow) ^ 0x6e00);
+    (!drawn.is_multiple_of(3)).then_some((drawn >> 32) & 3)
+}
+
+/// What belongs to datagram `seq` of `from` on `flow`.
+pub(super) fn info(seed: u64, flow: FlowId, from: Side, seq: u32) -> DatagramInfo {
+    let drawn = mix(seed ^ mix(flow * 2 + from as u64) ^ mix(u64::from(seq) ^ 0x1f0));
+    let answers = Side::opener(flow) != from;
+    let grouped = features(seed) & flow_feature::GROUPS != 0 && group(seed, flow).is_some();
+    let stranger = answers && grouped && drawn.is_multiple_of(4);
+    let sender = SocketAddr::from(([198, 51, 100, (drawn >> 8) as u8], (drawn >> 16) as u16));
+    DatagramInfo {
+        dscp: Dscp::of_tos((drawn >> 40) as u8),
+        source: stranger.then_some(sender),
     }
 }
 

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use super::flow_plan::{FlowAct, FlowPlan, content, head};
+use super::flow_plan::{FlowAct, FlowPlan, content, group, head, info};
 use super::packets::Packet;
 use super::rng::{Rng, mix};
 use super::steady::Steady;
@@ -14,7 +14,8 @@ use crate::limits::{
     DATAGRAM_BYTES_WAITING_MAX, DATAGRAM_QUEUE_BYTES, PARTIAL_BYTES_MAX, RECORD_PAYLOAD_BYTES_MIN,
     UDP_QUEUE_BYTES,
 };
-use crate::session::{FlowEvent, FlowId, Session, UdpPath};
+use crate::session::{DatagramInfo, FlowEvent, FlowId, Session, UdpPath};
+use crate::wire::Dscp;
 
 /// A proof that datagrams arrive is tried so often once all is calm.
 const PROOF_EVERY: Duration = Duration::from_millis(300);
@@ -179,7 +180,8 @@ impl World<'_> {
             .filter(|id| Side::opener(**id) == side);
         let next = next.max().map_or(side as u64, |id| id + 2);
         let target = self.script.target(next);
-        let id = self.session(side)?.open_flow(now, target).ok()?;
+        let group = group(self.script.seed, next);
+        let id = (self.session(side)?.open_flow_of(now, target, group)).ok()?;
         if id != next {
             self.fail(format!("{side:?}: flow {id} where {next} is next"));
             return None;
@@ -230,9 +232,10 @@ impl World<'_> {
         app.sent[side as usize] += 1;
         let mut data = content(seed, id, side, seq);
         data.truncate(app.most);
+        let info = info(seed, id, side, seq);
         let gone = self
             .session(side)
-            .is_none_or(|s| s.send_datagram(now, id, &data).is_err());
+            .is_none_or(|s| s.send_datagram_with(now, id, &data, &info).is_err());
         if gone {
             if let Some(app) = self.flows.apps.get_mut(&id) {
                 app.over[side as usize] = true;
@@ -248,9 +251,10 @@ impl World<'_> {
             return false;
         }
         let mut some = false;
-        while let Some((id, data)) = self.session(side).and_then(Session::poll_datagram) {
+        while let Some((id, data, info)) = self.session(side).and_then(Session::poll_datagram_info)
+        {
             some = true;
-            self.datagram_came(side, id, &data);
+            self.datagram_came(side, id, &data, info);
         }
         while let Some(event) = self.session(side).and_then(Session::poll_flow_event) {
             some = true;
@@ -270,10 +274,16 @@ impl World<'_> {
     fn flow_event(&mut self, side: Side, event: FlowEvent) {
         self.trace(|| format!("{side:?} {event:?}"));
         match event {
-            FlowEvent::FlowOpened { id, target } => {
+            FlowEvent::FlowOpened {
+                id,
+                target,
+                group: told,
+            } => {
                 let expected = self.script.target(id);
                 let known = Side::opener(id) != side && self.flows.apps.contains_key(&id);
-                if !known || target != expected {
+                let features = self.script.configs[side as usize].flow_features;
+                let socket = group(self.script.seed, id).filter(|_| features > 0);
+                if !known || target != expected || told != socket {
                     return self.fail(format!("{side:?}: flow {id} to {target} nobody opened"));
                 }
                 let proof = self.flows.apps.get(&id).is_some_and(|a| a.proof);
@@ -307,7 +317,7 @@ impl World<'_> {
     }
 
     /// A datagram was delivered to `side`: it is what was sent, and comes for the first time.
-    fn datagram_came(&mut self, side: Side, id: FlowId, data: &[u8]) {
+    fn datagram_came(&mut self, side: Side, id: FlowId, data: &[u8], came: DatagramInfo) {
         if self.mutation == Some(Mutation::DeafFlows) && self.calm {
             return;
         }
@@ -323,6 +333,17 @@ impl World<'_> {
         if flow != id || sender != from || seq >= sent {
             let what = format!("{side:?}: datagram {seq} of {sender:?} on {flow} came on {id}");
             return self.fail(format!("{what}, which nobody sent"));
+        }
+        let mut info = info(self.script.seed, id, from, seq);
+        if self.script.configs[side as usize].flow_features == 0 {
+            info.dscp = Dscp::default();
+        }
+        if self.mutation == Some(Mutation::WrongSource) {
+            info.source = Some(SocketAddr::from(([203, 0, 113, 1], 1)));
+        }
+        if came != info {
+            let what = format!("{side:?}: datagram {seq} on {id} came as {came:?}");
+            return self.fail(what);
         }
         let mut expected = content(self.script.seed, id, from, seq);
         expected.truncate(most);

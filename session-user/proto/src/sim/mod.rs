@@ -111,6 +111,8 @@ pub enum Mutation {
     LavishDoubt,
     /// A datagram is another one than was sent.
     WrongDatagram,
+    /// A datagram is another's than the one whose it was said to be.
+    WrongSource,
     /// Datagrams are taken to have come before.
     TwiceDelivered,
     /// A datagram is taken for one that nobody sent.
@@ -125,6 +127,10 @@ pub enum Mutation {
     DeafConversation,
     /// A session may hold no bytes of datagrams.
     HoardedDatagrams,
+    /// An application is not told that a byte is urgent.
+    LostMark,
+    /// Every byte is taken for urgent.
+    StrayMark,
 }
 
 /// A seed with this bit has only the faults that the simulator began with: the seeds of that time name
@@ -138,6 +144,13 @@ pub const PLAIN_STREAMS: u64 = 1 << 62;
 /// A seed with this bit has no flows: the seeds of the time before these name the runs that they named
 /// then.
 pub const NO_FLOWS: u64 = 1 << 61;
+
+/// A seed with this bit has no urgent bytes: the seeds of the time before these name the runs that they
+/// named then.
+pub const NO_MARKS: u64 = 1 << 60;
+
+/// A seed with this bit has nothing packed: the seeds of the time before name the runs that they named then.
+pub const NO_PACKING: u64 = 1 << 59;
 
 /// How to run a seed.
 #[derive(Default)]

@@ -69,9 +69,28 @@ impl Habits {
     }
 }
 
-/// The byte at `offset` of what `from` sends on stream `id`: nothing is kept to compare with.
+/// Bit of a pattern's seed: most of what is sent consists of few words.
+pub(super) const WORDY: u64 = 1 << 63;
+const WORDS: [[u8; 8]; 8] = [
+    *b"harbour ",
+    *b"harvest ",
+    *b"lantern ",
+    *b"landing ",
+    *b"compass ",
+    *b"compost ",
+    *b"anchor, ",
+    *b"anchored",
+];
+
+/// The eight bytes around `offset` of what `from` sends on stream `id`: nothing is kept to compare with.
 pub(super) fn pattern(seed: u64, id: StreamId, from: Side, offset: u64) -> u64 {
-    mix(seed ^ mix(id * 2 + from as u64) ^ (offset >> 3))
+    let stream = seed ^ mix(id * 2 + from as u64);
+    let drawn = mix(stream ^ (offset >> 3));
+    // Of 8 KiB in a row, a quarter does not shrink.
+    if seed & WORDY == 0 || mix(!stream ^ (offset >> 13)) & 3 == 0 {
+        return drawn;
+    }
+    u64::from_be_bytes(WORDS[(drawn & 7) as usize])
 }
 
 /// Fills `out` with the pattern from `offset` on.

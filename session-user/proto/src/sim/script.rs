@@ -5,12 +5,12 @@ use std::time::Duration;
 
 use super::Side;
 use super::net::Link;
-use super::plan::{Habits, StreamPlan};
+use super::plan::{Habits, StreamPlan, WORDY};
 use super::rng::{Rng, mix};
 use super::trouble::Trigger;
 use crate::Time;
-use crate::session::{Config, StreamId};
-use crate::wire::{Mode, Service, Target};
+use crate::session::{Compression, Config, StreamId};
+use crate::wire::{Codec, Mode, Service, Target};
 
 /// Something that happens at a time set by the script.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -118,6 +118,8 @@ pub(super) struct Script {
     pub warm: bool,
     /// Streams ask for redundant and bonded transport, and for lanes.
     pub modes: bool,
+    /// Streams are packed, and much of what they carry shrinks.
+    pub packs: bool,
     /// What follows soon upon something else.
     pub triggers: Vec<Trigger>,
     /// The initiator chooses among its links as the agent's driver does: these, best first.
@@ -126,6 +128,8 @@ pub(super) struct Script {
     pub safe: Option<usize>,
     /// Both ends move at once when all else is over, and must agree in the end.
     pub last_move: bool,
+    /// Of a thousand writes, how many begin with an urgent byte.
+    marks_per_mille: u64,
 }
 
 impl Script {
@@ -149,10 +153,12 @@ impl Script {
             stream_bytes_max: rng.log_range(512, 160 * 1024),
             warm: false,
             modes: !plain && rng.chance(500),
+            packs: false,
             triggers: Vec::new(),
             preference: None,
             safe: None,
             last_move: false,
+            marks_per_mille: 0,
         };
         script.draw_streams(rng, calm_ms);
         script.draw_faults(rng, calm_ms);
@@ -209,6 +215,46 @@ impl Script {
         };
         for _ in 0..lanes {
             self.at(&mut rng, calm_ms, Action::Lane);
+        }
+    }
+
+    /// In some runs bytes are urgent, few or many.
+    pub fn draw_marks(&mut self) {
+        let mut rng = Rng::new(mix(self.seed ^ 0x0b0b_0000));
+        if rng.chance(300) {
+            self.marks_per_mille = rng.log_range(10, 800);
+        }
+    }
+
+    /// Whether a write of `from` on stream `id` begins with an urgent byte, if it begins at `offset`.
+    pub fn is_urgent(&self, id: StreamId, from: Side, offset: u64) -> bool {
+        let drawn = mix(self.seed ^ 0x0b0b_0001 ^ mix(id * 2 + from as u64) ^ mix(!offset));
+        drawn % 1000 < self.marks_per_mille
+    }
+
+    /// In some runs streams are packed, by one codec or two, or by one end alone.
+    pub fn draw_packing(&mut self) {
+        let mut rng = Rng::new(mix(self.seed ^ 0x9ac4_0000));
+        self.packs = rng.chance(350);
+        if !self.packs {
+            return;
+        }
+        let [lz4, zstd] = Codec::ALL.map(Codec::bit);
+        for config in &mut self.configs {
+            config.compression = Compression {
+                codecs: rng.pick(&[lz4, zstd, lz4 | zstd, lz4 | zstd]),
+                spares_web: false,
+                always: rng.chance(800),
+            };
+        }
+    }
+
+    /// What the bytes of streams are drawn from.
+    pub const fn pattern_seed(&self) -> u64 {
+        if self.packs {
+            self.seed | WORDY
+        } else {
+            self.seed
         }
     }
 

@@ -33,12 +33,20 @@ pub struct Tally {
     pub resent: u64,
     /// Records that went out on two transports because their stream asked for it.
     pub doubled: u64,
+    /// Bytes of streams that were packed, and what became of them.
+    pub packed: u64,
+    /// See `packed`.
+    pub packed_to: u64,
     /// Streams opened that ask for redundant transport.
     pub redundant: u64,
     /// The same for bonded.
     pub bonded: u64,
     /// Lanes dialled.
     pub lanes: u64,
+    /// Urgent bytes sent, and seen as such.
+    pub marks: u64,
+    /// See `marks`.
+    pub marks_seen: u64,
     /// Losses and MTU holes that began while a redundant or bonded stream was open.
     pub half_dead: u64,
     /// Key epochs begun.
@@ -140,9 +148,13 @@ impl std::ops::AddAssign for Tally {
         self.replays += other.replays;
         self.resent += other.resent;
         self.doubled += other.doubled;
+        self.packed += other.packed;
+        self.packed_to += other.packed_to;
         self.redundant += other.redundant;
         self.bonded += other.bonded;
         self.lanes += other.lanes;
+        self.marks += other.marks;
+        self.marks_seen += other.marks_seen;
         self.half_dead += other.half_dead;
         self.rekeys += other.rekeys;
         for (sum, more) in self.faults.iter_mut().zip(other.faults) {

@@ -19,7 +19,9 @@ use super::sleep::{Asleep, Late};
 use super::tally::Tally;
 use super::tap::Kept;
 use super::trouble::Moments;
-use super::{FEW_FAULTS, Failure, Mutation, NO_FLOWS, Options, PLAIN_STREAMS, Side};
+use super::{
+    FEW_FAULTS, Failure, Mutation, NO_FLOWS, NO_MARKS, NO_PACKING, Options, PLAIN_STREAMS, Side,
+};
 use crate::Time;
 use crate::session::{FlowId, StreamId};
 
@@ -139,11 +141,17 @@ impl<'a> World<'a> {
         let few = seed & FEW_FAULTS != 0;
         let plain = few || seed & PLAIN_STREAMS != 0;
         let given = seed;
-        let seed = seed & !(FEW_FAULTS | PLAIN_STREAMS | NO_FLOWS);
+        let seed = seed & !(FEW_FAULTS | PLAIN_STREAMS | NO_FLOWS | NO_MARKS | NO_PACKING);
         let mut script = Script::new(seed, few, plain);
         let mut flows = Flows::default();
         if !plain && given & NO_FLOWS == 0 {
             flows.plan = FlowPlan::draw(&mut script);
+        }
+        if !plain && given & (NO_FLOWS | NO_MARKS) == 0 {
+            script.draw_marks();
+        }
+        if !plain && given & (NO_FLOWS | NO_PACKING) == 0 {
+            script.draw_packing();
         }
         let mut world = Self {
             seed: given,

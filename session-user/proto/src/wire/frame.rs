@@ -2,6 +2,7 @@
 
 use super::ack::Ack;
 use super::datagram::DatagramHeader;
+use super::packed::PackedHeader;
 use super::service::{Route, Service};
 use super::target::Target;
 use super::varint::{put_varint, varint_bytes};
@@ -62,6 +63,8 @@ frame_table! {
     PathResponse = 0x16 in '-' '-' 'D';
     /// Makes a packet larger.
     Padding = 0x17 in '-' '-' 'D';
+    /// A byte of a stream is urgent.
+    Urgent = 0x18 in 'R' '-' '-';
     /// Application bytes of a stream.
     Stream = 0x81 in 'R' '-' '-';
     /// Record numbers held.
@@ -82,6 +85,10 @@ frame_table! {
     OpenOk = 0x89 in 'R' '-' '-';
     /// The target could not be connected.
     OpenFailed = 0x8a in 'R' '-' '-';
+    /// Application bytes of a stream, packed.
+    Packed = 0x8b in 'R' '-' '-';
+    /// The sender has given up what packs a stream.
+    PackingOver = 0x8c in 'R' '-' '-';
     /// First frame of the initiator in a new session.
     Hello = 0x98 in '-' 'U' '-';
     /// First frame of the responder in a new session.
@@ -137,6 +144,10 @@ pub enum Frame<'a> {
     Padding {
         bytes: usize,
     },
+    Urgent {
+        id: u64,
+        offset: u64,
+    },
     Stream {
         header: StreamHeader,
         data: &'a [u8],
@@ -175,6 +186,14 @@ pub enum Frame<'a> {
     OpenFailed {
         id: u64,
         errno: u64,
+    },
+    Packed {
+        header: PackedHeader,
+        data: &'a [u8],
+    },
+    PackingOver {
+        id: u64,
+        offset: u64,
     },
     Hello {
         params: &'a [u8],
@@ -250,30 +269,35 @@ impl StreamHeader {
         head.varint(self.id);
         head.varint(self.offset);
         head.push(if self.fin { FIN } else { 0 });
-        let start = room.len() - head.len;
-        room[start..].copy_from_slice(&head.bytes[..head.len]);
-        head.len
+        head.write_before(room)
     }
 }
 
-/// A stack buffer for [`StreamHeader::write_before`].
+/// A stack buffer for [`StreamHeader::write_before`] and [`PackedHeader::write_before`].
 #[derive(Default)]
-struct ArrayVec {
+pub(super) struct ArrayVec {
     bytes: [u8; 32],
     len: usize,
 }
 
 impl ArrayVec {
-    fn push(&mut self, byte: u8) {
+    pub fn push(&mut self, byte: u8) {
         self.bytes[self.len] = byte;
         self.len += 1;
     }
 
-    fn varint(&mut self, value: u64) {
+    pub fn varint(&mut self, value: u64) {
         let len = varint_bytes(value);
         let tagged = value | (u64::from(len.trailing_zeros()) << (len * 8 - 2));
         self.bytes[self.len..self.len + len].copy_from_slice(&tagged.to_be_bytes()[8 - len..]);
         self.len += len;
+    }
+
+    /// Copies what there is to the end of `room`; returns how many bytes that is.
+    pub fn write_before(&self, room: &mut [u8]) -> usize {
+        let start = room.len() - self.len;
+        room[start..].copy_from_slice(&self.bytes[..self.len]);
+        self.len
     }
 }
 
@@ -289,6 +313,7 @@ impl Frame<'_> {
             Self::PathChallenge { .. } => FrameType::PathChallenge,
             Self::PathResponse { .. } => FrameType::PathResponse,
             Self::Padding { .. } => FrameType::Padding,
+            Self::Urgent { .. } => FrameType::Urgent,
             Self::Stream { .. } => FrameType::Stream,
             Self::Ack { .. } => FrameType::Ack,
             Self::MaxData { .. } => FrameType::MaxData,
@@ -299,6 +324,8 @@ impl Frame<'_> {
             Self::Open { .. } => FrameType::Open,
             Self::OpenOk { .. } => FrameType::OpenOk,
             Self::OpenFailed { .. } => FrameType::OpenFailed,
+            Self::Packed { .. } => FrameType::Packed,
+            Self::PackingOver { .. } => FrameType::PackingOver,
             Self::Hello { .. } => FrameType::Hello,
             Self::Accept { .. } => FrameType::Accept,
             Self::Resume { .. } => FrameType::Resume,
@@ -313,11 +340,12 @@ impl Frame<'_> {
         }
     }
 
-    /// Appends type, length and body. Bodies are below 16 KiB but for DATAGRAM, PADDING and STREAM,
-    /// whose data goes through [`StreamHeader::write_before`] when there is much of it.
+    /// Appends type, length and body. Bodies are below 16 KiB but for DATAGRAM, PADDING, STREAM and PACKED;
+    /// the data of the last two goes through their headers' `write_before` when there is much of it.
     pub fn encode(&self, out: &mut Vec<u8>) {
         match self {
             Self::Datagram { header, data } => return header.encode_frame(data, out),
+            Self::Packed { header, data } => return header.encode_frame(data, out),
             Self::Padding { bytes } => {
                 out.push(FrameType::Padding as u8);
                 put_varint(out, *bytes as u64);
@@ -351,7 +379,11 @@ impl Frame<'_> {
             Self::PathChallenge { data } | Self::PathResponse { data } => {
                 out.extend_from_slice(data);
             }
-            Self::Stream { .. } | Self::Datagram { .. } | Self::Padding { .. } => {}
+            Self::Urgent { id, offset } => put_all(out, &[*id, *offset]),
+            Self::Stream { .. }
+            | Self::Datagram { .. }
+            | Self::Packed { .. }
+            | Self::Padding { .. } => {}
             Self::Ack { ack, delay_us } => {
                 put_varint(out, *delay_us);
                 ack.encode(out);
@@ -375,6 +407,7 @@ impl Frame<'_> {
             }
             Self::OpenOk { id } => put_varint(out, *id),
             Self::OpenFailed { id, errno } => put_all(out, &[*id, *errno]),
+            Self::PackingOver { id, offset } => put_all(out, &[*id, *offset]),
             Self::Hello { params } | Self::Accept { params } => out.extend_from_slice(params),
             Self::Resume {
                 counter,

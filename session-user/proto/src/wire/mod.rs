@@ -6,7 +6,9 @@
 mod ack;
 pub mod close_code;
 mod datagram;
+mod dscp;
 mod frame;
+mod packed;
 mod packet;
 mod params;
 mod parse;
@@ -18,9 +20,11 @@ mod varint;
 
 pub use ack::Ack;
 pub use datagram::{DatagramHeader, Fragment};
+pub use dscp::Dscp;
 pub use frame::{Frame, FrameType, Space, StreamHeader};
+pub use packed::{Codec, PackedHeader};
 pub use packet::{ConnectionId, PacketHeader};
-pub use params::Params;
+pub use params::{Params, flow_feature};
 pub use preamble::{Kind, Preamble, Reply, ResumeToken, Status};
 pub use record::RecordHeader;
 pub use service::{Mode, Route, Service};

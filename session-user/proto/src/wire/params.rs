@@ -15,6 +15,18 @@ const CONTINUES_COUNTER: u64 = 0x08;
 const CONTINUED: u64 = 0x09;
 const SOFTWARE: u64 = 0x0a;
 const MAX_FLOWS: u64 = 0x0b;
+const FLOW_FEATURES: u64 = 0x0c;
+const CODECS: u64 = 0x0d;
+
+/// What a unit knows of datagrams beyond the first version of flows: bits of [`Params::flow_features`].
+pub mod flow_feature {
+    /// The service that a datagram asks for.
+    pub const SERVICE: u64 = 0x01;
+    /// The socket that a flow belongs to, and datagrams from others than its target.
+    pub const GROUPS: u64 = 0x02;
+    /// All that there are.
+    pub const ALL: u64 = SERVICE | GROUPS;
+}
 
 /// What one unit tells the other when a session begins.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -33,6 +45,12 @@ pub struct Params {
     pub max_record: u64,
     /// Flows that the peer may have open at once; 0 for a unit that knows none.
     pub max_flows: u64,
+    /// What of [`flow_feature`] may be sent to it; other bits are ignored.
+    pub flow_features: u64,
+    /// Codecs that this unit unpacks: a set of [`super::Codec::bit`]. Empty for a unit that knows none.
+    pub codecs: u64,
+    /// Streams that the peer may send packed at once.
+    pub packed_streams: u64,
     /// In HELLO: a session that the initiator still holds and whose resume was refused, with the
     /// counter that it will dial with next.
     pub continues: Option<([u8; 16], u64)>,
@@ -62,6 +80,14 @@ impl Params {
         }
         if self.max_flows > 0 {
             put(MAX_FLOWS, &varint(self.max_flows));
+        }
+        if self.flow_features > 0 {
+            put(FLOW_FEATURES, &varint(self.flow_features));
+        }
+        if self.codecs > 0 {
+            let mut value = varint(self.codecs);
+            put_varint(&mut value, self.packed_streams);
+            put(CODECS, &value);
         }
         if let Some((session, counter)) = self.continues {
             put(CONTINUES, &session);
@@ -105,6 +131,11 @@ impl Params {
                 RECORD_WINDOW => out.record_window = value.varint("a limit")?,
                 MAX_RECORD => out.max_record = value.varint("a limit")?,
                 MAX_FLOWS => out.max_flows = value.varint("a limit")?,
+                FLOW_FEATURES => out.flow_features = value.varint("what is known of flows")?,
+                CODECS => {
+                    out.codecs = value.varint("the codecs")?;
+                    out.packed_streams = value.varint("a limit")?;
+                }
                 CONTINUES => continues = Some(value.array("a session id")?),
                 CONTINUES_COUNTER => counter = Some(value.varint("a counter")?),
                 CONTINUED => out.continued = Some(value.u8("an answer")? != 0),
@@ -127,6 +158,9 @@ impl Params {
             return Err(WireError::Invalid("the session to continue"));
         }
         out.continues = continues.zip(counter);
+        if out.codecs == 0 {
+            out.packed_streams = 0;
+        }
         // Below these, one full record or the control frames' reserve would not fit, and a
         // session would stall without a word.
         if out.max_record < RECORD_PAYLOAD_BYTES_MIN as u64 {

@@ -4,6 +4,7 @@ use super::WireError;
 use super::ack::Ack;
 use super::datagram::DatagramHeader;
 use super::frame::{CRITICAL, FIN, Frame, FrameType, Space, StreamHeader};
+use super::packed::PackedHeader;
 use super::service::{Route, Service};
 use super::target::Target;
 use super::varint::Reader;
@@ -59,6 +60,10 @@ impl<'a> Frame<'a> {
             FrameType::Padding => Self::Padding {
                 bytes: body.rest().len(),
             },
+            FrameType::Urgent => Self::Urgent {
+                id: body.varint(WHAT)?,
+                offset: body.varint(WHAT)?,
+            },
             FrameType::Stream => Self::parse_stream(body)?,
             FrameType::Ack => Self::Ack {
                 delay_us: body.varint(WHAT)?,
@@ -94,6 +99,14 @@ impl<'a> Frame<'a> {
             FrameType::OpenFailed => Self::OpenFailed {
                 id: body.varint(WHAT)?,
                 errno: body.varint(WHAT)?,
+            },
+            FrameType::Packed => {
+                let (header, data) = PackedHeader::parse(body)?;
+                Self::Packed { header, data }
+            }
+            FrameType::PackingOver => Self::PackingOver {
+                id: body.varint(WHAT)?,
+                offset: body.varint(WHAT)?,
             },
             FrameType::Hello => Self::Hello {
                 params: body.rest(),
@@ -148,7 +161,7 @@ impl<'a> Frame<'a> {
         const WHAT: &str = "a STREAM frame";
         let (id, offset) = (body.varint(WHAT)?, body.varint(WHAT)?);
         let flags = body.u8(WHAT)?;
-        // The other bits are for a codec: ignoring one would deliver compressed bytes as data.
+        // What a later version means by the others would change what the data is.
         if flags & !FIN != 0 {
             return Err(WireError::Invalid("the flags of a STREAM frame"));
         }

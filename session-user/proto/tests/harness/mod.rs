@@ -5,6 +5,7 @@ pub mod datagrams;
 pub mod pair;
 
 use bytes::BytesMut;
+use session_proto::codec::{Codec, Packer, Unpacker};
 use session_proto::limits::{
     PACKET_HEADER_BYTES, RECORD_PAYLOAD_BYTES_MAX, ROUTING_TOKEN_BYTES_MAX,
 };
@@ -89,6 +90,38 @@ pub fn params(input: &[u8]) {
     let mut bytes = Vec::new();
     params.encode(&mut bytes);
     assert_eq!(Params::parse(&bytes), Ok(params));
+}
+
+/// Pieces of a stream that a peer claims to have packed. The first byte says by which codec; each piece begins
+/// with its length and that of what should come out of it, two bytes each. Then all of it as what an application
+/// sends.
+pub fn codec(input: &[u8]) {
+    let Some((&first, mut rest)) = input.split_first() else {
+        return;
+    };
+    let codec = Codec::ALL[usize::from(first) % Codec::ALL.len()];
+    let mut unpacker = Unpacker::new(codec).expect("there is memory");
+    while let Some((sizes, data)) = rest.split_first_chunk::<4>() {
+        let [packed_bytes, plain_bytes] = [[sizes[0], sizes[1]], [sizes[2], sizes[3]]]
+            .map(|s| usize::from(u16::from_be_bytes(s)));
+        let (packed, after) = data.split_at(packed_bytes.min(data.len()));
+        rest = after;
+        match unpacker.unpack(packed, plain_bytes) {
+            Ok(plain) => assert_eq!(plain.len(), plain_bytes),
+            Err(_) => unpacker.restart(),
+        }
+    }
+    unpacker.restart();
+    let mut packer = Packer::new(codec).expect("there is memory");
+    for piece in input.chunks(usize::from(first) + 1) {
+        match packer.pack(piece) {
+            Some(packed) => assert_eq!(unpacker.unpack(packed, piece.len()).as_deref(), Ok(piece)),
+            None => {
+                packer.restart();
+                unpacker.restart();
+            }
+        }
+    }
 }
 
 /// One change to bytes on their way: kind, where (16 bits), length, value.

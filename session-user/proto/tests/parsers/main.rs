@@ -11,9 +11,9 @@ use session_proto::limits::{
     RECORD_PAYLOAD_BYTES_MIN, RECORD_WINDOW_MIN, ROUTING_TOKEN_BYTES_MAX, TAG_BYTES,
 };
 use session_proto::wire::{
-    Ack, DatagramHeader, Fragment, Frame, FrameType, Kind, PacketHeader, Params, Preamble, Reader,
-    RecordHeader, Reply, Service, Space, Status, StreamHeader, Target, VARINT_MAX, WireError,
-    put_varint, varint_bytes,
+    Ack, DatagramHeader, Dscp, Fragment, Frame, FrameType, Kind, PacketHeader, Params, Preamble,
+    Reader, RecordHeader, Reply, Service, Space, Status, StreamHeader, Target, VARINT_MAX,
+    WireError, put_varint, varint_bytes,
 };
 use strategies::*;
 
@@ -103,6 +103,9 @@ fn params() -> impl Strategy<Value = Params> {
             record_window: records.0,
             max_record: records.1,
             max_flows: limits.0,
+            flow_features: limits.1,
+            codecs: limits.1,
+            packed_streams: if limits.1 > 0 { limits.2 } else { 0 },
             continues: rest.0,
             continued: rest.1,
             software: rest.2,
@@ -229,8 +232,11 @@ proptest! {
         let required = bytes.len() - 1 - varint_bytes(name as u64) - name;
         let cut = at.index(required);
         let got = Params::parse(&bytes[..cut]);
-        let optional =
-            params.continues.is_some() || params.continued.is_some() || params.max_flows > 0;
+        let optional = params.continues.is_some()
+            || params.continued.is_some()
+            || params.max_flows > 0
+            || params.flow_features > 0
+            || params.codecs > 0;
         prop_assert!(got.is_err() || optional, "{got:?}");
     }
 
@@ -328,6 +334,10 @@ fn bodies_cut_at_every_byte() {
             errno: 111,
         },
         Frame::PathChallenge { data: [7; 8] },
+        Frame::Urgent {
+            id: 1 << 20,
+            offset: 1 << 40,
+        },
     ];
     for frame in fixed {
         let bytes = encoded(&frame);
@@ -359,6 +369,9 @@ fn datagram_headers_cut_at_every_byte() {
             offset: 20_000,
             total: 30_000,
         }),
+        dscp: Dscp::of_tos(0xb8),
+        group: Some(1 << 20),
+        source: None,
     };
     let data = b"x";
     let bytes = encoded(&Frame::Datagram { header, data });

@@ -6,7 +6,8 @@ use session_proto::limits::{
     ACK_RANGES_MAX, DATAGRAM_BYTES_MAX, PARAMS_BYTES_MAX, REASON_BYTES_MAX, REAUTH_CHUNK_BYTES_MAX,
 };
 use session_proto::wire::{
-    Ack, DatagramHeader, Fragment, Frame, Mode, Route, Service, StreamHeader, Target, VARINT_MAX,
+    Ack, Codec, DatagramHeader, Dscp, Fragment, Frame, Mode, PackedHeader, Route, Service,
+    StreamHeader, Target, VARINT_MAX,
 };
 
 /// Where generated frames borrow their data from.
@@ -69,6 +70,9 @@ pub fn stream_frames() -> impl Strategy<Value = Frame<'static>> {
             let header = StreamHeader { id, offset, fin };
             Frame::Stream { header, data }
         }),
+        (number(), number()).prop_map(|(id, offset)| Frame::Urgent { id, offset }),
+        packed_frames(),
+        (number(), number()).prop_map(|(id, offset)| Frame::PackingOver { id, offset }),
         number().prop_map(|max| Frame::MaxData { max }),
         (number(), number()).prop_map(|(id, max)| Frame::MaxStreamData { id, max }),
         number().prop_map(|max| Frame::MaxStreams { max }),
@@ -86,6 +90,24 @@ pub fn stream_frames() -> impl Strategy<Value = Frame<'static>> {
         number().prop_map(|id| Frame::OpenOk { id }),
         (number(), number()).prop_map(|(id, errno)| Frame::OpenFailed { id, errno }),
     ]
+}
+
+fn packed_frames() -> impl Strategy<Value = Frame<'static>> {
+    let sizes = (1..65_536usize, 1..65_536usize);
+    let codec = prop_oneof![Just(Codec::Lz4), Just(Codec::Zstd)];
+    (number(), number(), codec, any::<bool>(), sizes).prop_map(
+        |(id, offset, codec, fresh, (one, other))| {
+            let header = PackedHeader {
+                id,
+                offset,
+                codec,
+                fresh,
+                plain_bytes: one.max(other) + 1,
+            };
+            let data = &DATA[..one.min(other)];
+            Frame::Packed { header, data }
+        },
+    )
 }
 
 pub const BONDED: Service = Service {
@@ -178,12 +200,20 @@ pub fn datagrams() -> impl Strategy<Value = Frame<'static>> {
             data,
         )
     });
-    prop_oneof![whole, part].prop_map(|(flow, target, number, fragment, data)| {
+    let socket = proptest::option::of(number());
+    let sender = proptest::option::of(any::<std::net::SocketAddrV4>());
+    let either = (prop_oneof![whole, part], any::<u8>(), socket, sender);
+    either.prop_map(|(datagram, tos, group, source)| {
+        let (flow, target, number, fragment, data) = datagram;
+        let opens = target.is_some();
         let header = DatagramHeader {
             flow,
             target,
             number,
             fragment,
+            dscp: Dscp::of_tos(tos),
+            group: group.filter(|_| opens),
+            source: source.map(Into::into).filter(|_| !opens),
         };
         Frame::Datagram { header, data }
     })

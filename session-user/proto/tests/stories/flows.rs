@@ -39,6 +39,7 @@ fn the_first_datagram_waits_for_nothing_and_names_its_target() {
     let opened = FlowEvent::FlowOpened {
         id,
         target: target(),
+        group: None,
     };
     assert_eq!(events(&mut net.pair.b), [opened]);
     let all = [b"one".to_vec(), vec![], b"three".to_vec()];
@@ -532,16 +533,31 @@ fn a_frame_for_a_flow_that_was_never_opened_ends_the_session() {
             Frame::Datagram {
                 header: DatagramHeader {
                     flow: 0,
-                    target: None,
-                    number: None,
-                    fragment: None,
+                    ..DatagramHeader::default()
                 },
                 data: b"x",
             },
             false,
         ),
+        // The opener of a flow says that another has sent it.
+        (
+            Frame::Datagram {
+                header: DatagramHeader {
+                    flow: 2,
+                    source: Some(NOWHERE),
+                    ..DatagramHeader::default()
+                },
+                data: b"x",
+            },
+            true,
+        ),
     ] {
         let mut net = FlowPair::over_tcp();
+        let now = net.pair.now;
+        let mut open = || net.pair.a.open_flow(now, target()).unwrap();
+        assert_eq!([open(), open()], [0, 2]);
+        net.pair.a.send_datagram(now, 2, b"known").unwrap();
+        net.run();
         let (_, on_b) = net.pair.wires[0];
         let keys = secret().seal_keys(Direction::FromInitiator);
         let mut plain = Vec::new();

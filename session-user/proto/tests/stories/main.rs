@@ -1,10 +1,13 @@
 //! The plain stories of two sessions, one promise each.
 
+mod flow_features;
 mod flows;
 mod gaps;
 mod handover;
 mod modes;
 mod net;
+mod packing;
 mod pair;
 mod session;
 mod silence;
+mod urgent;

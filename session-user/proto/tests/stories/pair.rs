@@ -211,7 +211,7 @@ pub fn write(now: Time, session: &mut Session, id: StreamId, data: &[u8]) {
 /// Takes all that can be read; with whether the end has come.
 pub fn read(session: &mut Session, id: StreamId) -> (Vec<u8>, bool) {
     let mut out = Vec::new();
-    while let Some(data) = session.peek(id).cloned() {
+    while let Some(data) = session.peek(id) {
         out.extend_from_slice(&data);
         session.consume(id, data.len());
     }

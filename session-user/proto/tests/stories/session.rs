@@ -259,7 +259,7 @@ fn a_responder_may_say_no_to_hello() {
 }
 
 /// The initiator's first record of space R, with `frames` in it.
-fn forged(frames: &[u8]) -> Vec<u8> {
+pub fn forged(frames: &[u8]) -> Vec<u8> {
     let keys = secret().seal_keys(Direction::FromInitiator);
     let header = RecordHeader {
         space: Space::Retained,

@@ -17,6 +17,7 @@ use super::harness::{
     App, HERE4, HERE6, PATIENCE, ToPeers, answered, capture, closed, direct_echo, everything,
     exchange, hear, in_netns, rule, run, scope, talk,
 };
+use crate::capture::udp::{Route, UdpTables};
 use crate::capture::{Action, Capture, CaptureConfig, CaptureRule, Protocols};
 use crate::requests::{FlowInput, RequestQueue};
 
@@ -397,14 +398,16 @@ fn ids_are_given_up_when_no_socket_has_them() {
             .unwrap()
             .unwrap();
         assert_eq!(ids.in_use(), 4);
-        let none = HashSet::new();
-        assert_eq!(ids.collect(&none, Duration::from_secs(3600)).unwrap(), 0);
-        assert_eq!(ids.collect(&none, Duration::ZERO).unwrap(), 2);
-        assert_eq!(ids.in_use(), 2);
+        let (none, tables) = (HashSet::new(), [Arc::new(UdpTables::open())]);
+        let mut collect = |idle| {
+            let count = ids.collect(&none, idle, &tables).unwrap();
+            (count, ids.in_use())
+        };
+        assert_eq!(collect(Duration::from_secs(3600)), (0, 4));
+        assert_eq!(collect(Duration::ZERO), (2, 2));
         (&release).write_all(b"+").unwrap();
         app.result().await.unwrap();
-        assert_eq!(ids.collect(&none, Duration::ZERO).unwrap(), 2);
-        assert_eq!(ids.in_use(), 0);
+        assert_eq!(collect(Duration::ZERO), (2, 0));
     });
 }
 
@@ -446,8 +449,7 @@ fn no_connected_socket_sends_past_a_capture_that_has_ended() {
 #[test]
 fn sockets_of_a_killed_agent_are_ended_before_its_route_goes() {
     in_netns(async || {
-        // As such an agent leaves it.
-        std::mem::forget(crate::capture::udp::Route::add().unwrap());
+        leave_route();
         let socket = UdpSocket::bind("[::]:0").unwrap();
         socket.connect("[fde6:b481:678d:568e::7]:9").unwrap();
         // The next one captures no IPv6.
@@ -502,10 +504,11 @@ fn an_id_may_stand_for_the_agent_itself_and_for_loopback() {
             addr: stub,
             port: 53,
             peer: DNS_PEER,
+            netns_cookie: capture.namespaces.own_cookie(),
             ..Destination::default()
         };
         datagrams.ids.assign(0x1234, &destination).unwrap();
-        let port = capture.kernel.settings().udp4_port;
+        let port = capture.namespaces.own_entry().ports.udp4;
         let own = Arc::new(RequestQueue::default());
         tokio::task::spawn_local(datagrams.run(ToPeers(vec![Arc::clone(&own)])));
         let app = App::start(&scope, move || {
@@ -517,7 +520,7 @@ fn an_id_may_stand_for_the_agent_itself_and_for_loopback() {
             )
         });
         own.flows.available().await;
-        let Some(FlowInput::Datagram(flow, data)) = own.flows.pop() else {
+        let Some(FlowInput::Datagram(flow, data, _)) = own.flows.pop() else {
             panic!("a datagram")
         };
         assert_eq!(
@@ -527,6 +530,13 @@ fn an_id_may_stand_for_the_agent_itself_and_for_loopback() {
         flow.end().deliver(b"me");
         assert_eq!(app.result().await, Ok("me from 127.0.0.53:53".into()));
     });
+}
+
+/// Leaves the route as an agent does that is killed.
+fn leave_route() {
+    let mut route = Route::open(Arc::new(UdpTables::open())).unwrap();
+    route.add().unwrap();
+    std::mem::forget(route);
 }
 
 /// Whether the route of IPv6 datagrams is there.
@@ -562,7 +572,7 @@ fn the_route_is_there_only_while_it_is_needed() {
         assert!(!route_is_there());
         // One that an agent which was killed has left is taken over, or removed.
         for rules in [vec![everything()], vec![tcp]] {
-            std::mem::forget(crate::capture::udp::Route::add().unwrap());
+            leave_route();
             let wanted = rules == vec![everything()];
             let capture = load(rules);
             assert_eq!(route_is_there(), wanted);

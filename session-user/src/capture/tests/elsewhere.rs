@@ -29,10 +29,16 @@ pub struct Agent {
 impl Agent {
     /// Starts it with these rules, and makes a cgroup that it captures.
     pub fn start(rules: &[CaptureRule]) -> (Self, Scope) {
+        Self::with_names(rules, false)
+    }
+
+    /// The same; `names`: whether it takes questions about names.
+    pub fn with_names(rules: &[CaptureRule], names: bool) -> (Self, Scope) {
         let scope = scope();
         let mut capture = Capture::load(&CaptureConfig {
             rules: rules.to_vec(),
             gate: true,
+            names,
             ..CaptureConfig::default()
         })
         .unwrap_or_else(|error| panic!("{error}"));

@@ -215,7 +215,7 @@ pub fn talk(capture: &mut Capture) -> mpsc::UnboundedReceiver<Heard> {
             loop {
                 queue.flows.available().await;
                 while let Some(input) = queue.flows.pop() {
-                    if let FlowInput::Datagram(flow, data) = input {
+                    if let FlowInput::Datagram(flow, data, _) = input {
                         reply(&flow, peer, &data);
                         let target = flow.target.to_string();
                         let data = data.to_vec();

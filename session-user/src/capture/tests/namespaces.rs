@@ -71,7 +71,8 @@ fn two_namespaces_have_400_connections_over_the_same_ports() {
     const EACH: usize = 200;
     in_netns(async || {
         let (agent, scope) = Agent::start(&[everything()]);
-        let usual = agent.with(|capture| capture.namespaces.own().ports()).await;
+        let usual = agent.with(|capture| capture.namespaces.own_entry().ports);
+        let usual = usual.await;
         // Both live until both are done.
         let ((wait, go), (wait_too, go_too)) = (pipe().unwrap(), pipe().unwrap());
         let start = |number: usize, mut wait: File| {

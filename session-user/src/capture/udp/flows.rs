@@ -3,16 +3,21 @@
 use std::any::Any;
 use std::collections::{HashMap, HashSet};
 use std::net::{IpAddr, SocketAddr};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use session_ebpf_common::{Destination, Original};
-use session_proto::wire::Target;
+use session_ebpf_common::{CONNECTED, Destination, Original, id_address};
+use session_proto::session::DatagramInfo;
+use session_proto::wire::{Dscp, Target};
+use tokio::sync::mpsc;
 
+use super::super::gate::words;
 use super::super::kernel::socket_addr;
+use super::heard::{AppSocket, Ear, Rules, Stranger};
 use super::socket::Door;
+use super::tables::Tables;
 use super::unreachable::Unreachable;
 use super::{Ids, Stats, ids};
 use crate::requests::{AppFlow, FlowEnd, FlowQueue};
@@ -54,8 +59,8 @@ pub struct Arrival<'a> {
     pub to: IpAddr,
 }
 
-/// A flow's application, and by the id its destination.
-type Key = (SocketAddr, u32);
+/// A flow's network namespace, its application, and by the id its destination.
+type Key = (u64, SocketAddr, u32);
 
 struct Entry {
     flow: Arc<AppFlow>,
@@ -67,12 +72,16 @@ struct Entry {
 #[derive(Debug)]
 struct LastUse(AtomicU64);
 
-/// All flows of one network namespace.
+/// All flows.
 pub struct Flows {
     flows: HashMap<Key, Entry>,
     ways: Box<dyn FlowWays>,
     /// None while the collection has it.
     ids: Option<Ids>,
+    /// Sockets that are not connected, by network namespace and address.
+    sockets: HashMap<(u64, SocketAddr), Weak<AppSocket>>,
+    rules: Arc<Rules>,
+    strangers: mpsc::Sender<Stranger>,
     stats: Arc<Stats>,
     epoch: Instant,
     looked_for_room: Option<Instant>,
@@ -80,27 +89,42 @@ pub struct Flows {
 
 /// The application's end of a flow.
 struct Answers {
-    door: Arc<Door>,
+    /// Gone when the agent has left the network namespace, which a socket would keep alive.
+    door: Weak<Door>,
     app: SocketAddr,
     from: IpAddr,
     used: Arc<LastUse>,
     epoch: Instant,
     stats: Arc<Stats>,
+    /// None for a socket that hears its target alone.
+    ear: Option<Ear>,
     /// Lives as long as the flow.
     _kept: Option<Box<dyn Any + Send + Sync>>,
 }
 
 impl FlowEnd for Answers {
     fn deliver(&self, data: &[u8]) {
+        self.deliver_with(data, &DatagramInfo::default());
+    }
+
+    fn deliver_with(&self, data: &[u8], info: &DatagramInfo) {
         self.used.touch(self.epoch);
-        if !self.door.answer(self.from, self.app, data) {
+        let heard = match (info.source, &self.ear) {
+            (None, _) => (self.door.upgrade())
+                .is_some_and(|door| door.answer(self.from, self.app, data, info.dscp)),
+            (Some(source), Some(ear)) => ear.hear(source, data, info.dscp),
+            (Some(_), None) => false,
+        };
+        if !heard {
             self.stats.drop_one();
         }
     }
 
     fn failed(&self, errno: i32) {
-        if let Some(why) = Unreachable::from_errno(errno) {
-            self.door.unreachable(self.from, self.app, why);
+        if let Some(why) = Unreachable::from_errno(errno)
+            && let Some(door) = self.door.upgrade()
+        {
+            door.unreachable(self.from, self.app, why);
         }
     }
 }
@@ -119,11 +143,20 @@ impl LastUse {
 
 impl Flows {
     /// None yet.
-    pub fn new(ways: Box<dyn FlowWays>, ids: Ids, stats: Arc<Stats>) -> Self {
+    pub fn new(
+        ways: Box<dyn FlowWays>,
+        ids: Ids,
+        rules: Arc<Rules>,
+        strangers: mpsc::Sender<Stranger>,
+        stats: Arc<Stats>,
+    ) -> Self {
         Self {
             flows: HashMap::new(),
             ways,
             ids: Some(ids),
+            sockets: HashMap::new(),
+            rules,
+            strangers,
             stats,
             epoch: Instant::now(),
             looked_for_room: None,
@@ -131,8 +164,8 @@ impl Flows {
     }
 
     /// An application sent something: it goes to the queue of its peer.
-    pub fn arrived(&mut self, arrival: &Arrival<'_>, data: &[u8]) {
-        let key = (arrival.app, arrival.id);
+    pub fn arrived(&mut self, arrival: &Arrival<'_>, data: &[u8], dscp: Dscp) {
+        let key = (arrival.door.netns(), arrival.app, arrival.id);
         if !self.flows.contains_key(&key) && !self.open(key, arrival) {
             self.stats.drop_one();
             return;
@@ -142,13 +175,17 @@ impl Flows {
         };
         entry.used.touch(self.epoch);
         let data = Bytes::copy_from_slice(data);
-        entry.queue.push(&entry.flow, data);
+        entry.queue.push_with(&entry.flow, data, dscp);
     }
 
     /// A datagram of a flow that is not there: whether there is one now.
     fn open(&mut self, key: Key, arrival: &Arrival<'_>) -> bool {
         let Some(ids) = &self.ids else { return false };
-        let destination = match ids.destination(arrival.id) {
+        let found = ids.destination(arrival.id);
+        // An id is one of its network namespace, and nobody else's.
+        let netns = arrival.door.netns();
+        let own = |found: Option<Destination>| found.filter(|found| found.netns_cookie == netns);
+        let destination = match found.map(own) {
             Ok(Some(destination)) => destination,
             Ok(None) => {
                 // A connected socket that outlived its id: it fails with ECONNREFUSED, and its application connects anew.
@@ -184,15 +221,24 @@ impl Flows {
         true
     }
 
-    fn entry(&self, destination: &Destination, way: FlowWay, arrival: &Arrival<'_>) -> Entry {
+    fn entry(&mut self, destination: &Destination, way: FlowWay, arrival: &Arrival<'_>) -> Entry {
+        let socket = (destination.port & CONNECTED == 0).then(|| self.socket(arrival));
+        let group = socket.as_ref().map(|socket| socket.group);
+        let ear = socket.map(|socket| Ear {
+            socket,
+            queue: Arc::clone(&way.queue),
+            like: *destination,
+            strangers: self.strangers.clone(),
+        });
         let used = Arc::new(LastUse(AtomicU64::new(0)));
         let end = Answers {
-            door: Arc::clone(arrival.door),
+            door: Arc::downgrade(arrival.door),
             app: arrival.app,
             from: arrival.to,
             used: Arc::clone(&used),
             epoch: self.epoch,
             stats: Arc::clone(&self.stats),
+            ear,
             _kept: way.kept,
         };
         let flow = AppFlow::new(
@@ -200,11 +246,72 @@ impl Flows {
             arrival.app.to_string(),
             Some(destination.cgroup),
             Box::new(end),
-        );
+        )
+        .of_group(group);
         Entry {
             flow: Arc::new(flow),
             queue: way.queue,
             used,
+        }
+    }
+
+    /// The socket that is not connected and that sent something, known as long as it has flows.
+    fn socket(&mut self, arrival: &Arrival<'_>) -> Arc<AppSocket> {
+        static GROUPS: AtomicU64 = AtomicU64::new(0);
+        let key = (arrival.door.netns(), arrival.app);
+        if let Some(known) = self.sockets.get(&key).and_then(Weak::upgrade) {
+            return known;
+        }
+        let socket = Arc::new(AppSocket {
+            group: GROUPS.fetch_add(1, Ordering::Relaxed),
+            door: Arc::downgrade(arrival.door),
+            addr: arrival.app,
+        });
+        self.sockets.insert(key, Arc::downgrade(&socket));
+        socket
+    }
+
+    /// Somebody has spoken to a socket whose application has not spoken to him.
+    pub fn heard(&mut self, stranger: &Stranger) {
+        if !self.pass_on(stranger) {
+            self.stats.drop_one();
+        }
+    }
+
+    /// Whether the application gets it.
+    fn pass_on(&mut self, stranger: &Stranger) -> bool {
+        let source = stranger.source;
+        let Some(peer) = self.rules.peer_of(source) else {
+            return false;
+        };
+        let way = self.ways.find(source, peer);
+        if !way.is_ok_and(|way| Arc::ptr_eq(&way.queue, &stranger.queue)) {
+            return false;
+        }
+        let destination = Destination {
+            addr: words(source.ip()),
+            port: source.port().into(),
+            peer,
+            ..stranger.like
+        };
+        // The agent may have left the network namespace.
+        let (Some(ids), Some(door)) = (&mut self.ids, stranger.socket.door.upgrade()) else {
+            return false;
+        };
+        match ids.id_for(&destination) {
+            Ok(Some(id)) => {
+                let from = socket_addr(&Original {
+                    addr: id_address(id, &destination.addr),
+                    ..Original::default()
+                });
+                let app = stranger.socket.addr;
+                door.answer(from.ip(), app, &stranger.data, stranger.dscp)
+            }
+            Ok(None) => false,
+            Err(error) => {
+                tracing::warn!(%error, "the source of a datagram can have no id");
+                false
+            }
         }
     }
 
@@ -230,6 +337,22 @@ impl Flows {
             entry.queue.close(&entry.flow);
             false
         });
+        // A flow of which the driver still has something keeps its socket.
+        self.sockets.retain(|_, socket| socket.strong_count() > 0);
+        self.count();
+    }
+
+    /// Ends those of a network namespace that the agent leaves.
+    pub fn end_in(&mut self, netns: u64) {
+        self.flows.retain(|(there, ..), entry| {
+            let stays = *there != netns;
+            if !stays {
+                entry.queue.close(&entry.flow);
+            }
+            stays
+        });
+        // Where it comes back it has another socket.
+        self.sockets.retain(|(there, _), _| *there != netns);
         self.count();
     }
 
@@ -238,14 +361,15 @@ impl Flows {
         self.stats.flows.store(count, Ordering::Relaxed);
     }
 
-    /// Ends what is idle, and gives up ids where there are many. Whether it must be looked again.
-    pub async fn look_over(&mut self) -> bool {
+    /// Ends what is idle, and gives up ids where there are many, but for those that a socket in `tables` is connected to.
+    /// Whether it must be looked again.
+    pub async fn look_over(&mut self, tables: Vec<Arc<Tables>>) -> bool {
         self.end_idle(IDLE);
         let Some(ids) = self.ids.take() else {
             return false;
         };
         let ids = if ids.is_crowded() {
-            self.collect(ids).await
+            self.collect(ids, tables).await
         } else {
             Some(ids)
         };
@@ -254,10 +378,10 @@ impl Flows {
         crowded || !self.flows.is_empty()
     }
 
-    async fn collect(&self, mut ids: Ids) -> Option<Ids> {
-        let busy: HashSet<u32> = self.flows.keys().map(|(_, id)| *id).collect();
+    async fn collect(&self, mut ids: Ids, tables: Vec<Arc<Tables>>) -> Option<Ids> {
+        let busy: HashSet<u32> = self.flows.keys().map(|(.., id)| *id).collect();
         let collection = tokio::task::spawn_blocking(move || {
-            match ids.collect(&busy, ids::IDLE) {
+            match ids.collect(&busy, ids::IDLE, &tables) {
                 Ok(count) => tracing::debug!(count, "ids of idle destinations were given up"),
                 Err(error) => tracing::warn!(%error, "ids of idle destinations cannot be given up"),
             }

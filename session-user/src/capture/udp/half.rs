@@ -1,74 +1,231 @@
-//! What capture keeps of UDP: its sockets until somebody runs them, and the route while it is needed.
+//! What capture keeps of UDP: what is to be done in each network namespace, the route there while it is needed, and the
+//! sockets until somebody runs them.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use ipnet::IpNet;
+use session_ebpf_common::Ports;
+use tokio::sync::mpsc;
 
+use super::super::injector::Injector;
 use super::super::kernel::Kernel;
 use super::super::rule::{Action, CaptureRule, Protocols};
 use super::super::{CaptureError, policy};
-use super::{AnyIp, Datagrams, Mark, Sockets, Stats, remove};
+use super::doors::{Change, Place};
+use super::held::Held;
+use super::{AnyIp, Datagrams, Mark, Rules, Sockets, Stats, Tables};
+
+/// What is opened in a network namespace, and how.
+#[derive(Clone, Copy, Debug)]
+pub struct Plan {
+    /// What marks the datagrams of captured applications.
+    pub mark: Mark,
+    /// Whether it is the agent's own.
+    pub own: bool,
+    /// Whether any rule captures UDP over IPv6.
+    v6: bool,
+}
+
+impl Plan {
+    /// That of the agent's own network namespace under these rules, with a new mark.
+    pub fn new(rules: &[CaptureRule]) -> Result<Self, CaptureError> {
+        Ok(Self {
+            mark: Mark::draw()?,
+            own: true,
+            v6: rules.iter().any(takes_udp6),
+        })
+    }
+}
+
+/// What UDP needs of one network namespace.
+#[derive(Debug)]
+pub struct Ground {
+    sockets: Sockets,
+    tables: Arc<Tables>,
+    route: Option<AnyIp>,
+}
+
+impl Ground {
+    /// Opens it in the network namespace that this thread is in, at the ports that are usual elsewhere if they are free,
+    /// and has the route there if it is needed, and only then.
+    pub fn open(
+        plan: Plan,
+        usual: &Ports,
+        injector: Option<Arc<Injector>>,
+    ) -> Result<Self, CaptureError> {
+        let injector = injector.or_else(|| Injector::open().ok().map(Arc::new));
+        let sockets = Sockets::open(plan.mark, plan.own, usual, injector)?;
+        let tables = Arc::new(Tables::open());
+        let route = AnyIp::open(Arc::clone(&tables));
+        let mut route = route
+            .inspect_err(|error| tracing::warn!(%error, "UDP over IPv6 is not captured"))
+            .ok();
+        if let Some(route) = &mut route {
+            if plan.v6 {
+                add(route);
+            } else if let Err(error) = route.remove() {
+                tracing::debug!(%error, "a route of an agent that was killed may still be there");
+            }
+        }
+        Ok(Self {
+            sockets,
+            tables,
+            route,
+        })
+    }
+
+    /// Ports of the sockets, for IPv4 and IPv6.
+    pub fn ports(&self) -> (u16, u16) {
+        self.sockets.ports()
+    }
+}
+
+/// A network namespace in which the agent is.
+#[derive(Debug)]
+struct Site {
+    ports: (u16, u16),
+    route: Option<AnyIp>,
+}
+
+impl Site {
+    fn has_route(&self) -> bool {
+        self.route.as_ref().is_some_and(AnyIp::is_there)
+    }
+
+    fn add_route(&mut self) {
+        let here = !self.has_route();
+        if let Some(route) = self.route.as_mut().filter(|_| here) {
+            add(route);
+        }
+    }
+
+    fn remove_route(&mut self) {
+        let there = self.has_route();
+        if let Some(route) = self.route.as_mut().filter(|_| there)
+            && let Err(error) = route.remove()
+        {
+            tracing::warn!(%error, "the route of captured IPv6 datagrams stays");
+        }
+    }
+}
+
+fn add(route: &mut AnyIp) {
+    if let Err(error) = route.add() {
+        tracing::warn!(%error, "UDP over IPv6 is not captured: the route for it could not be added");
+    }
+}
 
 /// The UDP half of a capture.
 #[derive(Debug)]
 pub struct Half {
+    plan: Plan,
+    /// Where the agent is, by the cookies of the network namespaces.
+    sites: BTreeMap<u64, Site>,
+    changes: mpsc::UnboundedSender<Change>,
     datagrams: Option<Datagrams>,
-    /// For IPv4 and IPv6.
-    ports: (u16, u16),
-    mark: Mark,
-    netns_cookie: u64,
-    route: Option<AnyIp>,
+    rules: Arc<Rules>,
     stats: Arc<Stats>,
 }
 
 impl Half {
-    /// Opens the sockets in the current network namespace. Nothing is captured before [`Half::follow`].
-    pub fn open(kernel: &mut Kernel) -> Result<Self, CaptureError> {
-        let mark = Mark::draw()?;
-        let sockets = Sockets::open(mark)?;
-        let (ports, netns_cookie) = (sockets.ports(), sockets.netns_cookie()?);
+    /// Begins without any network namespace; `rules` are those of `plan`.
+    pub fn new(
+        kernel: &mut Kernel,
+        plan: Plan,
+        rules: &[CaptureRule],
+    ) -> Result<Self, CaptureError> {
         let stats = Arc::new(Stats::default());
-        let datagrams = Datagrams::new(sockets, kernel.take_ids()?, Arc::clone(&stats));
-        if let Err(error) = remove() {
-            tracing::debug!(%error, "a route of an agent that was killed may still be there");
-        }
+        let known = Arc::new(Rules::default());
+        known.set(rules);
+        let (changes, inbox) = mpsc::unbounded_channel();
+        let held = Held::open(kernel.take_held()?)?;
         Ok(Self {
-            datagrams: Some(datagrams),
-            ports,
-            mark,
-            netns_cookie,
-            route: None,
+            plan,
+            sites: BTreeMap::new(),
+            changes,
+            datagrams: Some(Datagrams {
+                changes: inbox,
+                held,
+                ids: kernel.take_ids()?,
+                rules: Arc::clone(&known),
+                stats: Arc::clone(&stats),
+            }),
+            rules: known,
             stats,
         })
     }
 
-    /// Takes what `rules` capture: has the route while they capture UDP over IPv6, and only then.
-    pub fn follow(
-        &mut self,
-        kernel: &mut Kernel,
-        rules: &[CaptureRule],
-    ) -> Result<(), CaptureError> {
-        let (v4, v6) = self.ports;
-        let wanted = v6 != 0 && rules.iter().any(takes_udp6);
-        if wanted && self.route.is_none() {
-            self.route = AnyIp::add()
-                .inspect_err(|error| {
-                    tracing::warn!(%error, "UDP over IPv6 is not captured: the route for it could not be added");
-                })
-                .ok();
+    /// How it is done in another network namespace than the agent's.
+    pub fn plan_elsewhere(&self) -> Plan {
+        Plan {
+            own: false,
+            ..self.plan
         }
-        let v6 = if wanted && self.route.is_some() {
-            v6
+    }
+
+    /// Takes in what was opened in the network namespace with this cookie.
+    pub fn add(&mut self, netns: u64, ground: Ground) -> Result<(), CaptureError> {
+        let ports = ground.ports();
+        let doors = ground.sockets.register(netns);
+        let doors = doors.map_err(|source| CaptureError::Runtime {
+            what: "register a socket for datagrams with the runtime",
+            source,
+        })?;
+        let route = ground.route;
+        let mut site = Site { ports, route };
+        // The rules may have changed since it was begun.
+        if self.plan.v6 {
+            site.add_route();
         } else {
-            0
-        };
-        kernel.tell_udp(self.netns_cookie, (v4, v6), self.mark.0)?;
-        if !wanted {
-            // Now that no program sends anything there.
-            self.route = None;
+            site.remove_route();
         }
+        self.sites.insert(netns, site);
+        let tables = ground.tables;
+        // Where nobody takes them they are closed.
+        let _ = self.changes.send(Change::Opened(Place {
+            netns,
+            doors,
+            tables,
+        }));
         Ok(())
+    }
+
+    /// Leaves the network namespace with this cookie.
+    pub fn remove(&mut self, netns: u64) {
+        let _ = self.changes.send(Change::Closed(netns));
+        if let Some(site) = self.sites.remove(&netns) {
+            // Before the route goes, all UDP sockets there are looked at, and whoever is there may have very many.
+            tokio::task::spawn_blocking(move || drop(site));
+        }
+    }
+
+    /// Ports for IPv4 and IPv6 destinations in the network namespace with this cookie, for the programs; 0 where
+    /// nothing is captured.
+    pub fn ports(&self, netns: u64) -> (u16, u16) {
+        let Some(site) = self.sites.get(&netns) else {
+            return (0, 0);
+        };
+        let (v4, v6) = site.ports;
+        let leads = self.plan.v6 && site.has_route();
+        (v4, if leads { v6 } else { 0 })
+    }
+
+    /// Makes ready for what `rules` capture, before the programs are told of other [`Half::ports`].
+    pub fn follow(&mut self, rules: &[CaptureRule]) {
+        self.rules.set(rules);
+        self.plan.v6 = rules.iter().any(takes_udp6);
+        if self.plan.v6 {
+            self.sites.values_mut().for_each(Site::add_route);
+        }
+    }
+
+    /// Has the routes no longer that no program sends anything to, now that all know it.
+    pub fn settle(&mut self) {
+        if !self.plan.v6 {
+            self.sites.values_mut().for_each(Site::remove_route);
+        }
     }
 
     /// What runs the sockets, once.

@@ -2,22 +2,29 @@
 
 use std::collections::HashSet;
 use std::fmt;
-use std::fs;
 use std::io;
-use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
 use std::time::Duration;
 
 use aya::maps::{Array, HashMap, MapData, MapError};
 use nix::time::{ClockId, clock_gettime};
-use session_ebpf_common::{Assigned, Destination, UDP_IDS_MAX, counter, id_of};
+use ring::rand::{SecureRandom as _, SystemRandom};
+use session_ebpf_common::{Assigned, Destination, UDP_IDS_MAX, counter, id_address, id_of};
 
-use super::super::gate::words;
 use super::super::tables::{found_or_none, ignore_absent};
+use super::tables::Tables;
 
 /// Ids in use from which on idle ones are given up.
 const MARK: u64 = UDP_IDS_MAX as u64 / 2;
 /// How long an id must be idle for that.
 pub const IDLE: Duration = Duration::from_secs(60);
+/// The time of an id's last use is no more exact than this.
+const GRAIN: Duration = Duration::from_secs(10);
+/// Draws of a random id before a destination is given up, as in the programs.
+const DRAWS: u32 = 4;
+/// Only what is not there (`BPF_NOEXIST`), only what is (`BPF_EXIST`): bpf(2).
+const NEW: u64 = 1;
+const KNOWN: u64 = 2;
 
 /// The programs' tables of ids.
 pub struct Ids {
@@ -27,6 +34,8 @@ pub struct Ids {
     counters: Array<MapData, u64>,
     /// Ids that were given up.
     collected: u64,
+    /// Ids that were given here, and not by the programs.
+    given: u64,
     /// Ids that stood for a destination which did not have them, when that was last looked at: they may just have been
     /// drawn.
     nameless: HashSet<u32>,
@@ -53,6 +62,7 @@ impl Ids {
             destinations,
             counters,
             collected: 0,
+            given: 0,
             nameless: HashSet::new(),
         }
     }
@@ -68,10 +78,47 @@ impl Ids {
         self.destinations.insert(id, destination, 0)
     }
 
+    /// The id of a destination, drawn now if it has none, as the programs draw one for whom an application speaks to.
+    /// None where idle ones are to be given up: those come first.
+    pub fn id_for(&mut self, destination: &Destination) -> io::Result<Option<u32>> {
+        let now = now()?;
+        if let Some(known) = self.assigned(destination)? {
+            let used = Duration::from_nanos(known.used_at);
+            if now.saturating_sub(used) > GRAIN {
+                // A program may write it at the same time: either is as right.
+                let _ = self.ids.insert(destination, used_at(known.id, now), KNOWN);
+            }
+            return Ok(Some(known.id));
+        }
+        if self.is_crowded() {
+            return Ok(None);
+        }
+        for _ in 0..DRAWS {
+            let Some(id) = id_of(&id_address(random()?, &destination.addr)) else {
+                return Ok(None);
+            };
+            if self.destinations.insert(id, destination, NEW).is_err() {
+                continue;
+            }
+            if (self.ids.insert(destination, used_at(id, now), NEW)).is_ok() {
+                self.given += 1;
+                return Ok(Some(id));
+            }
+            // A program was first, or there is no room.
+            ignore_absent(self.destinations.remove(&id)).map_err(io::Error::other)?;
+            return Ok(self.assigned(destination)?.map(|known| known.id));
+        }
+        Ok(None)
+    }
+
+    fn assigned(&self, destination: &Destination) -> io::Result<Option<Assigned>> {
+        found_or_none(self.ids.get(destination, 0)).map_err(io::Error::other)
+    }
+
     /// Ids in use.
     pub fn in_use(&self) -> u64 {
         let given = self.counters.get(&counter::UDP_IDS, 0).unwrap_or_default();
-        given.saturating_sub(self.collected)
+        (given + self.given).saturating_sub(self.collected)
     }
 
     /// Whether there are so many that idle ones are to be given up.
@@ -79,10 +126,19 @@ impl Ids {
         self.in_use() > MARK
     }
 
-    /// Gives up the ids that have been idle for longer than `idle`, that are not in `busy`, and that no socket is connected to. Takes up
-    /// to some 100 ms: not for a task's own thread. Returns how many there were.
-    pub fn collect(&mut self, busy: &HashSet<u32>, idle: Duration) -> io::Result<u64> {
-        let connected = connected()?;
+    /// Gives up the ids that have been idle for longer than `idle`, that are not in `busy`, and that no socket in `tables`
+    /// is connected to: those of all network namespaces in which the agent is. Takes up to some 100 ms: not for a task's
+    /// own thread. Returns how many there were.
+    pub fn collect(
+        &mut self,
+        busy: &HashSet<u32>,
+        idle: Duration,
+        tables: &[Arc<Tables>],
+    ) -> io::Result<u64> {
+        let mut connected = HashSet::new();
+        for tables in tables {
+            connected.extend(tables.connected()?);
+        }
         let before = now()?.saturating_sub(idle);
         let ids: Vec<u32> = self.destinations.keys().filter_map(Result::ok).collect();
         let seen = std::mem::take(&mut self.nameless);
@@ -128,74 +184,22 @@ impl Ids {
     }
 }
 
+fn used_at(id: u32, now: Duration) -> Assigned {
+    Assigned {
+        used_at: u64::try_from(now.as_nanos()).unwrap_or(u64::MAX),
+        id,
+        pad: 0,
+    }
+}
+
+fn random() -> io::Result<u32> {
+    let mut bytes = [0; 4];
+    let drawn = SystemRandom::new().fill(&mut bytes);
+    drawn.map_err(|_| io::Error::other("there is no randomness"))?;
+    Ok(u32::from_ne_bytes(bytes))
+}
+
 /// The programs' clock.
 fn now() -> io::Result<Duration> {
     Ok(Duration::from(clock_gettime(ClockId::CLOCK_MONOTONIC)?))
-}
-
-/// Ids of the destinations that UDP sockets of this network namespace are connected to. A connected socket may be silent
-/// for as long as it likes.
-fn connected() -> io::Result<HashSet<u32>> {
-    let mut found = HashSet::new();
-    for table in ["udp", "udp6"] {
-        let text = match fs::read_to_string(format!("/proc/thread-self/net/{table}")) {
-            Ok(text) => text,
-            // A kernel without IPv6.
-            Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
-            Err(error) => return Err(error),
-        };
-        let remotes = text.lines().filter_map(ends);
-        found.extend(remotes.filter_map(|(_, remote)| id_of(&words(remote.ip()))));
-    }
-    Ok(found)
-}
-
-/// The local and the remote end in a line of /proc/net/udp or udp6 (`udp4_format_sock` in the kernel's net/ipv4/udp.c).
-pub fn ends(line: &str) -> Option<(SocketAddr, SocketAddr)> {
-    let mut fields = line.split_ascii_whitespace().skip(1);
-    Some((end(fields.next()?)?, end(fields.next()?)?))
-}
-
-/// Words as this host stores them, in hexadecimal, and a port.
-fn end(field: &str) -> Option<SocketAddr> {
-    let (addr, port) = field.split_once(':')?;
-    let word = |at: usize| u32::from_str_radix(addr.get(at * 8..at * 8 + 8)?, 16).ok();
-    let ip: IpAddr = match addr.len() {
-        8 => IpAddr::V4(word(0)?.to_ne_bytes().into()),
-        32 => {
-            let mut bytes = [0; 16];
-            for (at, chunk) in bytes.chunks_exact_mut(4).enumerate() {
-                chunk.copy_from_slice(&word(at)?.to_ne_bytes());
-            }
-            IpAddr::V6(bytes.into())
-        }
-        _ => return None,
-    };
-    Some(SocketAddr::new(ip, u16::from_str_radix(port, 16).ok()?))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_connected_socket_is_seen() {
-        let socket = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
-        socket.connect("127.128.18.52:9").unwrap();
-        assert!(connected().unwrap().contains(&0x1234));
-    }
-
-    #[test]
-    fn lines_that_are_none_are_passed_over() {
-        let head = "   sl  local_address rem_address   st tx_queue";
-        assert_eq!(ends(head), None);
-        assert_eq!(ends(""), None);
-        let v6 =
-            "  1: 00000000000000000000000001000000:C350 B80D0120000000000000000001000000:0035 07";
-        if cfg!(target_endian = "little") {
-            let (local, remote) = ends(v6).unwrap();
-            assert_eq!(local, "[::1]:50000".parse().unwrap());
-            assert_eq!(remote, "[2001:db8::1]:53".parse().unwrap());
-        }
-    }
 }

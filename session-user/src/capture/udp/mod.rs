@@ -1,34 +1,51 @@
-//! The agent's half of captured UDP: datagrams of applications come in on one socket for each address family, find the
-//! flow that they belong to, and go to the queue of its peer. What comes back goes out by the same socket.
+//! The agent's half of captured UDP: datagrams of applications come in on one socket for each address family and network
+//! namespace, find the flow that they belong to, and go to the queue of its peer. What comes back goes out by the same
+//! socket.
 //!
 //! A task of its own runs it ([`Datagrams::run`]), so that bulk delays no connection.
 
+mod batch;
+mod doors;
 mod flows;
 mod half;
+mod heard;
+mod held;
 mod ids;
 mod orphans;
 mod route;
 mod socket;
+mod tables;
 mod unreachable;
 
-use std::future::pending;
+use std::future::{pending, poll_fn};
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
+use session_ebpf_common::id_of;
+use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep, sleep_until};
 
 #[cfg(test)]
 pub(super) use route::AnyIp as Route;
+#[cfg(test)]
+pub(super) use tables::Tables as UdpTables;
 
-pub(super) use half::Half;
+pub(super) use half::{Ground, Half, Plan};
 pub(super) use ids::Ids;
 
+use super::gate::words;
+use batch::Batch;
+use doors::{Change, Doors};
 use flows::{Arrival, Flows};
 pub use flows::{FlowWay, FlowWays};
-use route::{AnyIp, remove};
-use socket::{Batch, Door, Mark, Sockets, arrival};
+use heard::Rules;
+use held::{Datagram, Held};
+use route::AnyIp;
+use socket::{Door, Mark, Sockets, arrival};
+use tables::Tables;
+use unreachable::Unreachable;
 
 /// How often flows and ids are looked over while there are any.
 const LOOK_EVERY: Duration = Duration::from_secs(10);
@@ -54,49 +71,78 @@ impl Stats {
 /// Captured datagrams, from the sockets to the queues. Taken from a [`super::Capture`], and run until that ends.
 #[derive(Debug)]
 pub struct Datagrams {
-    v4: Arc<Door>,
-    v6: Option<Arc<Door>>,
+    changes: mpsc::UnboundedReceiver<Change>,
+    held: Held,
     pub(super) ids: Ids,
+    rules: Arc<Rules>,
     stats: Arc<Stats>,
 }
 
 impl Datagrams {
-    fn new(sockets: Sockets, ids: Ids, stats: Arc<Stats>) -> Self {
-        Self {
-            v4: Arc::new(sockets.v4),
-            v6: sockets.v6.map(Arc::new),
-            ids,
-            stats,
-        }
-    }
-
     /// Hands datagrams to whom `ways` says. Runs until it is dropped.
-    pub async fn run(self, ways: impl FlowWays + 'static) {
+    pub async fn run(mut self, ways: impl FlowWays + 'static) {
         let mut batch = Batch::default();
-        let mut flows = Flows::new(Box::new(ways), self.ids, self.stats);
+        let mut doors = Doors::default();
+        let (strangers, mut heard) = mpsc::channel(heard::WAITING_MAX);
+        let stats = Arc::clone(&self.stats);
+        let mut flows = Flows::new(Box::new(ways), self.ids, self.rules, strangers, stats);
         let mut look_at: Option<Instant> = None;
         loop {
             tokio::select! {
-                ready = self.v4.ready() => take(ready, &self.v4, &mut batch, &mut flows).await,
-                ready = ready(self.v6.as_ref()) => {
-                    if let Some(door) = &self.v6 {
-                        take(ready, door, &mut batch, &mut flows).await;
+                // None when the capture has ended: what is connected lives on.
+                Some(change) = self.changes.recv() => match change {
+                    Change::Opened(place) => {
+                        let netns = place.netns;
+                        doors.add(place);
+                        for datagram in self.held.take(netns) {
+                            meet(datagram, &doors, &mut flows, &mut self.held, &self.stats);
+                        }
                     }
+                    Change::Closed(netns) => {
+                        doors.remove(netns);
+                        flows.end_in(netns);
+                    }
+                },
+                (door, ready) = poll_fn(|cx| doors.poll_ready(cx)) => {
+                    take(ready, &door, &mut batch, &mut flows).await;
                 }
+                Some(stranger) = heard.recv() => flows.heard(&stranger),
+                datagram = self.held.next() => match datagram {
+                    Ok(datagram) => meet(datagram, &doors, &mut flows, &mut self.held, &self.stats),
+                    Err(error) => {
+                        tracing::warn!(%error, "held datagrams could not be read");
+                        sleep(RETRY).await;
+                    }
+                },
                 () = at(look_at) => look_at = None,
             }
             // An idle host is not woken: the next datagram is.
-            if look_at.is_none() && flows.look_over().await {
+            if look_at.is_none() && flows.look_over(doors.tables()).await {
                 look_at = Some(Instant::now() + LOOK_EVERY);
             }
         }
     }
 }
 
-async fn ready(door: Option<&Arc<Door>>) -> io::Result<()> {
-    match door {
-        Some(door) => door.ready().await,
-        None => pending().await,
+/// A datagram that was sent before the agent was in its network namespace: it arrives if the agent is there by now.
+fn meet(datagram: Datagram, doors: &Doors, flows: &mut Flows, held: &mut Held, stats: &Stats) {
+    let Some(door) = doors.of(datagram.netns, datagram.to) else {
+        if !held.keep(datagram) {
+            stats.drop_one();
+        }
+        return;
+    };
+    let (app, to) = (datagram.app, datagram.to);
+    if door.local().port() != to.port() {
+        // The usual port was somebody else's. A connected socket fails with ECONNREFUSED, and its application connects anew.
+        door.unreachable_at(to, app, Unreachable::Port);
+        stats.drop_one();
+        return;
+    }
+    if let Some(id) = id_of(&words(to.ip())) {
+        let to = to.ip();
+        let arrival = Arrival { door, app, id, to };
+        flows.arrived(&arrival, &datagram.data, datagram.dscp);
     }
 }
 
@@ -110,10 +156,11 @@ async fn at(time: Option<Instant>) {
 /// Takes what a socket has, up to a batch.
 async fn take(ready: io::Result<()>, door: &Arc<Door>, batch: &mut Batch, flows: &mut Flows) {
     match ready.and_then(|()| door.read(batch)) {
-        Ok(count) => {
-            for (meta, data) in batch.datagrams(count) {
+        Ok(()) => {
+            for (meta, data) in batch.datagrams() {
                 if let Some((app, id, to)) = arrival(meta) {
-                    flows.arrived(&Arrival { door, app, id, to }, data);
+                    let arrival = Arrival { door, app, id, to };
+                    flows.arrived(&arrival, data, meta.dscp);
                 }
             }
         }

@@ -4,15 +4,15 @@
 //! (`SOCK_DESTROY`, sock_diag(7)): their applications get ECONNABORTED, and connect anew. IPv4 needs nothing of the kind,
 //! for 127.0.0.0/8 never leaves the host: there a closed port answers.
 
-use std::fs;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
 
 use rtnetlink::sys::{Socket, SocketAddr as NetlinkAddr, protocols::NETLINK_SOCK_DIAG};
 use session_ebpf_common::id_of;
 
 use super::super::gate::words;
-use super::ids::ends;
+use super::tables::Tables;
 
 /// `SOCK_DESTROY` of linux/sock_diag.h.
 const SOCK_DESTROY: u16 = 21;
@@ -22,35 +22,55 @@ const FLAGS: u16 = 1 | 4;
 const HEADER: usize = 16;
 const REQUEST: usize = 56;
 
-/// Ends them, those of this network namespace. Returns how many there were.
-pub fn end() -> io::Result<usize> {
-    let table = match fs::read_to_string("/proc/thread-self/net/udp6") {
-        Ok(table) => table,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(0),
-        Err(error) => return Err(error),
-    };
-    let ours = |(_, remote): &(SocketAddr, SocketAddr)| {
-        matches!(remote.ip(), IpAddr::V6(ip) if ip.to_ipv4_mapped().is_none())
-            && id_of(&words(remote.ip())).is_some()
-    };
-    let sockets: Vec<_> = table.lines().filter_map(ends).filter(ours).collect();
-    if sockets.is_empty() {
-        return Ok(0);
+/// Ends those of one network namespace.
+#[derive(Debug)]
+pub struct Orphans {
+    netlink: io::Result<Socket>,
+    tables: Arc<Tables>,
+}
+
+impl Orphans {
+    /// For the network namespace that this thread is in, which `tables` are of.
+    pub fn open(tables: Arc<Tables>) -> Self {
+        Self {
+            netlink: connected(),
+            tables,
+        }
     }
+
+    /// Ends them. Returns how many there were.
+    pub fn end(&self) -> io::Result<usize> {
+        let ours = |(_, remote): &(SocketAddr, SocketAddr)| {
+            matches!(remote.ip(), IpAddr::V6(ip) if ip.to_ipv4_mapped().is_none())
+                && id_of(&words(remote.ip())).is_some()
+        };
+        let mut sockets = self.tables.ends6()?;
+        sockets.retain(ours);
+        if sockets.is_empty() {
+            return Ok(0);
+        }
+        let netlink = self.netlink.as_ref();
+        let netlink = netlink.map_err(|error| io::Error::new(error.kind(), error.to_string()))?;
+        for (local, remote) in &sockets {
+            netlink.send(&request(*local, *remote), 0)?;
+            let (answer, _) = netlink.recv_from_full()?;
+            match errno(&answer) {
+                // It may be gone already.
+                Some(0 | libc::ENOENT) => {}
+                Some(errno) => return Err(io::Error::from_raw_os_error(errno)),
+                None => return Err(io::Error::other("the kernel's answer is no answer")),
+            }
+        }
+        Ok(sockets.len())
+    }
+}
+
+/// A socket that belongs to the network namespace of this thread, wherever it is used.
+fn connected() -> io::Result<Socket> {
     let mut netlink = Socket::new(NETLINK_SOCK_DIAG)?;
     netlink.bind_auto()?;
     netlink.connect(&NetlinkAddr::new(0, 0))?;
-    for (local, remote) in &sockets {
-        netlink.send(&request(*local, *remote), 0)?;
-        let (answer, _) = netlink.recv_from_full()?;
-        match errno(&answer) {
-            // It may be gone already.
-            Some(0 | libc::ENOENT) => {}
-            Some(errno) => return Err(io::Error::from_raw_os_error(errno)),
-            None => return Err(io::Error::other("the kernel's answer is no answer")),
-        }
-    }
-    Ok(sockets.len())
+    Ok(netlink)
 }
 
 fn request(local: SocketAddr, remote: SocketAddr) -> Vec<u8> {

@@ -1,14 +1,17 @@
 //! The sockets on loopback to which captured datagrams go.
 
-use std::io::{self, IoSliceMut};
+use std::io::{self, IoSlice};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::os::fd::AsRawFd as _;
 use std::sync::Arc;
+use std::task::{Context, Poll};
 
-use nix::sys::socket::{setsockopt, sockopt};
+use nix::sys::socket::{ControlMessage, MsgFlags, SockaddrStorage, sendmsg, setsockopt, sockopt};
 use nix::{setsockopt_impl, sockopt_impl};
-use quinn_udp::{BATCH_SIZE, RecvMeta, Transmit, UdpSockRef, UdpSocketState};
+use quinn_udp::{Transmit, UdpSockRef, UdpSocketState};
 use ring::rand::{SecureRandom as _, SystemRandom};
-use session_ebpf_common::id_of;
+use session_ebpf_common::{Ports, id_of};
+use session_proto::wire::Dscp;
 use socket2::{Domain, Protocol, SockFilter, Socket, Type};
 use tokio::io::Interest;
 use tokio::net::UdpSocket;
@@ -16,13 +19,13 @@ use tokio::net::UdpSocket;
 use super::super::CaptureError;
 use super::super::gate::words;
 use super::super::injector::Injector;
-use super::super::listeners::netns_cookie;
+use super::batch::{Batch, Meta};
 use super::unreachable::{Unreachable, packet};
 
 /// Room for bursts on the way to the agent and back, in bytes as the kernel counts them.
 const BUFFER_BYTES: usize = 8 << 20;
-/// The largest datagram, and the most that the kernel joins into one (`UDP_GRO`).
-const BUFFER: usize = 65_535;
+/// The same in each of the other network namespaces, of which there may be many.
+const BUFFER_BYTES_ELSEWHERE: usize = 2 << 20;
 sockopt_impl!(
     /// `IPV6_MTU_DISCOVER` (ipv6(7)).
     Ipv6MtuDiscover,
@@ -76,43 +79,91 @@ impl Mark {
     }
 }
 
-/// Both sockets of one network namespace.
+/// Both sockets of one network namespace, which no runtime drives yet.
 #[derive(Debug)]
 pub struct Sockets {
-    pub(super) v4: Door,
-    pub(super) v6: Option<Door>,
+    v4: Socket,
+    v6: Option<Socket>,
+    injector: Option<Arc<Injector>>,
 }
 
 impl Sockets {
-    /// Opens them in the current network namespace, at ports that the kernel chooses. Without the means to inject
-    /// packets (CAP_NET_RAW) applications are not told of destinations that are not to be reached.
-    pub fn open(mark: Mark) -> Result<Self, CaptureError> {
-        let injector = Injector::open().ok().map(Arc::new);
-        let v4 = SocketAddr::from((Ipv4Addr::UNSPECIFIED, 0));
-        let v6 = SocketAddr::from((Ipv6Addr::UNSPECIFIED, 0));
+    /// Opens them in the network namespace that this thread is in: at the ports that are usual elsewhere, where they are
+    /// given and free, and otherwise at ports that the kernel chooses. `own`: whether it is the agent's own. Without the
+    /// means to inject packets (CAP_NET_RAW) applications are not told of destinations that are not to be reached.
+    pub fn open(
+        mark: Mark,
+        own: bool,
+        usual: &Ports,
+        injector: Option<Arc<Injector>>,
+    ) -> Result<Self, CaptureError> {
+        let v4 = SocketAddr::from((Ipv4Addr::UNSPECIFIED, usual.udp4));
+        let v6 = SocketAddr::from((Ipv6Addr::UNSPECIFIED, usual.udp6));
+        let room = if own {
+            BUFFER_BYTES
+        } else {
+            BUFFER_BYTES_ELSEWHERE
+        };
+        let open = |addr| open_near(addr, mark, room);
         let failed = |addr| move |source| CaptureError::Listener { addr, source };
         Ok(Self {
-            v4: Door::open(v4, mark, injector.clone()).map_err(failed(v4))?,
-            v6: match Door::open(v6, mark, injector) {
-                Ok(door) => Some(door),
+            v4: open(v4).map_err(failed(v4))?,
+            v6: match open(v6) {
+                Ok(socket) => Some(socket),
                 Err(error) if error.raw_os_error() == Some(libc::EAFNOSUPPORT) => None,
                 Err(error) => return Err(failed(v6)(error)),
             },
-        })
-    }
-
-    /// Cookie of their network namespace as the programs know it.
-    pub fn netns_cookie(&self) -> Result<u64, CaptureError> {
-        netns_cookie(&self.v4.socket).map_err(|source| CaptureError::Runtime {
-            what: "read the cookie of the network namespace",
-            source,
+            injector,
         })
     }
 
     /// Ports for IPv4 and IPv6; 0 where there is no socket.
     pub fn ports(&self) -> (u16, u16) {
-        (self.v4.port, self.v6.as_ref().map_or(0, |door| door.port))
+        let port = |socket: &Socket| {
+            let bound = socket.local_addr().ok().and_then(|addr| addr.as_socket());
+            bound.map_or(0, |addr| addr.port())
+        };
+        (port(&self.v4), self.v6.as_ref().map_or(0, port))
     }
+
+    /// Has the current runtime drive them. `netns`: the cookie of their network namespace.
+    pub fn register(self, netns: u64) -> io::Result<Vec<Arc<Door>>> {
+        let injector = self.injector;
+        let doors = std::iter::once(self.v4).chain(self.v6);
+        let doors = doors.map(|socket| Door::over(socket, netns, injector.clone()).map(Arc::new));
+        doors.collect()
+    }
+}
+
+/// A socket at the port of `addr`, or where that is taken, at one that the kernel chooses.
+fn open_near(mut addr: SocketAddr, mark: Mark, room: usize) -> io::Result<Socket> {
+    match open(addr, mark, room) {
+        Err(error) if addr.port() != 0 && error.kind() == io::ErrorKind::AddrInUse => {
+            addr.set_port(0);
+            open(addr, mark, room)
+        }
+        other => other,
+    }
+}
+
+fn open(addr: SocketAddr, mark: Mark, room: usize) -> io::Result<Socket> {
+    let socket = Socket::new(
+        Domain::for_address(addr),
+        Type::DGRAM.cloexec().nonblocking(),
+        Some(Protocol::UDP),
+    )?;
+    if addr.is_ipv6() {
+        socket.set_only_v6(true)?;
+        // To answer from addresses that are no interface's. Not bound to loopback, or it could not answer those who
+        // have a source address of another device; the filter and [`arrival`] keep strangers out.
+        socket.set_freebind_v6(true)?;
+    } else {
+        socket.bind_device(Some(b"lo"))?;
+    }
+    socket.attach_filter(&mark.filter())?;
+    enlarge(&socket, room);
+    socket.bind(&addr.into())?;
+    Ok(socket)
 }
 
 /// One socket.
@@ -120,65 +171,59 @@ impl Sockets {
 pub struct Door {
     socket: UdpSocket,
     state: UdpSocketState,
-    port: u16,
+    local: SocketAddr,
+    netns: u64,
     injector: Option<Arc<Injector>>,
 }
 
 impl Door {
-    fn open(addr: SocketAddr, mark: Mark, injector: Option<Arc<Injector>>) -> io::Result<Self> {
-        let socket = Socket::new(
-            Domain::for_address(addr),
-            Type::DGRAM.cloexec().nonblocking(),
-            Some(Protocol::UDP),
-        )?;
-        if addr.is_ipv6() {
-            socket.set_only_v6(true)?;
-            // To answer from addresses that are no interface's. Not bound to loopback, or it could not answer those who
-            // have a source address of another device; the filter and [`arrival`] keep strangers out.
-            socket.set_freebind_v6(true)?;
-        } else {
-            socket.bind_device(Some(b"lo"))?;
-        }
-        socket.attach_filter(&mark.filter())?;
-        enlarge(&socket);
-        socket.bind(&addr.into())?;
+    fn over(socket: Socket, netns: u64, injector: Option<Arc<Injector>>) -> io::Result<Self> {
         let socket = UdpSocket::from_std(socket.into())?;
         let state = UdpSocketState::new(UdpSockRef::from(&socket))?;
-        if addr.is_ipv6() {
+        let local = socket.local_addr()?;
+        if local.is_ipv6() {
             // quinn-udp has its packets never fragmented. The largest datagram and its headers are more than loopback's
             // MTU.
             setsockopt(&socket, Ipv6DontFrag, &0)?;
             setsockopt(&socket, Ipv6MtuDiscover, &libc::IPV6_PMTUDISC_DONT)?;
         }
         Ok(Self {
-            state,
-            port: socket.local_addr()?.port(),
             socket,
+            state,
+            local,
+            netns,
             injector,
         })
     }
 
-    /// Waits for datagrams. Cancel-safe.
-    pub async fn ready(&self) -> io::Result<()> {
-        self.socket.readable().await
+    /// Cookie of its network namespace.
+    pub fn netns(&self) -> u64 {
+        self.netns
     }
 
-    /// Reads what is there, up to a batch; how many buffers of it are filled.
-    pub fn read(&self, batch: &mut Batch) -> io::Result<usize> {
-        self.socket.try_io(Interest::READABLE, || {
-            let buffers = batch.bytes.chunks_exact_mut(BUFFER);
-            let mut slices: Vec<_> = buffers.map(IoSliceMut::new).collect();
-            self.state.recv(
-                UdpSockRef::from(&self.socket),
-                &mut slices,
-                &mut batch.metas,
-            )
-        })
+    /// Its own address: the unspecified one of its family, and its port.
+    pub fn local(&self) -> SocketAddr {
+        self.local
     }
 
-    /// Sends an answer to an application from the address that stands for its destination. False if its socket, or
-    /// ours, does not take more now.
-    pub fn answer(&self, from: IpAddr, app: SocketAddr, data: &[u8]) -> bool {
+    /// Waits for datagrams.
+    pub fn poll_ready(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.socket.poll_recv_ready(cx)
+    }
+
+    /// Reads what is there, up to a batch.
+    pub fn read(&self, batch: &mut Batch) -> io::Result<()> {
+        self.socket
+            .try_io(Interest::READABLE, || batch.fill(&self.socket))
+    }
+
+    /// Sends an answer to an application from the address that stands for its destination, with the service that the
+    /// destination has asked for. False if its socket, or ours, does not take more now.
+    pub fn answer(&self, from: IpAddr, app: SocketAddr, data: &[u8], dscp: Dscp) -> bool {
+        if !dscp.is_default() {
+            // quinn-udp sets the two bits of congestion alone.
+            return self.answer_as(from, app, data, dscp).is_ok();
+        }
         let transmit = Transmit {
             destination: app,
             ecn: None,
@@ -192,12 +237,61 @@ impl Door {
         sent.is_ok()
     }
 
+    fn answer_as(
+        &self,
+        from: IpAddr,
+        app: SocketAddr,
+        data: &[u8],
+        dscp: Dscp,
+    ) -> nix::Result<usize> {
+        let (fd, data, flags) = (
+            self.socket.as_raw_fd(),
+            [IoSlice::new(data)],
+            MsgFlags::empty(),
+        );
+        let app = SockaddrStorage::from(app);
+        match from {
+            IpAddr::V4(from) => {
+                let source = libc::in_pktinfo {
+                    ipi_ifindex: 0,
+                    ipi_spec_dst: in_addr(from),
+                    ipi_addr: in_addr(Ipv4Addr::UNSPECIFIED),
+                };
+                let tos = dscp.tos();
+                let control = [
+                    ControlMessage::Ipv4PacketInfo(&source),
+                    ControlMessage::Ipv4Tos(&tos),
+                ];
+                sendmsg(fd, &data, &control, flags, Some(&app))
+            }
+            IpAddr::V6(from) => {
+                let source = libc::in6_pktinfo {
+                    ipi6_addr: libc::in6_addr {
+                        s6_addr: from.octets(),
+                    },
+                    ipi6_ifindex: 0,
+                };
+                let class = i32::from(dscp.tos());
+                let control = [
+                    ControlMessage::Ipv6PacketInfo(&source),
+                    ControlMessage::Ipv6TClass(&class),
+                ];
+                sendmsg(fd, &data, &control, flags, Some(&app))
+            }
+        }
+    }
+
     /// Tells an application's kernel that the destination is not to be reached, as a router or its host would.
     pub fn unreachable(&self, from: IpAddr, app: SocketAddr, why: Unreachable) {
+        self.unreachable_at(SocketAddr::new(from, self.local.port()), app, why);
+    }
+
+    /// The same of what was sent to another port than this socket's.
+    pub fn unreachable_at(&self, from: SocketAddr, app: SocketAddr, why: Unreachable) {
         let Some(injector) = &self.injector else {
             return;
         };
-        let packet = packet(app, SocketAddr::new(from, self.port), why);
+        let packet = packet(app, from, why);
         if let Err(error) = injector.send(&packet, app.ip()) {
             tracing::debug!(%error, %app, "an application could not be told that its destination is unreachable");
         }
@@ -206,52 +300,25 @@ impl Door {
 
 /// Whose datagram it is, the id that its destination has, and the address that stands for it. `None` for what came from
 /// outside of loopback or stands for nothing.
-pub fn arrival(meta: &RecvMeta) -> Option<(SocketAddr, u32, IpAddr)> {
-    let to = meta.dst_ip?;
-    let inside = meta.interface_index.is_none_or(|index| index == LOOPBACK);
+pub fn arrival(meta: &Meta) -> Option<(SocketAddr, u32, IpAddr)> {
+    let to = meta.to?;
+    let inside = meta.interface.is_none_or(|index| index == LOOPBACK);
     let id = id_of(&words(to)).filter(|_| inside)?;
-    Some((SocketAddr::new(meta.addr.ip(), meta.addr.port()), id, to))
+    Some((SocketAddr::new(meta.from.ip(), meta.from.port()), id, to))
+}
+
+fn in_addr(addr: Ipv4Addr) -> libc::in_addr {
+    libc::in_addr {
+        s_addr: u32::from_ne_bytes(addr.octets()),
+    }
 }
 
 /// As far as allowed: beyond the host's limits with CAP_NET_ADMIN, else up to them.
-fn enlarge(socket: &Socket) {
-    if setsockopt(socket, sockopt::RcvBufForce, &BUFFER_BYTES).is_err() {
-        let _ = socket.set_recv_buffer_size(BUFFER_BYTES);
+fn enlarge(socket: &Socket, bytes: usize) {
+    if setsockopt(socket, sockopt::RcvBufForce, &bytes).is_err() {
+        let _ = socket.set_recv_buffer_size(bytes);
     }
-    if setsockopt(socket, sockopt::SndBufForce, &BUFFER_BYTES).is_err() {
-        let _ = socket.set_send_buffer_size(BUFFER_BYTES);
-    }
-}
-
-/// Buffers of one reading.
-pub struct Batch {
-    bytes: Vec<u8>,
-    metas: [RecvMeta; BATCH_SIZE],
-}
-
-impl Default for Batch {
-    fn default() -> Self {
-        Self {
-            // Zeroed by the kernel: what is never filled takes no memory.
-            bytes: vec![0; BATCH_SIZE * BUFFER],
-            metas: [RecvMeta::default(); BATCH_SIZE],
-        }
-    }
-}
-
-impl Batch {
-    /// The datagrams of the first `count` buffers, each by itself.
-    pub fn datagrams(&self, count: usize) -> impl Iterator<Item = (&RecvMeta, &[u8])> {
-        let buffers = self.bytes.chunks_exact(BUFFER).zip(&self.metas).take(count);
-        buffers.flat_map(|(buffer, meta)| {
-            let data = &buffer[..meta.len.min(BUFFER)];
-            // An empty datagram is one.
-            let count = data.len().div_ceil(meta.stride.max(1)).max(1);
-            let stride = meta.stride.max(1);
-            (0..count).map(move |index| {
-                let end = ((index + 1) * stride).min(data.len());
-                (meta, &data[(index * stride).min(end)..end])
-            })
-        })
+    if setsockopt(socket, sockopt::SndBufForce, &bytes).is_err() {
+        let _ = socket.set_send_buffer_size(bytes);
     }
 }

@@ -1,18 +1,21 @@
-//! The end of the targets: a connected UDP socket for each flow of the peer.
+//! The end of the targets: a connected UDP socket for each flow of the peer, but for those that share one (`groups`).
 
+use std::collections::BTreeMap;
 use std::io;
 use std::sync::Arc;
 use std::task::Poll;
 
-use session_proto::session::FlowId;
-use session_proto::wire::Target;
+use session_proto::session::{DatagramInfo, FlowId};
+use session_proto::wire::{Dscp, Target};
 use tokio::net::UdpSocket;
 use tokio::task::AbortHandle;
 
+use super::calls::{Came, receive, send_now, want_service};
+use super::groups::{Group, GroupKey};
 use super::waiting::Queue;
 use super::watch::ErrorWatch;
 use super::{BYTES_PER_TURN, DATAGRAM_ROOM, FlowReport, TAKEN_PER_TURN};
-use crate::dial::{DialError, FlowSocket, Share, dial_flow, open_flow};
+use crate::dial::{DialError, FlowOpened, FlowSocket, Share, dial_flow, open_flow};
 use crate::driver::ready::Source;
 use crate::driver::{Driver, Internal, Name, Side};
 
@@ -29,8 +32,11 @@ enum End {
     Resolving {
         task: AbortHandle,
         queue: Queue,
+        group: Option<u64>,
     },
     Open(Open),
+    /// It shares a socket.
+    Grouped(GroupKey),
 }
 
 /// A socket that is connected with the target.
@@ -44,6 +50,7 @@ struct Open {
 impl Open {
     fn new(opened: FlowSocket, source: Source<Name>) -> Self {
         let (socket, share) = opened.into_parts();
+        want_service(&socket);
         let socket = Arc::new(socket);
         Self {
             errors: ErrorWatch::of(&socket),
@@ -55,13 +62,13 @@ impl Open {
 
     /// The next datagram of the target, in `room`; none if there is none now: then the source is told of the next one,
     /// and of an error.
-    fn receive(&mut self, room: &mut [u8]) -> io::Result<Option<usize>> {
+    fn receive(&mut self, room: &mut [u8]) -> io::Result<Option<Came>> {
         let mut cx = self.source.context();
         if let Poll::Ready(error) = self.errors.poll(&self.socket, &mut cx) {
             return Err(error);
         }
         loop {
-            match self.socket.try_recv(room) {
+            match receive(&self.socket, room) {
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
                     if self.socket.poll_recv_ready(&mut cx).is_pending() {
                         return Ok(None);
@@ -76,15 +83,16 @@ impl Open {
 impl FarFlow {
     pub fn source(&self) -> Option<&Source<Name>> {
         match &self.end {
-            End::Resolving { .. } => None,
+            End::Resolving { .. } | End::Grouped(_) => None,
             End::Open(open) => Some(&open.source),
         }
     }
 
-    pub fn report(&self, id: FlowId) -> FlowReport {
+    pub fn report(&self, id: FlowId, groups: &BTreeMap<GroupKey, Group>) -> FlowReport {
         let local = match &self.end {
             End::Resolving { .. } => None,
             End::Open(open) => open.socket.local_addr().ok(),
+            End::Grouped(key) => groups.get(key).and_then(Group::local),
         };
         FlowReport {
             id,
@@ -98,7 +106,7 @@ impl FarFlow {
 
 impl Driver {
     /// The peer opened a flow.
-    pub(super) fn flow_opened(&mut self, id: FlowId, target: Target) {
+    pub(super) fn flow_opened(&mut self, id: FlowId, target: Target, group: Option<u64>) {
         let links = self.side.links();
         let Side::Responder(responder) = &mut self.side else {
             return self.far_unwanted(id, &target);
@@ -106,19 +114,20 @@ impl Driver {
         let is_own = move |ip| links.links.iter().any(|link| link.holds(ip));
         let (allow, caller) = (Arc::clone(&responder.allow), Arc::clone(&responder.caller));
         if let Target::Addr(addr) = target {
-            let opened = open_flow(&caller, is_own, &target, &allow, &[addr]);
-            return self.begin_far(id, target.to_string(), opened);
+            let opened = open_flow(&caller, is_own, &target, &allow, &[addr], group.is_some());
+            return self.begin_far(id, target.to_string(), opened, group);
         }
         let name = target.to_string();
         let (timeout, internal) = (responder.dial_timeout, self.internal_tx.clone());
         while responder.dials.try_join_next().is_some() {}
         let task = responder.dials.spawn(async move {
-            let result = dial_flow(&caller, is_own, &target, &allow, timeout).await;
+            let shared = group.is_some();
+            let result = dial_flow(&caller, is_own, &target, &allow, timeout, shared).await;
             // The driver may have ended meanwhile; then the socket ends here.
             let _ = internal.send(Internal::Flow { id, result });
         });
         let queue = Queue::default();
-        let resolving = End::Resolving { task, queue };
+        let resolving = End::Resolving { task, queue, group };
         self.insert_far(id, name, resolving);
     }
 
@@ -141,13 +150,34 @@ impl Driver {
         self.datagrams.far.insert(id, flow);
     }
 
-    fn begin_far(&mut self, id: FlowId, target: String, opened: Result<FlowSocket, DialError>) {
-        match opened {
-            Ok(socket) => {
-                let source = self.ready.add(Name::Flow(id));
-                self.insert_far(id, target, End::Open(Open::new(socket, source)));
-            }
+    fn begin_far(
+        &mut self,
+        id: FlowId,
+        target: String,
+        opened: Result<FlowOpened, DialError>,
+        group: Option<u64>,
+    ) {
+        match opened.and_then(|opened| self.end_of(id, opened, group)) {
+            Ok(end) => self.insert_far(id, target, end),
             Err(error) => self.far_refused(id, &target, &error),
+        }
+    }
+
+    fn end_of(
+        &mut self,
+        id: FlowId,
+        opened: FlowOpened,
+        group: Option<u64>,
+    ) -> Result<End, DialError> {
+        match opened {
+            FlowOpened::Own(socket) => {
+                let source = self.ready.add(Name::Flow(id));
+                Ok(End::Open(Open::new(socket, source)))
+            }
+            FlowOpened::Shared(route) => {
+                let group = group.unwrap_or_default();
+                self.join_group(id, group, &route).map(End::Grouped)
+            }
         }
     }
 
@@ -174,25 +204,28 @@ impl Driver {
     pub(in crate::driver) fn far_dialled(
         &mut self,
         id: FlowId,
-        result: Result<FlowSocket, DialError>,
+        result: Result<FlowOpened, DialError>,
     ) {
+        let Some(flow) = self.datagrams.far.get(&id) else {
+            return;
+        };
+        let End::Resolving { group, .. } = &flow.end else {
+            return;
+        };
+        let (group, target) = (*group, flow.target.clone());
+        let end = match result.and_then(|opened| self.end_of(id, opened, group)) {
+            Ok(end) => end,
+            Err(error) => return self.far_refused(id, &target, &error),
+        };
         let Some(flow) = self.datagrams.far.get_mut(&id) else {
             return;
         };
-        let socket = match result {
-            Ok(socket) => socket,
-            Err(error) => {
-                let target = flow.target.clone();
-                return self.far_refused(id, &target, &error);
-            }
-        };
-        let open = End::Open(Open::new(socket, self.ready.add(Name::Flow(id))));
-        let End::Resolving { queue, .. } = std::mem::replace(&mut flow.end, open) else {
+        let End::Resolving { queue, .. } = std::mem::replace(&mut flow.end, end) else {
             return;
         };
         let (waiting, closed) = self.datagrams.waiting.release(queue);
-        for data in waiting {
-            self.deliver_far(id, &data);
+        for (data, dscp) in waiting {
+            self.deliver_far(id, &data, dscp);
         }
         if closed {
             self.drop_far(id);
@@ -200,23 +233,35 @@ impl Driver {
     }
 
     /// A datagram of the peer goes to its target.
-    pub(super) fn deliver_far(&mut self, id: FlowId, data: &[u8]) {
+    pub(super) fn deliver_far(&mut self, id: FlowId, data: &[u8], dscp: Dscp) {
         let Some(flow) = self.datagrams.far.get_mut(&id) else {
             self.datagrams.counters.dropped += 1;
             return;
         };
-        let len = data.len() as u64;
-        let socket = match &mut flow.end {
-            End::Open(open) => &open.socket,
+        let sent = match &mut flow.end {
+            End::Open(open) => send_now(&open.socket, None, data, dscp),
+            End::Grouped(key) => {
+                let key = *key;
+                return self.deliver_in_group(id, key, data, dscp);
+            }
             End::Resolving { queue, .. } => {
-                if !self.datagrams.waiting.push(queue, data) {
+                if !self.datagrams.waiting.push(queue, data, dscp) {
                     self.datagrams.counters.dropped += 1;
                 }
                 return;
             }
         };
-        match send_now(socket, data) {
-            Ok(()) => flow.rx = (flow.rx.0 + 1, flow.rx.1 + len),
+        self.delivered_far(id, data.len(), sent);
+    }
+
+    /// What became of a datagram that was sent to its target.
+    pub(super) fn delivered_far(&mut self, id: FlowId, bytes: usize, sent: io::Result<()>) {
+        match sent {
+            Ok(()) => {
+                if let Some(flow) = self.datagrams.far.get_mut(&id) {
+                    flow.rx = (flow.rx.0 + 1, flow.rx.1 + bytes as u64);
+                }
+            }
             Err(error) => {
                 self.datagrams.counters.dropped += 1;
                 self.far_error(id, &error);
@@ -224,8 +269,19 @@ impl Driver {
         }
     }
 
+    /// A datagram that came goes to the peer.
+    pub(super) fn send_from_far(&mut self, id: FlowId, data: &[u8], info: &DatagramInfo) {
+        if let Some(flow) = self.datagrams.far.get_mut(&id) {
+            flow.tx = (flow.tx.0 + 1, flow.tx.1 + data.len() as u64);
+        }
+        if let Err(error) = self.send_datagram(id, data, info) {
+            tracing::debug!(flow = id, %error, "a datagram is dropped");
+            self.datagrams.counters.dropped += 1;
+        }
+    }
+
     /// What the kernel said of a target's socket: of this datagram, or by ICMP of an earlier one.
-    fn far_error(&mut self, id: FlowId, error: &io::Error) {
+    pub(super) fn far_error(&mut self, id: FlowId, error: &io::Error) {
         let Some(errno) = error.raw_os_error().filter(|errno| is_final(*errno)) else {
             tracing::debug!(flow = id, %error, "a datagram is dropped");
             return;
@@ -256,13 +312,13 @@ impl Driver {
                 break;
             };
             match open.receive(&mut scratch) {
-                Ok(Some(n)) => {
-                    flow.tx = (flow.tx.0 + 1, flow.tx.1 + n as u64);
-                    bytes += n;
-                    if let Err(error) = self.send_datagram(id, &scratch[..n]) {
-                        tracing::debug!(flow = id, %error, "a datagram is dropped");
-                        self.datagrams.counters.dropped += 1;
-                    }
+                Ok(Some(came)) => {
+                    bytes += came.bytes;
+                    let info = DatagramInfo {
+                        dscp: came.dscp,
+                        source: None,
+                    };
+                    self.send_from_far(id, &scratch[..came.bytes], &info);
                 }
                 Ok(None) => {
                     more = false;
@@ -295,16 +351,15 @@ impl Driver {
 
     fn drop_far(&mut self, id: FlowId) {
         let flow = self.datagrams.far.remove(&id);
-        if let Some(End::Resolving { task, queue }) = flow.map(|flow| flow.end) {
-            task.abort();
-            self.datagrams.waiting.release(queue);
+        match flow.map(|flow| flow.end) {
+            Some(End::Resolving { task, queue, .. }) => {
+                task.abort();
+                self.datagrams.waiting.release(queue);
+            }
+            Some(End::Grouped(key)) => self.leave_group(id, key),
+            Some(End::Open(_)) | None => {}
         }
     }
-}
-
-/// Sends without waiting, also where tokio has not heard from the socket yet.
-fn send_now(socket: &UdpSocket, data: &[u8]) -> io::Result<()> {
-    socket2::SockRef::from(socket).send(data).map(|_| ())
 }
 
 /// Whether an error says that the target is not to be reached, as an application with a connected socket would hear

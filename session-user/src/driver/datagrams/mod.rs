@@ -3,7 +3,9 @@
 //! `sockets` says which UDP sockets there are and which is preferred, `packets` moves the session's packets, `near` is
 //! the end of the applications that open flows, `far` that of the targets.
 
+mod calls;
 mod far;
+mod groups;
 mod near;
 mod packets;
 mod silence;
@@ -18,15 +20,18 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::BytesMut;
-use session_proto::session::{FlowError, FlowEvent, FlowId, UdpPath, UdpTransmit};
+use session_proto::session::{DatagramInfo, FlowError, FlowEvent, FlowId, UdpPath, UdpTransmit};
 use tokio::sync::mpsc;
 
 use super::ready::Source;
 use super::{Driver, Name};
 use crate::transport::{PacketSocket, ReceiveRoom};
 use far::FarFlow;
+use groups::Group;
 use near::Near;
 use sockets::{Local, Which};
+
+pub(super) use groups::GroupKey;
 
 /// Datagrams of applications, or batches of packets, that are taken in one turn before other sources get theirs.
 const TAKEN_PER_TURN: usize = 64;
@@ -102,6 +107,8 @@ pub struct DatagramCounters {
     pub packets_unsent: u64,
     /// Flows that ended by an error of their target.
     pub failed: u64,
+    /// Datagrams for an application of the peer from somebody whom the rules do not let the peer speak to.
+    pub unheard: u64,
 }
 
 /// All that a driver has for flows.
@@ -115,6 +122,7 @@ pub(super) struct Datagrams {
     unbound: Vec<String>,
     near: Near,
     far: BTreeMap<FlowId, FarFlow>,
+    groups: BTreeMap<GroupKey, Group>,
     /// What waits in flows whose targets' names are being resolved.
     waiting: waiting::Room,
     /// Bytes of datagrams that were given to the session since it was last asked for packets.
@@ -157,6 +165,10 @@ impl Datagrams {
         self.far.get(&id)?.source()
     }
 
+    pub fn source_of_group(&self, key: GroupKey) -> Option<&Source<Name>> {
+        Some(self.groups.get(&key)?.source())
+    }
+
     /// Packets for this session. Never returns where the unit does not listen. Cancel-safe.
     pub async fn arrived(&mut self) -> Inbound {
         let arrived = match &mut self.listening {
@@ -177,14 +189,16 @@ impl Driver {
         let mut events = std::mem::take(&mut self.datagrams.events);
         while let Some(event) = self.session.poll_flow_event() {
             match event {
-                FlowEvent::FlowOpened { id, target } => self.flow_opened(id, target),
+                FlowEvent::FlowOpened { id, target, group } => {
+                    self.flow_opened(id, target, group);
+                }
                 other => events.push(other),
             }
         }
         // Before the flow's end, which may have come with its last datagram.
-        while let Some((id, data)) = self.session.poll_datagram() {
-            if !self.deliver_near(id, &data) {
-                self.deliver_far(id, &data);
+        while let Some((id, data, info)) = self.session.poll_datagram_info() {
+            if !self.deliver_near(id, &data, &info) {
+                self.deliver_far(id, &data, info.dscp);
             }
         }
         for event in events.drain(..) {
@@ -208,8 +222,14 @@ impl Driver {
     }
 
     /// Gives a datagram to the session, and its transports what it has, if that is much.
-    fn send_datagram(&mut self, id: FlowId, data: &[u8]) -> Result<(), FlowError> {
-        self.session.send_datagram(self.clock.now(), id, data)?;
+    fn send_datagram(
+        &mut self,
+        id: FlowId,
+        data: &[u8],
+        info: &DatagramInfo,
+    ) -> Result<(), FlowError> {
+        let now = self.clock.now();
+        self.session.send_datagram_with(now, id, data, info)?;
         self.datagrams.unwritten += data.len();
         let unwritten = self.datagrams.unwritten;
         let over_udp = || self.session.udp_status().is_some_and(|s| s.usable);
@@ -245,7 +265,9 @@ impl Driver {
 
     pub(super) fn flow_reports(&self) -> Vec<FlowReport> {
         let near = self.datagrams.near.reports();
-        near.chain(self.datagrams.far.iter().map(|(&id, flow)| flow.report(id)))
+        let groups = &self.datagrams.groups;
+        let far = self.datagrams.far.iter();
+        near.chain(far.map(|(&id, flow)| flow.report(id, groups)))
             .collect()
     }
 

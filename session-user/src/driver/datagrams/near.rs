@@ -5,7 +5,8 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use bytes::Bytes;
-use session_proto::session::{FlowError, FlowId};
+use session_proto::session::{DatagramInfo, FlowError, FlowId};
+use session_proto::wire::Dscp;
 
 use super::silence::{Place, Silence, is_brief};
 use super::{BYTES_PER_TURN, FlowReport, TAKEN_PER_TURN};
@@ -96,9 +97,9 @@ impl Driver {
                 break;
             }
             match queue.flows.pop() {
-                Some(FlowInput::Datagram(app, data)) => {
+                Some(FlowInput::Datagram(app, data, dscp)) => {
                     bytes += data.len();
-                    self.carry(&app, &data);
+                    self.carry(&app, &data, dscp);
                 }
                 Some(FlowInput::Closed(app)) => self.app_closed(&app),
                 None if taken == 0 => return,
@@ -109,13 +110,14 @@ impl Driver {
     }
 
     /// A datagram goes out on its conversation's flow, which is opened if there is none.
-    fn carry(&mut self, app: &Arc<AppFlow>, data: &Bytes) {
+    fn carry(&mut self, app: &Arc<AppFlow>, data: &Bytes, dscp: Dscp) {
         let known = self.datagrams.near.of_app.get(&app.number()).copied();
         let Some(id) = known.or_else(|| self.open_for(app)) else {
             self.datagrams.counters.dropped += 1;
             return;
         };
-        match self.send_datagram(id, data) {
+        let info = DatagramInfo { dscp, source: None };
+        match self.send_datagram(id, data, &info) {
             Ok(()) => self.datagrams.near.sent(id, data.len()),
             // Its end waits to be told: the next one opens another flow.
             Err(FlowError::Gone | FlowError::NotOpen | FlowError::TooMany) => {
@@ -131,7 +133,8 @@ impl Driver {
 
     fn open_for(&mut self, app: &Arc<AppFlow>) -> Option<FlowId> {
         self.make_room();
-        match self.session.open_flow(self.clock.now(), app.target.clone()) {
+        let (now, target) = (self.clock.now(), app.target.clone());
+        match self.session.open_flow_of(now, target, app.group) {
             Ok(id) => {
                 tracing::debug!(flow = id, app = %app.app, target = %app.target, "a flow is opened");
                 let near = &mut self.datagrams.near;
@@ -185,14 +188,14 @@ impl Driver {
     }
 
     /// A datagram came from a target; false if no application here has the flow.
-    pub(super) fn deliver_near(&mut self, id: FlowId, data: &[u8]) -> bool {
+    pub(super) fn deliver_near(&mut self, id: FlowId, data: &[u8], info: &DatagramInfo) -> bool {
         let near = &mut self.datagrams.near;
         let Some(flow) = near.flows.get_mut(&id) else {
             return false;
         };
         flow.rx = (flow.rx.0 + 1, flow.rx.1 + data.len() as u64);
         flow.touch(id, &mut near.silence);
-        flow.app.end().deliver(data);
+        flow.app.end().deliver_with(data, info);
         true
     }
 

@@ -3,6 +3,7 @@
 use std::collections::VecDeque;
 
 use bytes::Bytes;
+use session_proto::wire::Dscp;
 
 /// Datagrams of one flow that wait, at most; what comes after them is dropped.
 const WAITING_MAX: usize = 16;
@@ -17,7 +18,7 @@ const CLOSED_MAX: usize = 64;
 /// What waits in one flow.
 #[derive(Debug, Default)]
 pub(super) struct Queue {
-    datagrams: VecDeque<Bytes>,
+    datagrams: VecDeque<(Bytes, Dscp)>,
     bytes: usize,
     /// The peer has closed the flow: it goes when this is sent.
     closed: bool,
@@ -32,7 +33,7 @@ pub(super) struct Room {
 
 impl Room {
     /// Adds a datagram; false if there is no room for it.
-    pub fn push(&mut self, queue: &mut Queue, data: &[u8]) -> bool {
+    pub fn push(&mut self, queue: &mut Queue, data: &[u8], dscp: Dscp) -> bool {
         let cost = data.len() + OVERHEAD;
         if queue.datagrams.len() >= WAITING_MAX || self.bytes + cost > WAITING_BYTES_MAX {
             return false;
@@ -40,7 +41,8 @@ impl Room {
         self.bytes += cost;
         queue.bytes += cost;
         // A copy, since the original may hold a whole batch of packets.
-        queue.datagrams.push_back(Bytes::copy_from_slice(data));
+        let data = Bytes::copy_from_slice(data);
+        queue.datagrams.push_back((data, dscp));
         true
     }
 
@@ -58,7 +60,7 @@ impl Room {
     }
 
     /// What waited in a flow that waits no more, and whether the peer has closed it.
-    pub fn release(&mut self, queue: Queue) -> (VecDeque<Bytes>, bool) {
+    pub fn release(&mut self, queue: Queue) -> (VecDeque<(Bytes, Dscp)>, bool) {
         self.bytes -= queue.bytes;
         self.closed -= usize::from(queue.closed);
         (queue.datagrams, queue.closed)
@@ -75,7 +77,7 @@ mod tests {
         let mut kept = Vec::new();
         for _ in 0..10_000 {
             let mut queue = Queue::default();
-            room.push(&mut queue, b"");
+            room.push(&mut queue, b"", Dscp::default());
             if room.close(&mut queue) {
                 kept.push(queue);
             } else {
@@ -98,7 +100,7 @@ mod tests {
         let mut taken = 0;
         for _ in 0..2_000 {
             let mut queue = Queue::default();
-            while room.push(&mut queue, b"") {
+            while room.push(&mut queue, b"", Dscp::default()) {
                 taken += 1;
             }
             queues.push(queue);

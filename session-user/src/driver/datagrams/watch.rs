@@ -25,15 +25,21 @@ impl ErrorWatch {
         }))
     }
 
+    /// Ready once when the socket that it was made for has an error.
+    pub fn poll_told(&mut self, socket: &Arc<UdpSocket>, cx: &mut Context<'_>) -> Poll<()> {
+        ready!(self.0.as_mut().poll(cx));
+        // Taken note of: the next one is told again.
+        let _ = socket.try_io(Interest::ERROR, || {
+            Err::<(), _>(io::ErrorKind::WouldBlock.into())
+        });
+        *self = Self::of(socket);
+        Poll::Ready(())
+    }
+
     /// The error of the socket that it was made for, once there is one.
     pub fn poll(&mut self, socket: &Arc<UdpSocket>, cx: &mut Context<'_>) -> Poll<io::Error> {
         loop {
-            ready!(self.0.as_mut().poll(cx));
-            // Taken note of: the next one is told again.
-            let _ = socket.try_io(Interest::ERROR, || {
-                Err::<(), _>(io::ErrorKind::WouldBlock.into())
-            });
-            *self = Self::of(socket);
+            ready!(self.poll_told(socket, cx));
             match SockRef::from(&**socket).take_error() {
                 Ok(None) => {}
                 Ok(Some(error)) | Err(error) => return Poll::Ready(error),

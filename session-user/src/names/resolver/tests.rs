@@ -118,7 +118,7 @@ async fn a_peer_carries_what_its_rule_captures() {
     let asking = resolver.answer(&asked, at, &way);
     let carrying = async {
         queue.flows.available().await;
-        let Some(FlowInput::Datagram(flow, data)) = queue.flows.pop() else {
+        let Some(FlowInput::Datagram(flow, data, _)) = queue.flows.pop() else {
             panic!("no datagram")
         };
         assert_eq!(

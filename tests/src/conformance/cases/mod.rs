@@ -14,6 +14,7 @@ mod readiness;
 mod resets;
 mod udp;
 mod udp_calls;
+mod udp_strangers;
 mod urgent;
 
 use super::Case;
@@ -34,6 +35,7 @@ pub const GROUPS: &[(&str, &[Case])] = &[
     ("Handing sockets on", handing::CASES),
     ("Many at once", many::CASES),
     ("UDP", udp::CASES),
+    ("UDP with others than the target", udp_strangers::CASES),
     ("UDP system calls", udp_calls::CASES),
 ];
 

@@ -63,6 +63,11 @@ pub const CASES: &[Case] = &[
         service,
     ),
     Case::new(
+        "udp_service_of_answer",
+        "IP_RECVTOS or IPV6_RECVTCLASS tells what the target has set",
+        service_of_answer,
+    ),
+    Case::new(
         "udp_several",
         "sendmmsg and recvmmsg with the sources",
         several,
@@ -275,6 +280,31 @@ fn service(peer: &Peer, seen: &mut Seen) -> anyhow::Result<()> {
         seen.call("set", sys::set_option(&socket, level, name, value));
         sys::send(&socket, b"hello", 0)?;
         seen.call("the target got", text(&socket));
+    }
+    Ok(())
+}
+
+fn service_of_answer(peer: &Peer, seen: &mut Seen) -> anyhow::Result<()> {
+    let script = peer.udp_peer(1, UdpHow::EchoService)?;
+    let socket = connected(peer, script.addr())?;
+    let (level, set, told) = if peer.v6() {
+        let level = libc::IPPROTO_IPV6;
+        (level, libc::IPV6_TCLASS, libc::IPV6_RECVTCLASS)
+    } else {
+        (libc::IPPROTO_IP, libc::IP_TOS, libc::IP_RECVTOS)
+    };
+    seen.call("ask", sys::set_option(&socket, level, told, 1));
+    for value in [0xb8, 0] {
+        sys::set_option(&socket, level, set, value)?;
+        sys::send(&socket, b"hello", 0)?;
+        let mut bytes = [0; 10];
+        let mut slices = [IoSliceMut::new(&mut bytes)];
+        let mut control = nix::cmsg_space!([u8; 64]);
+        let (fd, flags) = (socket.as_raw_fd(), MsgFlags::empty());
+        let message = recvmsg::<SockaddrStorage>(fd, &mut slices, Some(&mut control), flags)?;
+        for part in message.cmsgs()? {
+            seen.note("told", format!("{part:?}"));
+        }
     }
     Ok(())
 }

@@ -11,6 +11,7 @@ mod send;
 mod table;
 
 use std::collections::{BTreeMap, VecDeque};
+use std::net::SocketAddr;
 
 use bytes::Bytes;
 
@@ -18,11 +19,21 @@ use super::udp::UdpPath;
 use super::window::Window;
 use crate::Time;
 use crate::ranges::RangeSet;
-use crate::wire::Target;
+use crate::wire::{Dscp, Target};
 use partial::Partials;
 
 /// A flow of one session. Bit 0 is 0 for those that the session's initiator opened.
 pub type FlowId = u64;
+
+/// What belongs to a datagram beside its bytes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct DatagramInfo {
+    /// What it asks of the networks. Lost on the way to a peer that knows no such thing.
+    pub dscp: Dscp,
+    /// Who sent it, where that was not the flow's target: only towards the end that has opened the flow, and only if it
+    /// belongs to a group.
+    pub source: Option<SocketAddr>,
+}
 
 /// Something that concerns flows or the UDP transport. A driver without flows never has any: they are
 /// apart from [`super::Event`] for that.
@@ -34,6 +45,9 @@ pub enum FlowEvent {
         id: FlowId,
         /// Where it goes.
         target: Target,
+        /// The socket of the peer that it belongs to, by the peer's number for it: all flows of one have one source
+        /// towards their targets, and it hears from others too. None for a socket that hears its target alone.
+        group: Option<u64>,
     },
     /// The peer's end of a flow met an error, such as a port that nobody listens at; the flow is over.
     FlowFailed {
@@ -117,6 +131,8 @@ pub struct FlowStats {
 struct FlowState {
     /// Where it goes.
     target: Target,
+    /// The opener's socket.
+    group: Option<u64>,
     /// The peer has it: the target need not be named any more.
     known: bool,
     /// When a datagram of it last went or came.
@@ -141,7 +157,7 @@ pub(super) struct Datagrams {
     numbered: u64,
     received: Window,
     partials: Partials,
-    waiting: VecDeque<(FlowId, Bytes)>,
+    waiting: VecDeque<(FlowId, Bytes, DatagramInfo)>,
     waiting_bytes: usize,
     pub events: VecDeque<FlowEvent>,
     pub stats: FlowStats,

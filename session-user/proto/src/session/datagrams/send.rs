@@ -3,13 +3,13 @@
 
 use bytes::Bytes;
 
-use super::{FlowError, FlowId};
+use super::{DatagramInfo, FlowError, FlowId};
 use crate::Time;
 use crate::limits::{DATAGRAM_BYTES_MAX, TAG_BYTES};
 use crate::session::event::Handle;
 use crate::session::udp::PathKey;
 use crate::session::{Session, Transport};
-use crate::wire::{DatagramHeader, Fragment, Frame};
+use crate::wire::{DatagramHeader, Dscp, Fragment, Frame, flow_feature};
 
 /// The ways that a datagram takes.
 #[derive(Debug, Default)]
@@ -31,6 +31,17 @@ impl Session {
     /// Sends a datagram of a flow, once: nobody hears whether it arrives. Take what goes out with
     /// [`Session::poll_udp`], and with [`Session::prepare`] on the active transport.
     pub fn send_datagram(&mut self, now: Time, id: FlowId, data: &[u8]) -> Result<(), FlowError> {
+        self.send_datagram_with(now, id, data, &DatagramInfo::default())
+    }
+
+    /// The same, with what belongs to it.
+    pub fn send_datagram_with(
+        &mut self,
+        now: Time,
+        id: FlowId,
+        data: &[u8],
+        info: &DatagramInfo,
+    ) -> Result<(), FlowError> {
         self.now = now;
         if !self.is_open() {
             return Err(FlowError::NotOpen);
@@ -40,13 +51,29 @@ impl Session {
         }
         let flow = self.datagrams.flows.get_mut(&id).ok_or(FlowError::Gone)?;
         flow.used = now;
-        let target = (!flow.known).then(|| flow.target.clone());
+        let (target, group) = if flow.known {
+            (None, None)
+        } else {
+            (Some(flow.target.clone()), flow.group)
+        };
         self.datagrams.stats.sent += 1;
+        let peer = self.role.other();
+        if info.source.is_some() && !self.may_have_sources(id, peer) {
+            // The peer would take it for the target's.
+            self.datagrams.stats.unsent += 1;
+            return Ok(());
+        }
         let mut header = DatagramHeader {
             flow: id,
             target,
-            number: None,
-            fragment: None,
+            dscp: if self.peer_knows(flow_feature::SERVICE) {
+                info.dscp
+            } else {
+                Dscp::default()
+            },
+            group,
+            source: info.source,
+            ..DatagramHeader::default()
         };
         self.rekey_if_due(now);
         let spent = self.epochs.exhausted(self.config.rekey_records);

@@ -2,17 +2,30 @@
 
 use bytes::Bytes;
 
-use super::{FlowError, FlowEvent, FlowId, FlowState, FlowStats};
+use super::{DatagramInfo, FlowError, FlowEvent, FlowId, FlowState, FlowStats};
 use crate::Time;
 use crate::limits::{CONTROL_RECORD_BYTES_MAX, FLOW_GAPS_MAX};
 use crate::session::event::Violation;
-use crate::session::{Session, Transport};
-use crate::wire::{Frame, Target, VARINT_MAX};
+use crate::session::{Role, Session, Transport};
+use crate::wire::{Frame, Target, VARINT_MAX, flow_feature};
 
 impl Session {
     /// Opens a flow to `target`, at which the peer has a socket for it. Datagrams may be sent at once:
     /// the first ones carry the target, and no answer is waited for.
     pub fn open_flow(&mut self, now: Time, target: Target) -> Result<FlowId, FlowError> {
+        self.open_flow_of(now, target, None)
+    }
+
+    /// The same for a socket of this end that is not connected, which `group` tells apart from all others that there
+    /// have been in this session, at most [`VARINT_MAX`]: the peer has one socket for all flows of a group, as far as
+    /// their targets are of one family, and what others than the targets send there comes with its source
+    /// ([`super::DatagramInfo`]). A peer that knows no groups is not told.
+    pub fn open_flow_of(
+        &mut self,
+        now: Time,
+        target: Target,
+        group: Option<u64>,
+    ) -> Result<FlowId, FlowError> {
         self.now = now;
         if !self.is_open() {
             return Err(FlowError::NotOpen);
@@ -26,13 +39,26 @@ impl Session {
         }
         let id = self.datagrams.opened * 2 + bit;
         self.datagrams.opened += 1;
-        self.insert_flow(now, id, target);
+        let group = group.filter(|_| self.peer_knows(flow_feature::GROUPS));
+        self.insert_flow(now, id, target, group);
         Ok(id)
     }
 
-    fn insert_flow(&mut self, now: Time, id: FlowId, target: Target) {
+    /// Whether the peer has announced a [`flow_feature`].
+    pub(super) fn peer_knows(&self, feature: u64) -> bool {
+        self.peer.flow_features & feature != 0
+    }
+
+    /// Whether datagrams of others than the target may go to `end` in a flow: it has opened it, for a group.
+    pub(super) fn may_have_sources(&self, id: FlowId, end: Role) -> bool {
+        let flow = self.datagrams.flows.get(&id);
+        id & 1 == end.bit() && flow.is_some_and(|flow| flow.group.is_some())
+    }
+
+    fn insert_flow(&mut self, now: Time, id: FlowId, target: Target, group: Option<u64>) {
         let state = FlowState {
             target,
+            group,
             known: id & 1 != self.role.bit(),
             used: now,
         };
@@ -81,7 +107,7 @@ impl Session {
         &mut self,
         now: Time,
         id: FlowId,
-        target: Option<&Target>,
+        opening: Option<(&Target, Option<u64>)>,
     ) -> Result<bool, Violation> {
         if id & 1 == self.role.bit() {
             self.check_own_flow(id)?;
@@ -94,16 +120,16 @@ impl Session {
         }
         let of = (id & 1) as usize;
         let open = self.datagrams.open[of] + self.datagrams.ends_of[of];
-        let Some(target) = target.filter(|_| {
+        let Some((target, group)) = opening.filter(|_| {
             // What comes late must not open a flow again that is over.
             open < self.config.max_flows && !self.datagrams.seen.contains(id >> 1)
         }) else {
             return Ok(false);
         };
         self.see_flow(id);
-        self.insert_flow(now, id, target.clone());
+        self.insert_flow(now, id, target.clone(), group);
         let target = target.clone();
-        let opened = FlowEvent::FlowOpened { id, target };
+        let opened = FlowEvent::FlowOpened { id, target, group };
         self.datagrams.events.push_back(opened);
         Ok(true)
     }
@@ -209,6 +235,13 @@ impl Session {
     /// [`Session::poll_flow_event`].
     #[must_use]
     pub fn poll_datagram(&mut self) -> Option<(FlowId, Bytes)> {
+        let (id, data, _) = self.poll_datagram_info()?;
+        Some((id, data))
+    }
+
+    /// The same, with what belongs to it.
+    #[must_use]
+    pub fn poll_datagram_info(&mut self) -> Option<(FlowId, Bytes, DatagramInfo)> {
         let next = self.datagrams.waiting.pop_front()?;
         self.datagrams.waiting_bytes -= next.1.len();
         Some(next)

@@ -1,0 +1,404 @@
+//! Whether a stream is packed, and by which codec: where that saves time, and no longer.
+//!
+//! The link holds the stream up if it had to wait for room in a queue. Packed, it moves as fast as the link
+//! carries what is left of it, or as the codec packs, whichever is slower; that must be clearly more than the
+//! link carries as it is. How far a stream shrinks is only known by packing it: one record is the probe, and
+//! where it does not pay, the next one comes a megabyte later, and then after double of it each time.
+
+use std::time::Duration;
+
+use super::config::Compression;
+use crate::Time;
+use crate::limits::{PACK_AGAIN_BYTES, PACK_AGAIN_BYTES_MAX, PACKED_FIRST_BYTES_MIN};
+use crate::wire::Codec;
+
+/// A stream that had to wait within this time is held up by the link.
+const HELD_UP: Duration = Duration::from_secs(1);
+/// One that is packed need not wait any more, so that is no reason to end it; not for so long.
+const HELD_UP_LONG_AGO: Duration = Duration::from_secs(10);
+/// Ratios are those of the last so many bytes or so.
+const RECENT_BYTES: u64 = 256 * 1024;
+/// Before so many they say little.
+const KNOWN_BYTES: u64 = 32 * 1024;
+/// What else is done for each byte on its way, in bytes a second: reading, sealing and writing it.
+const PIPELINE: u64 = 1_300_000_000;
+/// What is taken for granted of text until it is known, in thousandths: see [`Ratio`].
+const USUAL: [u64; 2] = [2_000, 3_000];
+
+/// How fast this host packs, in bytes a second, by [`Codec::index`].
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Speeds([u64; 2]);
+
+impl Default for Speeds {
+    /// Of one processor of a server of 2023; what the driver measures takes their place.
+    fn default() -> Self {
+        Self([500_000_000, 350_000_000])
+    }
+}
+
+impl Speeds {
+    /// `bytes` were packed and sealed in `took`.
+    pub fn measured(&mut self, codec: Codec, bytes: usize, took: Duration) {
+        let micros = u64::try_from(took.as_micros()).unwrap_or(u64::MAX).max(1);
+        let sample = bytes as u64 * 1_000_000 / micros;
+        let known = &mut self.0[codec.index()];
+        // Now and then somebody else has the processor: one sample is no slow host.
+        *known = (*known * 15 + sample.clamp(1_000_000, 10_000_000_000)) / 16;
+    }
+
+    /// Bytes a second of a stream that shrinks by `ratio`, over a link that carries `rate`.
+    fn pace(self, codec: Codec, rate: u64, ratio: u64) -> u64 {
+        let speed = self.0[codec.index()];
+        let packs = u128::from(speed) * u128::from(PIPELINE) / u128::from(speed + PIPELINE);
+        let carries = u128::from(rate) * u128::from(ratio) / 1_000;
+        u64::try_from(packs.min(carries)).unwrap_or(u64::MAX)
+    }
+}
+
+/// What a stream has become by packing, lately.
+#[derive(Clone, Copy, Debug, Default)]
+struct Ratio {
+    plain: u64,
+    packed: u64,
+}
+
+impl Ratio {
+    fn add(&mut self, plain: usize, packed: usize) {
+        self.plain += plain as u64;
+        self.packed += packed as u64;
+        if self.plain > RECENT_BYTES {
+            self.plain /= 2;
+            self.packed /= 2;
+        }
+    }
+
+    /// Plain bytes for a thousand packed ones.
+    fn thousandths(self) -> Option<u64> {
+        (self.plain > 0).then(|| self.plain * 1_000 / self.packed.max(1))
+    }
+
+    fn is_known(self) -> bool {
+        self.plain >= KNOWN_BYTES
+    }
+}
+
+/// What a decision about one record depends on, beside the stream's past.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Question {
+    pub now: Time,
+    /// What packs the stream.
+    pub open: Option<Codec>,
+    /// Codecs that both ends have.
+    pub codecs: u64,
+    pub wish: Compression,
+    /// Bytes a second that the record's transport carries, if that is known.
+    pub rate: Option<u64>,
+    pub speeds: Speeds,
+    pub offset: u64,
+    pub len: usize,
+}
+
+/// What one direction of a stream has shown.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Chooser {
+    waited_at: Option<Time>,
+    /// No attempt below this offset.
+    again_at: u64,
+    /// What the last failure put between.
+    again_after: u64,
+    /// Offset at which the codec in use began.
+    began_at: u64,
+    ratios: [Ratio; 2],
+    /// It begins as HTTP or TLS does, in either direction.
+    is_web: bool,
+    /// Bytes since a time, for what the application offers.
+    since: Time,
+    offered: u64,
+}
+
+impl Chooser {
+    /// There was no room for the stream in a queue.
+    pub fn waits(&mut self, now: Time) {
+        self.waited_at = Some(now);
+    }
+
+    /// The first bytes of the stream, in either direction.
+    pub fn begins_with(&mut self, data: &[u8]) {
+        self.is_web |= is_web(data);
+    }
+
+    /// What packs the next record; `None`: nothing.
+    pub fn choose(&mut self, q: &Question) -> Option<Codec> {
+        self.count(q);
+        if q.codecs == 0 || (q.wish.spares_web && self.is_web) {
+            return None;
+        }
+        match q.open {
+            Some(codec) => self.go_on(q, codec),
+            None => self.begin(q),
+        }
+    }
+
+    fn count(&mut self, q: &Question) {
+        if q.now.since(self.since) > 2 * HELD_UP {
+            self.since = q.now;
+            self.offered = 0;
+        }
+        self.offered += q.len as u64;
+    }
+
+    fn waited_within(&self, now: Time, time: Duration) -> bool {
+        self.waited_at.is_some_and(|at| now.since(at) <= time)
+    }
+
+    fn begin(&mut self, q: &Question) -> Option<Codec> {
+        if q.len < PACKED_FIRST_BYTES_MIN {
+            return None;
+        }
+        let best = self.best(q);
+        if q.wish.always {
+            return best;
+        }
+        if q.offset < self.again_at {
+            return None;
+        }
+        let rate = q.rate.filter(|_| self.waited_within(q.now, HELD_UP))?;
+        // A fifth more, or the processor's time is better spent otherwise.
+        best.filter(|codec| self.pace(q, *codec, rate) / 6 >= rate / 5)
+    }
+
+    fn go_on(&mut self, q: &Question, codec: Codec) -> Option<Codec> {
+        let Some(rate) = q.rate.filter(|_| !q.wish.always) else {
+            return Some(codec);
+        };
+        if !self.ratios[codec.index()].is_known() {
+            return Some(codec);
+        }
+        let pace = self.pace(q, codec, rate);
+        let micros = q.now.since(self.since).as_micros().max(1);
+        let idles = q.now.since(self.since) >= HELD_UP
+            && u128::from(self.offered) * 2_000_000 / micros < u128::from(rate);
+        let free = idles && !self.waited_within(q.now, HELD_UP_LONG_AGO);
+        if free || pace / 21 < rate / 20 {
+            self.failed(q.offset);
+            return None;
+        }
+        if q.offset < self.began_at + PACK_AGAIN_BYTES {
+            return Some(codec);
+        }
+        self.again_after = 0;
+        // Changing costs the history of 64 KiB.
+        let better = self.best(q).filter(|best| *best != codec);
+        let better = better.filter(|best| self.pace(q, *best, rate) / 5 >= pace / 4);
+        Some(better.unwrap_or(codec))
+    }
+
+    fn best(&self, q: &Question) -> Option<Codec> {
+        let both = Codec::ALL.into_iter();
+        let there = both.filter(|codec| q.codecs & codec.bit() != 0);
+        // Where the rate is not known, the link is taken for slow.
+        let rate = q.rate.unwrap_or(1_000_000);
+        there.max_by_key(|codec| self.pace(q, *codec, rate))
+    }
+
+    fn pace(&self, q: &Question, codec: Codec, rate: u64) -> u64 {
+        q.speeds.pace(codec, rate, self.expected(codec))
+    }
+
+    /// In thousandths: what was seen, or what the other codec lets expect.
+    fn expected(&self, codec: Codec) -> u64 {
+        let known = |codec: Codec| {
+            let ratio = self.ratios[codec.index()];
+            ratio.thousandths().filter(|_| ratio.is_known())
+        };
+        let [lz4, zstd] = USUAL;
+        let guess = match codec {
+            Codec::Lz4 => known(Codec::Zstd).map(|r| r * lz4 / zstd),
+            Codec::Zstd => known(Codec::Lz4).map(|r| r * zstd / lz4),
+        };
+        known(codec).or(guess).unwrap_or(USUAL[codec.index()])
+    }
+
+    /// A record of `plain` bytes became `packed`; `fresh`: the first of its codec.
+    pub fn packed(&mut self, codec: Codec, offset: u64, fresh: bool, plain: usize, packed: usize) {
+        let ratio = &mut self.ratios[codec.index()];
+        if fresh {
+            *ratio = Ratio::default();
+            self.began_at = offset;
+        }
+        ratio.add(plain, packed);
+    }
+
+    /// Packing did not pay at `offset`.
+    pub fn failed(&mut self, offset: u64) {
+        self.again_after = (self.again_after * 2).clamp(PACK_AGAIN_BYTES, PACK_AGAIN_BYTES_MAX);
+        self.again_at = offset + self.again_after;
+        // What comes then may be of another kind.
+        self.ratios = Default::default();
+    }
+
+    /// How much larger a record may be for what `codec` makes of it, in thousandths.
+    pub fn shrinks_by(&self, codec: Codec) -> u64 {
+        let seen = self.ratios[codec.index()].thousandths();
+        seen.unwrap_or(1_000).clamp(1_000, 16_000)
+    }
+}
+
+/// Whether a stream begins as TLS or HTTP does. In a request or an answer, what an attacker chose may stand
+/// beside a secret.
+fn is_web(data: &[u8]) -> bool {
+    const HTTP: [&[u8]; 10] = [
+        b"GET ",
+        b"POST ",
+        b"PUT ",
+        b"HEAD ",
+        b"DELETE ",
+        b"OPTIONS ",
+        b"PATCH ",
+        b"CONNECT ",
+        b"HTTP/",
+        b"PRI * HTTP/",
+    ];
+    // A handshake record of any version of TLS (RFC 8446 section 5.1).
+    let tls = data.len() > 2 && data[0] == 22 && data[1] == 3 && data[2] <= 4;
+    tls || HTTP.iter().any(|start| data.starts_with(start))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MS: u64 = 1_000_000;
+
+    fn at(ms: u64) -> Time {
+        Time::from_nanos(ms * MS)
+    }
+
+    fn question(rate: u64) -> Question {
+        Question {
+            now: at(1_000),
+            open: None,
+            codecs: Compression::AUTO.codecs,
+            wish: Compression::AUTO,
+            rate: Some(rate),
+            speeds: Speeds::default(),
+            offset: 0,
+            len: 8_192,
+        }
+    }
+
+    fn held_up() -> Chooser {
+        let mut chooser = Chooser::default();
+        chooser.waits(at(900));
+        chooser
+    }
+
+    #[test]
+    fn only_what_the_link_holds_up_is_packed() {
+        assert_eq!(Chooser::default().choose(&question(1_250_000)), None);
+        assert_eq!(held_up().choose(&question(1_250_000)), Some(Codec::Zstd));
+        let small = Question {
+            len: 100,
+            ..question(1_250_000)
+        };
+        assert_eq!(held_up().choose(&small), None);
+    }
+
+    #[test]
+    fn the_codec_fits_the_link_and_the_host() {
+        // 100 Mbit/s, 2 Gbit/s, and what no codec keeps up with.
+        assert_eq!(held_up().choose(&question(12_500_000)), Some(Codec::Zstd));
+        assert_eq!(held_up().choose(&question(250_000_000)), Some(Codec::Lz4));
+        assert_eq!(held_up().choose(&question(500_000_000)), None);
+        let mut slow = question(12_500_000);
+        for _ in 0..200 {
+            slow.speeds
+                .measured(Codec::Zstd, 65_536, Duration::from_millis(5));
+            slow.speeds
+                .measured(Codec::Lz4, 65_536, Duration::from_millis(4));
+        }
+        assert_eq!(held_up().choose(&slow), Some(Codec::Lz4));
+        slow.rate = Some(25_000_000);
+        assert_eq!(held_up().choose(&slow), None);
+    }
+
+    #[test]
+    fn what_did_not_pay_is_tried_again_later_and_later() {
+        let mut chooser = held_up();
+        let mut q = question(1_250_000);
+        let mut tries = Vec::new();
+        while q.offset < 64 << 20 {
+            chooser.waits(q.now);
+            if chooser.choose(&q).is_some() {
+                tries.push(q.offset >> 20);
+                chooser.failed(q.offset);
+            }
+            q.offset += q.len as u64;
+        }
+        assert_eq!(tries, [0, 1, 3, 7, 15, 31, 47, 63]);
+    }
+
+    #[test]
+    fn it_ends_when_the_data_shrinks_no_more() {
+        let mut chooser = held_up();
+        let mut q = question(1_250_000);
+        let codec = chooser.choose(&q).unwrap();
+        chooser.packed(codec, 0, true, 8_192, 2_000);
+        q.open = Some(codec);
+        let mut records = 0;
+        while chooser.choose(&q) == Some(codec) {
+            chooser.packed(codec, q.offset, false, 8_192, 8_100);
+            q.offset += 8_192;
+            records += 1;
+            assert!(records < 200);
+        }
+        assert_eq!(chooser.choose(&Question { open: None, ..q }), None);
+    }
+
+    #[test]
+    fn a_stream_that_need_not_wait_any_more_stays_packed() {
+        let mut chooser = held_up();
+        let mut q = question(1_250_000);
+        let codec = chooser.choose(&q).unwrap();
+        q.open = Some(codec);
+        chooser.packed(codec, 0, true, 65_536, 16_000);
+        // As fast as the link alone would carry it: packed it never waits.
+        for ms in (1_010..40_000).step_by(10) {
+            q.now = at(ms);
+            q.offset += 8_192;
+            assert_eq!(chooser.choose(&q), Some(codec), "{ms}");
+            chooser.packed(codec, q.offset, false, 8_192, 2_000);
+        }
+        // A tenth of that needs no codec.
+        let mut packed = true;
+        for ms in (40_000..60_000).step_by(100) {
+            q.now = at(ms);
+            q.offset += 8_192;
+            packed = chooser.choose(&q).is_some();
+            if !packed {
+                break;
+            }
+        }
+        assert!(!packed);
+    }
+
+    #[test]
+    fn the_web_is_spared_unless_the_operator_says_otherwise() {
+        for start in [
+            &b"GET / HTTP/1.1\r\n"[..],
+            b"HTTP/1.1 200 OK\r\n",
+            &[22, 3, 1, 2, 0],
+        ] {
+            let mut chooser = held_up();
+            chooser.begins_with(start);
+            assert_eq!(chooser.choose(&question(1_250_000)), None);
+            let mut forced = question(1_250_000);
+            forced.wish = Compression::only(Codec::Lz4);
+            forced.codecs = forced.wish.codecs;
+            assert_eq!(chooser.choose(&forced), Some(Codec::Lz4));
+        }
+        let mut chooser = held_up();
+        chooser.begins_with(b"SSH-2.0-OpenSSH\r\n");
+        assert!(chooser.choose(&question(1_250_000)).is_some());
+    }
+}

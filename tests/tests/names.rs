@@ -488,3 +488,42 @@ fn a_name_leads_out_of_a_namespace_without_any_network() -> anyhow::Result<()> {
     ensure!(printed(talker)? == "answer");
     Ok(())
 }
+
+/// Asks at a port of a name, without a connection; says who answers: the address that stands for the name, or others.
+const DATAGRAMS: &str = r#"
+import socket, sys
+to = socket.getaddrinfo(sys.argv[1], int(sys.argv[2]), socket.AF_INET, socket.SOCK_DGRAM)[0][4]
+s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+s.settimeout(10)
+s.sendto(b"who is there?", to)
+for said, who in sorted(s.recvfrom(100) for _ in range(2)):
+    print(said.decode(), "the name's" if who == to else "%s:%d" % who)
+"#;
+
+#[test]
+fn datagrams_to_a_captured_name_are_answered_under_its_address() -> anyhow::Result<()> {
+    const PORT: u16 = 7200;
+    let bed = NameBed::new(Asks::Datagrams)?;
+    let bind = |port: u16| {
+        let at = (Lab::target(false), port);
+        let socket = (bed.bed.bed.lab.server()).run(move || UdpSocket::bind(at))?;
+        socket.set_read_timeout(Some(LIMIT))?;
+        anyhow::Ok(socket)
+    };
+    let (target, other) = (bind(PORT)?, bind(PORT + 1)?);
+    let other_at = other.local_addr()?;
+    let answering = std::thread::spawn(move || {
+        let (_, asker) = target.recv_from(&mut [0; 100])?;
+        other.send_to(b"other:", asker)?;
+        target.send_to(b"target:", asker)
+    });
+    let port = PORT.to_string();
+    let said = bed.says(&["python3", "-c", DATAGRAMS, CAPTURED, &port])?;
+    let answered = answering.join().ok().context("the target has panicked")?;
+    answered?;
+    ensure!(
+        said == format!("other: {other_at}\ntarget: the name's\n"),
+        "{said}"
+    );
+    Ok(())
+}

@@ -113,6 +113,8 @@ impl Driver {
         match socket {
             Some(socket) if self.session.has_stream(id) => {
                 self.add_app(id, socket, target, true);
+                // Only now does it count among those that want a lane.
+                self.tend_lanes();
                 self.app_write(id);
             }
             // The stream was reset meanwhile, and so is the socket.

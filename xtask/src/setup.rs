@@ -79,13 +79,7 @@ pub fn run(yes: bool) -> anyhow::Result<()> {
     if ebpf::check_toolchain().is_err() {
         packages.extend(EBPF_PACKAGES.iter().filter(|p| !installed(p)));
     }
-    if !packages.is_empty() {
-        ask(
-            yes,
-            &format!("install with apt-get: {}", packages.join(" ")),
-        )?;
-        install(&packages)?;
-    }
+    install_asked(yes, &packages)?;
     if sh::find("bpf-linker").is_none() {
         ask(
             yes,
@@ -115,13 +109,7 @@ pub fn peers(yes: bool) -> anyhow::Result<()> {
         .into_iter()
         .filter(|p| !installed(p))
         .collect();
-    if !packages.is_empty() {
-        ask(
-            yes,
-            &format!("install with apt-get: {}", packages.join(" ")),
-        )?;
-        install(&packages)?;
-    }
+    install_asked(yes, &packages)?;
     if sh::find("ssserver").is_none() {
         ask(
             yes,
@@ -164,6 +152,18 @@ fn ask(yes: bool, what: &str) -> anyhow::Result<()> {
     } else {
         bail!("not installed, as you said")
     }
+}
+
+/// Installs what is missing, if anything is, once that was agreed to.
+fn install_asked(yes: bool, packages: &[&str]) -> anyhow::Result<()> {
+    if packages.is_empty() {
+        return Ok(());
+    }
+    ask(
+        yes,
+        &format!("install with apt-get: {}", packages.join(" ")),
+    )?;
+    install(packages)
 }
 
 /// Installs without letting Debian start the servers: the tests start their own.

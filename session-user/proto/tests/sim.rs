@@ -126,6 +126,10 @@ const REGRESSIONS: &[(u64, &str)] = &[
         without_marks(17489),
         "a keep-alive that could not be sealed stayed due",
     ),
+    (
+        41_238,
+        "the end of packing that came behind what follows it was not heeded",
+    ),
 ];
 
 /// Runs `seeds` on all processors; every failure in the message, with the command that replays it.

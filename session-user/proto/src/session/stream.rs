@@ -172,7 +172,7 @@ impl RecvHalf {
         if offset < self.next {
             return Err(Violation::protocol("packed data in place of other data"));
         }
-        let plain = self.unpacking.unpack(packed)?;
+        let plain = self.unpacking.unpack(offset, packed)?;
         self.append(plain);
         Ok(())
     }

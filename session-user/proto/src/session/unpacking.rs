@@ -76,6 +76,8 @@ impl Piece {
 #[derive(Debug, Default)]
 pub(super) struct Unpacking {
     unpacker: Option<(Box<Unpacker>, Slot)>,
+    /// Offset of the first byte that came packed afresh.
+    begun_at: u64,
     /// The sender has given up what packs there, and nothing was packed since.
     over_at: Option<u64>,
     slots: Slots,
@@ -97,10 +99,11 @@ impl Unpacking {
         self.unpacker.as_ref().map(|(u, _)| u.codec())
     }
 
-    /// The next bytes of the stream, which come packed.
-    pub fn unpack(&mut self, packed: &Packed) -> Result<Bytes, Violation> {
+    /// The next bytes of the stream, those from `offset` on, which come packed.
+    pub fn unpack(&mut self, offset: u64, packed: &Packed) -> Result<Bytes, Violation> {
         if packed.fresh {
             self.begin(packed.codec)?;
+            self.begun_at = offset;
         }
         let known = self.unpacker.as_mut();
         let Some((unpacker, _)) = known.filter(|(u, _)| u.codec() == packed.codec) else {
@@ -132,13 +135,15 @@ impl Unpacking {
         Ok(())
     }
 
-    /// The sender gave up what packs at `at`; all below `next` is in order.
+    /// The sender gave up what packs at `at`; all below `next` is in order. Records come in any order, so what follows may
+    /// be here already, as it is or packed afresh.
     pub fn over(&mut self, at: u64, next: u64) {
-        if at >= next {
+        if at > next {
             self.over_at = self.over_at.max(Some(at));
-            self.reached(next);
+        } else if at > self.begun_at {
+            // What ends a later one may have come before this.
+            self.unpacker = None;
         }
-        // Otherwise it has begun afresh since.
     }
 
     /// All below `next` is in order.
@@ -188,5 +193,50 @@ impl Session {
             // The stream is over.
             None => Ok(()),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::codec::Packer;
+
+    const PLAIN: [u8; 4096] = [7; 4096];
+
+    fn fresh() -> Packed {
+        let mut packer = Packer::new(Codec::Lz4).unwrap();
+        Packed {
+            codec: Codec::Lz4,
+            fresh: true,
+            plain_bytes: PLAIN.len(),
+            data: Bytes::copy_from_slice(packer.pack(&PLAIN).unwrap()),
+        }
+    }
+
+    #[test]
+    fn the_end_of_packing_may_come_behind_what_follows_it() {
+        let slots = Slots::new(1);
+        let mut first = Unpacking::new(slots.clone());
+        assert_eq!(first.unpack(0, &fresh()).unwrap(), PLAIN[..]);
+        // The next bytes came as they are, in a record that was faster.
+        first.over(4096, 5000);
+        assert!(first.codec().is_none());
+        // So there is room for another stream.
+        Unpacking::new(slots).unpack(0, &fresh()).unwrap();
+    }
+
+    #[test]
+    fn late_news_of_an_earlier_packing_leaves_a_later_one() {
+        let mut stream = Unpacking::new(Slots::new(1));
+        stream.unpack(0, &fresh()).unwrap();
+        stream.unpack(8192, &fresh()).unwrap();
+        stream.over(4096, 12_288);
+        assert!(stream.codec().is_some());
+        // The end of the second overtakes the bytes before it, and then the end of the first comes.
+        stream.over(16_384, 12_288);
+        stream.over(4096, 12_288);
+        assert!(stream.codec().is_some());
+        stream.reached(16_384);
+        assert!(stream.codec().is_none());
     }
 }

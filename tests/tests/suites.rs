@@ -36,6 +36,10 @@ const SUITES: [Suite; 4] = [
             "-subprocess",
             // Expects that client and server have the same address.
             "-test_create_server",
+            // Their server ends by a datagram to itself, which is sent here by a thread of another network namespace
+            // than the socket's: the agent looks for the namespace at the thread, and what it holds is lost.
+            "-test_recvfrom",
+            "-test_sendto_blocking",
         ],
     },
     Suite {

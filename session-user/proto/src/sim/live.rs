@@ -192,7 +192,28 @@ impl World<'_> {
             let time = link.time_for(ahead) + link.time_for(answer + back.in_flight());
             (!time.is_zero()).then_some((id, time))
         };
-        session.carriers(lowest).filter_map(time).collect()
+        let carriers = session.carriers(lowest).filter_map(time);
+        carriers.chain(self.answering(side, lowest)).collect()
+    }
+
+    /// The wires over which the other end may be telling `side` that it has record `lowest`, with the time that they need
+    /// for it: where it came from, the other end may send no more.
+    fn answering(&self, side: Side, lowest: u64) -> Vec<(usize, Duration)> {
+        let there = &self.hosts[side.other() as usize].session;
+        let Some(there) = there.as_ref().filter(|s| s.has_received(lowest)) else {
+            return Vec::new();
+        };
+        let time = |&id: &usize| {
+            let wire = self.wires.get(&id)?;
+            let back = &wire.pipes[side.other() as usize];
+            let queued = wire.ends[side.other() as usize].handle;
+            let queued = queued.map_or(0, |h| there.queued_bytes(h));
+            let under_way = queued + back.in_flight();
+            let delivers = back.delivers() && self.links[wire.link].hole == [false; 2];
+            (delivers && under_way > 0).then(|| (id, self.links[wire.link].time_for(under_way)))
+        };
+        let host = &self.hosts[side as usize];
+        host.wires.values().filter_map(time).collect()
     }
 
     /// While it is not known which of two transports works, a bounded number of bytes goes out on both.

@@ -58,6 +58,7 @@ pub fn rows(passes: u16) -> anyhow::Result<Vec<Row>> {
     let agents = stand.agents();
     let mut wakes = ends(&agents, "idle_wake_ups", "1/s");
     let mut cpu = ends(&agents, "idle_cpu", "% of a core");
+    // The session has just begun: what that leaves to do is not idleness.
     std::thread::sleep(SETTLED);
     for _ in 0..passes {
         let before: Vec<Spent> = spent(&agents)?;

@@ -6,9 +6,9 @@
 //!
 //! - A read that was not full has met the end of what there is, or the mark. No other follows it without a new event: the
 //!   question before the next one takes the place of the read that would find nothing.
-//! - A read that was full may have ended at the mark by chance. The kernel is asked once more, and from then on only when
-//!   EPOLLPRI has told that urgent data has come: whoever reads full ones in a row is behind, and has heard of that by the
-//!   time that the mark is next.
+//! - A read that was full may have ended at the mark by chance. The kernel is asked again, and whether there is anything at
+//!   all: of an empty socket it says nothing that would hold until the next read. Beside a read of 64 KiB that is little.
+//! - EPOLLPRI tells that urgent data has come, so that an event of it is not taken for one of bytes.
 
 use std::ffi::c_int;
 use std::io::{self, IoSlice};
@@ -39,8 +39,8 @@ pub struct Taken {
 #[derive(Debug)]
 pub(super) struct MarkedSocket {
     pub(super) fd: Arc<AsyncFd<Socket>>,
-    /// How many of the latest reads were full, up to two.
-    full: u8,
+    /// The latest read was full.
+    full: bool,
     /// Nobody has read, or written, yet. Both are tried without waiting for the first event: a socket that has just been
     /// connected can be written, and one that was accepted often holds the first bytes.
     unread: bool,
@@ -57,7 +57,7 @@ impl MarkedSocket {
         let fd = unsafe { AsyncFd::register_with_interest(socket, interest) }?;
         Ok(Self {
             fd: Arc::new(fd),
-            full: 0,
+            full: false,
             unread: true,
             unwritten: true,
         })
@@ -70,15 +70,14 @@ impl MarkedSocket {
         let mut told = urgent_told(fd);
         let direct = std::mem::take(&mut self.unread);
         // Of a socket with nothing to read no answer would hold until it is read.
-        let perhaps_empty = direct || self.full == 1 || told.is_some();
-        let ask = perhaps_empty || self.full == 0;
+        let perhaps_empty = direct || self.full || told.is_some();
         let room = buf.chunk_mut().len();
         let mut taken = None;
         let mut read = |socket: &Socket| {
             if perhaps_empty && ioctl_int(socket, libc::FIONREAD)? == 0 {
                 return Err(io::ErrorKind::WouldBlock.into());
             }
-            let urgent = ask && ioctl_int(socket, SIOCATMARK)? != 0;
+            let urgent = ioctl_int(socket, SIOCATMARK)? != 0;
             let bytes = match receive(socket, buf) {
                 // A signal for this thread keeps it from passing the mark, once.
                 Err(error) if urgent && would_block(&error) => receive(socket, buf)?,
@@ -104,7 +103,7 @@ impl MarkedSocket {
                 .err()
                 .unwrap_or_else(|| io::ErrorKind::WouldBlock.into());
             if would_block(&error) {
-                self.full = 0;
+                self.full = false;
                 forget(&mut told);
             }
             return Err(error);
@@ -112,8 +111,7 @@ impl MarkedSocket {
         if taken.urgent {
             forget(&mut told);
         }
-        let full = taken.bytes == room;
-        self.full = if full { (self.full + 1).min(2) } else { 0 };
+        self.full = taken.bytes == room;
         Ok(taken)
     }
 
@@ -259,6 +257,8 @@ mod tests {
             ROOM - 1,
             ROOM,
             ROOM + 1,
+            2 * ROOM,
+            3 * ROOM,
             3 * ROOM / 2,
             3 * ROOM + 7,
         ];

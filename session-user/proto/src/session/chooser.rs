@@ -25,30 +25,54 @@ const PIPELINE: u64 = 1_300_000_000;
 /// What is taken for granted of text until it is known, in thousandths: see [`Ratio`].
 const USUAL: [u64; 2] = [2_000, 3_000];
 
+/// What one processor of a server of 2023 packs in a second, in bytes, by [`Codec::index`]; what the driver measures takes
+/// its place.
+const USUAL_SPEEDS: [u64; 2] = [500_000_000, 350_000_000];
+/// A host that was found slow is believed half of it after this time: a stream that is not packed for that measures nothing.
+const SLOW_HALF: Duration = Duration::from_secs(60);
+
 /// How fast this host packs, in bytes a second, by [`Codec::index`].
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Speeds([u64; 2]);
+pub(super) struct Speeds {
+    known: [u64; 2],
+    /// When each was measured last.
+    at: [Time; 2],
+}
 
 impl Default for Speeds {
-    /// Of one processor of a server of 2023; what the driver measures takes their place.
     fn default() -> Self {
-        Self([500_000_000, 350_000_000])
+        Self {
+            known: USUAL_SPEEDS,
+            at: [Time::ZERO; 2],
+        }
     }
 }
 
 impl Speeds {
     /// `bytes` were packed and sealed in `took`.
-    pub fn measured(&mut self, codec: Codec, bytes: usize, took: Duration) {
+    pub fn measured(&mut self, now: Time, codec: Codec, bytes: usize, took: Duration) {
         let micros = u64::try_from(took.as_micros()).unwrap_or(u64::MAX).max(1);
         let sample = bytes as u64 * 1_000_000 / micros;
-        let known = &mut self.0[codec.index()];
+        let index = codec.index();
+        let known = self.believed(now).known[index];
         // Now and then somebody else has the processor: one sample is no slow host.
-        *known = (*known * 15 + sample.clamp(1_000_000, 10_000_000_000)) / 16;
+        self.known[index] = (known * 15 + sample.clamp(1_000_000, 10_000_000_000)) / 16;
+        self.at[index] = now;
+    }
+
+    /// What is believed at a time.
+    pub fn believed(mut self, now: Time) -> Self {
+        for (index, known) in self.known.iter_mut().enumerate() {
+            let halves = now.since(self.at[index]).as_secs() / SLOW_HALF.as_secs();
+            let missing = USUAL_SPEEDS[index].saturating_sub(*known);
+            *known += missing - missing.checked_shr(halves.min(64) as u32).unwrap_or(0);
+        }
+        self
     }
 
     /// Bytes a second of a stream that shrinks by `ratio`, over a link that carries `rate`.
     fn pace(self, codec: Codec, rate: u64, ratio: u64) -> u64 {
-        let speed = self.0[codec.index()];
+        let speed = self.known[codec.index()];
         let packs = u128::from(speed) * u128::from(PIPELINE) / u128::from(speed + PIPELINE);
         let carries = u128::from(rate) * u128::from(ratio) / 1_000;
         u64::try_from(packs.min(carries)).unwrap_or(u64::MAX)
@@ -179,7 +203,11 @@ impl Chooser {
         let idles = q.now.since(self.since) >= HELD_UP
             && u128::from(self.offered) * 2_000_000 / micros < u128::from(rate);
         let free = idles && !self.waited_within(q.now, HELD_UP_LONG_AGO);
-        if free || pace / 21 < rate / 20 {
+        if free {
+            // It shrinks as before: the next time that it has to wait it begins again.
+            return None;
+        }
+        if pace / 21 < rate / 20 {
             self.failed(q.offset);
             return None;
         }
@@ -313,13 +341,17 @@ mod tests {
         let mut slow = question(12_500_000);
         for _ in 0..200 {
             slow.speeds
-                .measured(Codec::Zstd, 65_536, Duration::from_millis(5));
+                .measured(slow.now, Codec::Zstd, 65_536, Duration::from_millis(5));
             slow.speeds
-                .measured(Codec::Lz4, 65_536, Duration::from_millis(4));
+                .measured(slow.now, Codec::Lz4, 65_536, Duration::from_millis(4));
         }
         assert_eq!(held_up().choose(&slow), Some(Codec::Lz4));
         slow.rate = Some(25_000_000);
         assert_eq!(held_up().choose(&slow), None);
+        // It was busy, and nothing has been measured since.
+        let later = slow.now + 10 * SLOW_HALF;
+        slow.speeds = slow.speeds.believed(later);
+        assert!(held_up().choose(&slow).is_some());
     }
 
     #[test]
@@ -380,6 +412,10 @@ mod tests {
             }
         }
         assert!(!packed);
+        // When it has to wait again it is packed again, at once.
+        q.open = None;
+        chooser.waits(q.now);
+        assert_eq!(chooser.choose(&q), Some(codec));
     }
 
     #[test]

@@ -124,8 +124,10 @@ impl Packings {
         self.idle_at
     }
 
-    /// Whether the peer unpacks one more; it has `acknowledged` all records below that number.
+    /// Whether the peer unpacks one more, of `most` as it says, and this end packs one more: no more than it would unpack,
+    /// whatever the peer says. It has `acknowledged` all records below that number.
     fn has_room(&mut self, acknowledged: u64, most: u64) -> bool {
+        let most = most.min(self.slots.most() as u64);
         while self
             .told
             .front()
@@ -189,7 +191,33 @@ impl Session {
                 self.packings.buffer = Some(data.cleared());
                 self.seal_data(now, &DataHeader::Packed(header), packed, place);
             }
-            None => self.seal_data(now, &DataHeader::Plain(*header), data, place),
+            None => self.seal_plain(now, header, data, place),
+        }
+    }
+
+    /// Seals `data` as it is: in pieces, if there is so much of it since a packed stream's was asked for.
+    fn seal_plain(&mut self, now: Time, header: &StreamHeader, data: SendBuf, place: Place) {
+        let size = self.plain_record_bytes(place);
+        if data.len() <= 2 * size {
+            return self.seal_data(now, &DataHeader::Plain(*header), data, place);
+        }
+        self.seal_pieces(now, header, data.data(), place);
+        self.packings.buffer = Some(data.cleared());
+    }
+
+    /// Seals a copy of `data` in records of the size that is best where they go.
+    pub(super) fn seal_pieces(
+        &mut self,
+        now: Time,
+        header: &StreamHeader,
+        data: &[u8],
+        place: Place,
+    ) {
+        let mut header = *header;
+        for piece in data.chunks(self.plain_record_bytes(place)) {
+            let record = SendBuf::copy_of(piece);
+            self.seal_data(now, &DataHeader::Plain(header), record, place);
+            header.offset += piece.len() as u64;
         }
     }
 
@@ -218,7 +246,7 @@ impl Session {
             codecs,
             wish: self.config.compression,
             rate,
-            speeds: self.packings.speeds,
+            speeds: self.packings.speeds.believed(now),
             offset,
             len,
         });
@@ -335,7 +363,7 @@ impl Session {
         // A small piece says more of what is done once than of the codec.
         let latest = self.packings.latest.take();
         if let Some((codec, bytes)) = latest.filter(|(_, bytes)| *bytes >= PACKED_BYTES_MIN * 16) {
-            self.packings.speeds.measured(codec, bytes, took);
+            self.packings.speeds.measured(self.now, codec, bytes, took);
         }
     }
 
@@ -354,5 +382,20 @@ impl Session {
                 packed_bytes: unpacking.packed_bytes,
             },
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_peer_that_unpacks_any_number_has_no_more_packed_than_this_end_would_unpack() {
+        let mut packings = Packings::new(2);
+        for open in 0..4 {
+            packings.open = open;
+            assert_eq!(packings.has_room(0, 1 << 40), open < 2, "{open}");
+            assert_eq!(packings.has_room(0, 1), open < 1, "{open}");
+        }
     }
 }

@@ -239,7 +239,6 @@ impl Session {
             // It would go on the silent one alone, and all of it at once elsewhere when that is settled.
             return None;
         }
-        let transport = |h: Handle| self.transports.get(&h);
         let waits = self.waits_in_pair(counts).unwrap_or_else(|| {
             let mut queues = counts.handles().peekable();
             queues.peek().is_some() && queues.all(|h| self.is_full_beside_pair(h))
@@ -247,12 +246,17 @@ impl Session {
         if waits {
             return None;
         }
-        let sizes = place.handles().filter_map(transport);
-        let size = sizes.map(|t| self.record_bytes(t)).min();
-        let size = size.unwrap_or(STREAM_DATA_BYTES_MAX);
+        let size = self.plain_record_bytes(place);
         let most = self.flight_room();
         let stream = self.streams.get(&id);
         Some(stream.map_or(size.min(most), |s| s.packing.plain_bytes(size, most)))
+    }
+
+    /// The best size of a record that is not packed and goes to `place`.
+    pub(super) fn plain_record_bytes(&self, place: Place) -> usize {
+        let transports = place.handles().filter_map(|h| self.transports.get(&h));
+        let sizes = transports.map(|t| self.record_bytes(t));
+        sizes.min().unwrap_or(STREAM_DATA_BYTES_MAX)
     }
 
     /// The best size of a record on `transport`: as on another one, while nothing is known of it.

@@ -29,6 +29,11 @@ impl Slots {
         }
     }
 
+    /// How many there may be.
+    pub fn most(&self) -> usize {
+        self.most
+    }
+
     // A session is one task's at a time, so nobody comes in between.
     fn take(&self) -> Option<Slot> {
         if self.taken.load(Ordering::Relaxed) >= self.most {
@@ -180,7 +185,14 @@ impl Session {
         let plain_bytes = header.plain_bytes as u64;
         self.arrived(header.id, plain_bytes, |recv| {
             recv.insert_packed(header.offset, packed)
-        })
+        })?;
+        if header.offset == 0
+            && let Some(stream) = self.streams.get_mut(&header.id)
+            && let Some(first) = stream.recv.peek()
+        {
+            stream.packing.begins_with(first);
+        }
+        Ok(())
     }
 
     pub(super) fn handle_packing_over(

@@ -6,7 +6,7 @@
 use super::Session;
 use super::event::{StreamError, StreamId, Violation};
 use crate::Time;
-use crate::wire::Frame;
+use crate::wire::{Frame, StreamHeader};
 
 /// What is around the data in a record's payload, at most: a header of URGENT and one of STREAM.
 const AROUND_BYTES: usize = 64;
@@ -29,13 +29,23 @@ impl Session {
         {
             stream.packing.begins_with(data);
         }
-        let mut frames = Vec::with_capacity(data.len() + AROUND_BYTES);
+        let (first, rest) = data.split_at(data.len().min(self.plain_record_bytes(place)));
+        let mut frames = Vec::with_capacity(first.len() + AROUND_BYTES);
         // In front: who takes the bytes must know by then where to stop.
         Frame::Urgent { id, offset }.encode(&mut frames);
-        Frame::Stream { header, data }.encode(&mut frames);
+        let with_it = Frame::Stream {
+            header,
+            data: first,
+        };
+        with_it.encode(&mut frames);
         self.flush_frames(now);
         self.rekey_if_due(now);
         self.seal_frames_at(now, &frames, place);
+        let behind = StreamHeader {
+            offset: offset + first.len() as u64,
+            ..header
+        };
+        self.seal_pieces(now, &behind, rest, place);
         Ok(())
     }
 

@@ -99,14 +99,21 @@ pub const TRANSPORT_QUEUE_BYTES_MIN: usize = 128 * 1024;
 /// In between it is what the transport sends in this time.
 pub const QUEUE_TIME: Duration = Duration::from_millis(10);
 
+/// Buffers that a session keeps to use again and did not need for so long, or for double of it, are given back.
+pub const POOL_REST: Duration = Duration::from_secs(5);
+
 /// How long a closing session lingers to have its CLOSE acknowledged.
 pub const CLOSE_LINGER: Duration = Duration::from_secs(3);
 
 /// Answers to PINGs that wait for a transport's socket; further PINGs are not answered.
 pub const PONGS_QUEUED_MAX: usize = 64;
 
+/// Room for one read of a transport's socket, at most, in bytes: several records of full size.
+pub const READ_BYTES_MAX: usize = 4 * STREAM_DATA_BYTES_MAX;
+
 /// Received pieces that may hold on to the buffers that they came in, for all streams of a session
-/// together; beyond it they are copied into buffers of their own.
+/// together, at most; beyond it they are copied into buffers of their own. Fewer where so many buffers
+/// would be more than the memory for what is received.
 pub const LOOSE_PIECES_MAX: usize = 128;
 
 /// Pieces beyond a gap that a session keeps: as many as there are record numbers in the window.
@@ -161,6 +168,15 @@ pub const RECORD_DATA_BYTES_UNKNOWN: usize = 16 * 1024;
 
 /// Bytes queued on a transport in user space above which bonded records go elsewhere.
 pub const BOND_QUEUE_BYTES: usize = 64 * 1024;
+
+/// First credit of a stream, at least and at most, in bytes: a request, and the first flight of an answer.
+pub const FIRST_WINDOW_MIN: u64 = 4 * 1024;
+/// See [`FIRST_WINDOW_MIN`].
+pub const FIRST_WINDOW_MAX: u64 = 256 * 1024;
+
+/// Once an application has taken so many bytes of a stream it is taken to read, and the stream's credit grows: less may
+/// lie in the buffers of its kernel.
+pub const PROVEN_BYTES: u64 = 512 * 1024;
 
 /// Bytes that arrive out of order when the slowest of the bonded transports is used as well, at most;
 /// where it would be more, records wait for a faster one.

@@ -6,8 +6,8 @@ use ring::hmac;
 use session_proto::limits::{PACKET_HEADER_BYTES, RECORD_HEADER_BYTES};
 use session_proto::seal::{Aead, Direction, Epoch, OpenKeys, RecordKey, Secret, SessionSecret};
 use session_proto::wire::{
-    Ack, DatagramHeader, Dscp, Fragment, Frame, FrameType, Kind, Mode, PacketHeader, Params,
-    Preamble, Reader, RecordHeader, Reply, Route, Service, Space, Status, StreamHeader, Target,
+    Ack, DatagramHeader, Dscp, Fragment, Frame, FrameType, Kind, PacketHeader, Params, Preamble,
+    Reader, RecordHeader, Reply, Route, Service, Space, Status, StreamHeader, Target,
 };
 
 const SPECIFICATION: &str = include_str!("../../../docs/protocol.md");
@@ -174,21 +174,10 @@ fn flow_frames() -> Vec<(Frame<'static>, &'static str)> {
         (
             Frame::Open {
                 id: 4,
-                target: v4.clone(),
+                target: v4,
                 service: Service::default(),
             },
             "8840080404c000020101bb",
-        ),
-        (
-            Frame::Open {
-                id: 4,
-                target: v4,
-                service: Service {
-                    mode: Mode::Bonded,
-                    own_lane: true,
-                },
-            },
-            "8840090404c000020101bb06",
         ),
         (
             Frame::Open {

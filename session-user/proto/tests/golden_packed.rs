@@ -2,7 +2,9 @@
 //! specifications of LZ4's blocks and of Zstandard's frames.
 
 use session_proto::codec::Unpacker;
-use session_proto::wire::{Codec, Frame, PackedHeader, Params, Reader, Space};
+use session_proto::wire::{
+    Codec, Frame, Mode, PackedHeader, Packing, Params, Reader, Service, Space, Target,
+};
 
 const SPECIFICATION: &str = include_str!("../../../docs/protocol.md");
 
@@ -55,6 +57,46 @@ fn packed_frames() -> Vec<(Frame<'static>, &'static str)> {
             "8c4003044460",
         ),
     ]
+}
+
+/// OPEN of streams whose opener says how they are to use the links, or to be packed.
+#[test]
+fn wishes() {
+    let packed = |packing| Service {
+        packing,
+        ..Service::default()
+    };
+    let bonded = Service {
+        mode: Mode::Bonded,
+        own_lane: true,
+        ..Service::default()
+    };
+    let open = |service| Frame::Open {
+        id: 4,
+        target: Target::Addr("192.0.2.1:443".parse().unwrap()),
+        service,
+    };
+    for (service, last, shown) in [
+        (bonded, "06", true),
+        (packed(Packing::Off), "08", false),
+        (packed(Packing::Auto), "10", false),
+        (packed(Packing::Only(Codec::Lz4)), "18", true),
+        (packed(Packing::Only(Codec::Zstd)), "20", false),
+    ] {
+        let mut out = Vec::new();
+        open(service).encode(&mut out);
+        let expected = format!("8840090404c000020101bb{last}");
+        assert_eq!(hex::encode(&out), expected);
+        if shown {
+            check(&out, &expected);
+        }
+        let parsed = Frame::parse(&mut Reader::new(&out), Space::Retained);
+        assert_eq!(parsed, Ok(Some(open(service))));
+    }
+    // What a later unit may say is as if it said nothing.
+    let later = hex::decode("8840090404c000020101bb28").unwrap();
+    let parsed = Frame::parse(&mut Reader::new(&later), Space::Retained);
+    assert_eq!(parsed, Ok(Some(open(Service::default()))));
 }
 
 #[test]

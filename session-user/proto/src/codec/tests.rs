@@ -55,6 +55,10 @@ fn codecs() -> impl Strategy<Value = Codec> {
     prop_oneof![Just(Codec::Lz4), Just(Codec::Zstd)]
 }
 
+fn methods() -> impl Strategy<Value = Method> {
+    (0..Method::ALL.len()).prop_map(|index| Method::ALL[index])
+}
+
 #[test]
 fn what_came_before_helps() {
     for codec in Codec::ALL {
@@ -69,6 +73,19 @@ fn what_came_before_helps() {
         assert!(together * 10 < apart * 9, "{codec:?}: {together} {apart}");
         assert!(together * 2 < text.len(), "{codec:?}: {together}");
     }
+}
+
+#[test]
+fn a_longer_search_makes_text_shorter_and_takes_no_more_memory() {
+    let text = log(8_000);
+    let [(fast, most), (thorough, memory)] = [&zstd::FAST[..], &zstd::THOROUGH].map(|parameters| {
+        let mut packer = zstd::Packer::new(parameters).unwrap();
+        let pieces = text.chunks(12_000);
+        let packed: usize = pieces.map(|p| packer.pack(p).unwrap().len()).sum();
+        (packed, packer.memory_bytes())
+    });
+    assert!(thorough * 20 < fast * 19, "{thorough} {fast}");
+    assert!(memory <= most, "{memory} {most}");
 }
 
 /// A frame of Zstandard with that window, flushed behind each piece.
@@ -126,13 +143,13 @@ fn a_piece_that_hides_more_than_it_says_is_refused() {
 proptest! {
     #[test]
     fn pieces_come_back(
-        codec in codecs(),
+        method in methods(),
         sizes in proptest::collection::vec((1usize..70_000, any::<bool>()), 1..40),
         small in proptest::collection::vec(1usize..200, 0..40),
     ) {
         let mut sizes = sizes;
         sizes.extend(small.into_iter().map(|size| (size, true)));
-        let (mut packer, mut unpacker) = (Packer::new(codec).unwrap(), Unpacker::new(codec).unwrap());
+        let (mut packer, mut unpacker) = (Packer::new(method).unwrap(), Unpacker::new(method.codec()).unwrap());
         for piece in pieces(&sizes) {
             if let Some(packed) = packer.pack(&piece) {
                 prop_assert_eq!(unpacker.unpack(packed, piece.len()).unwrap(), piece);

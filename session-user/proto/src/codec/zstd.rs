@@ -3,7 +3,7 @@
 //! There is no packer in Rust that comes near it, and a C compiler builds `ring` and `aws-lc-rs` already. The
 //! library is told the largest window that it may allocate for; a frame that asks for more is refused.
 
-use zstd_safe::zstd_sys::ZSTD_EndDirective;
+use zstd_safe::zstd_sys::{ZSTD_EndDirective, ZSTD_strategy};
 use zstd_safe::{
     CCtx, CParameter, DCtx, DParameter, InBuffer, OutBuffer, ResetDirective, compress_bound,
 };
@@ -12,8 +12,18 @@ use super::{CodecError, WINDOW_LOG};
 use crate::limits::STREAM_DATA_BYTES_MAX;
 use crate::wire::Codec;
 
-/// Higher ones cost more time than they save on any link that is fast enough to matter.
-const LEVEL: i32 = 1;
+/// What higher levels save on a link of more than some ten megabits is less than they cost.
+pub(super) const FAST: [CParameter; 1] = [CParameter::CompressionLevel(1)];
+/// The search of level 8, with tables that are as small as the window: they hold all of it, and the context takes no more
+/// than with the other parameters.
+pub(super) const THOROUGH: [CParameter; 6] = [
+    CParameter::CompressionLevel(8),
+    CParameter::Strategy(ZSTD_strategy::ZSTD_lazy2),
+    CParameter::HashLog(13),
+    CParameter::ChainLog(13),
+    CParameter::SearchLog(4),
+    CParameter::MinMatch(5),
+];
 /// Half of what an unpacker grants: the contexts of both ends take 305 and 222 KiB then, instead of 520 and 350, and
 /// text becomes no longer.
 const PACKER_WINDOW_LOG: u32 = WINDOW_LOG - 1;
@@ -30,16 +40,16 @@ pub(super) struct Packer {
 }
 
 impl Packer {
-    pub fn new() -> Result<Self, CodecError> {
+    pub fn new(parameters: &[CParameter]) -> Result<Self, CodecError> {
         let mut context = CCtx::try_create().ok_or(CodecError::Memory(Codec::Zstd))?;
-        for parameter in [
-            CParameter::CompressionLevel(LEVEL),
+        let common = [
             CParameter::WindowLog(PACKER_WINDOW_LOG),
             // Neither is known when the first piece goes out, or needed: records are authenticated.
             CParameter::ContentSizeFlag(false),
             CParameter::ChecksumFlag(false),
-        ] {
-            context.set_parameter(parameter).map_err(out_of_memory)?;
+        ];
+        for parameter in parameters.iter().chain(&common) {
+            context.set_parameter(*parameter).map_err(out_of_memory)?;
         }
         let out = vec![0; compress_bound(STREAM_DATA_BYTES_MAX) + OUT_SPARE_BYTES];
         Ok(Self { context, out })
@@ -106,6 +116,14 @@ impl Unpacker {
         }
         plain.truncate(plain_bytes);
         Ok(plain)
+    }
+}
+
+#[cfg(test)]
+impl Packer {
+    /// What the library has allocated, and the buffer of what comes out.
+    pub fn memory_bytes(&self) -> usize {
+        self.context.sizeof() + self.out.len()
     }
 }
 

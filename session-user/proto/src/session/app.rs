@@ -33,6 +33,7 @@ impl Session {
             self.flow.initial_window,
             false,
         );
+        self.flow.begin(&stream);
         stream.service = service;
         stream.recv.unpacking = Unpacking::new(self.packings.slots());
         self.streams.insert(id, stream);
@@ -42,12 +43,14 @@ impl Session {
             target,
             service,
         });
+        self.raise(id);
         Ok(id)
     }
 
     /// The target of a stream that the peer opened is connected.
     pub fn connected(&mut self, id: StreamId) {
         if self.streams.contains_key(&id) {
+            self.raise(id);
             self.push_control(&Frame::OpenOk { id });
         }
     }
@@ -59,6 +62,16 @@ impl Session {
             self.push_control(&Frame::OpenFailed { id, errno });
             self.abort(id, errno);
         }
+    }
+
+    /// A buffer for at most `room` bytes of data: one of a record that is acknowledged, if there is one.
+    pub fn send_buf(&mut self, room: usize) -> SendBuf {
+        SendBuf::of(&mut self.pool, self.now, room)
+    }
+
+    /// A copy of `data` in such a buffer.
+    pub fn send_copy(&mut self, data: &[u8]) -> SendBuf {
+        SendBuf::copy_in(&mut self.pool, self.now, data)
     }
 
     /// Seals and schedules `data` as the next bytes of stream `id`.
@@ -77,7 +90,7 @@ impl Session {
         id: StreamId,
         len: usize,
     ) -> Result<Option<StreamHeader>, StreamError> {
-        let capacity = self.capacity_of(id).unwrap_or(0);
+        let capacity = self.claimable(id);
         let stream = self.streams.get_mut(&id).ok_or(StreamError::Gone)?;
         if stream.send.closed {
             return Err(StreamError::Finished);
@@ -147,6 +160,9 @@ impl Session {
         if let Some(stream) = open {
             stream.send.closed = true;
             self.packings.release(&mut stream.packing);
+            if std::mem::take(&mut stream.wants_credit) {
+                self.events.push_back(Event::StreamWritable(id));
+            }
             let final_size = stream.send.offset;
             self.push_control(&Frame::ResetStream {
                 id,
@@ -172,13 +188,16 @@ impl Session {
 
     /// The application took `taken` bytes of what [`Self::readable`] showed.
     pub fn consume(&mut self, id: StreamId, taken: usize) {
+        let open = self.streams.len();
         let Some(stream) = self.streams.get_mut(&id) else {
             return;
         };
+        let loose = stream.recv.loose();
         stream.recv.consume(taken);
+        self.loose_pieces = (self.loose_pieces + stream.recv.loose()).saturating_sub(loose);
         self.flow.consume(taken as u64);
         self.flow
-            .replenish(id, stream, self.config.stream_window_max);
+            .replenish(id, stream, open, self.config.stream_window_max);
     }
 
     /// Whether the application has taken every byte of `id` and the peer ended it. Telling ends
@@ -204,12 +223,19 @@ impl Session {
         true
     }
 
-    /// The driver could not hand over all that was readable: what stays is moved into buffers of
-    /// its own size, and [`super::Event::Readable`] comes again with further bytes.
+    /// The driver could not hand over all that was readable: [`super::Event::Readable`] comes again with further bytes.
+    /// What stays is moved into buffers of its own size if it came in small pieces: a few bytes are not to hold on to a large
+    /// buffer. The end of one that is being read stays as it is, since it is about to go. Larger ones are not copied because their reader was not there in time; they are if there are too many of
+    /// them, or at the next [`Self::rest`].
     pub fn leave_rest(&mut self, id: StreamId) {
-        if let Some(stream) = self.streams.get_mut(&id) {
-            stream.told_readable = false;
-            stream.recv.compact();
+        let Some(stream) = self.streams.get_mut(&id) else {
+            return;
+        };
+        stream.told_readable = false;
+        if stream.recv.pieces().are_small() {
+            let loose = stream.recv.loose();
+            stream.recv.pieces().compact();
+            self.loose_pieces = self.loose_pieces.saturating_sub(loose);
         }
     }
 

@@ -9,8 +9,8 @@ use std::time::Duration;
 
 use super::config::Compression;
 use crate::Time;
+use crate::codec::Method;
 use crate::limits::{PACK_AGAIN_BYTES, PACK_AGAIN_BYTES_MAX, PACKED_FIRST_BYTES_MIN};
-use crate::wire::Codec;
 
 /// A stream that had to wait within this time is held up by the link.
 const HELD_UP: Duration = Duration::from_secs(1);
@@ -22,38 +22,43 @@ const RECENT_BYTES: u64 = 256 * 1024;
 const KNOWN_BYTES: u64 = 32 * 1024;
 /// What else is done for each byte on its way, in bytes a second: reading, sealing and writing it.
 const PIPELINE: u64 = 1_300_000_000;
+/// How many methods there are.
+const METHODS: usize = Method::ALL.len();
+/// The part of a processor's time that each may take: a shorter text is not worth more of it than this, where a
+/// longer one costs little.
+const PARTS: [u64; METHODS] = [1, 1, 8];
 /// What is taken for granted of text until it is known, in thousandths: see [`Ratio`].
-const USUAL: [u64; 2] = [2_000, 3_000];
+const USUAL: [u64; METHODS] = [2_000, 3_000, 3_250];
 
-/// What one processor of a server of 2023 packs in a second, in bytes, by [`Codec::index`]; what the driver measures takes
+/// What one processor of a server of 2023 packs in a second, in bytes, by [`Method::index`]; what the driver measures takes
 /// its place.
-const USUAL_SPEEDS: [u64; 2] = [500_000_000, 350_000_000];
+const USUAL_SPEEDS: [u64; METHODS] = [500_000_000, 350_000_000, 80_000_000];
 /// A host that was found slow is believed half of it after this time: a stream that is not packed for that measures nothing.
 const SLOW_HALF: Duration = Duration::from_secs(60);
 
-/// How fast this host packs, in bytes a second, by [`Codec::index`].
+/// How fast this host packs, in bytes a second, by [`Method::index`].
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Speeds {
-    known: [u64; 2],
+    known: [u64; METHODS],
     /// When each was measured last.
-    at: [Time; 2],
+    at: [Time; METHODS],
 }
 
 impl Default for Speeds {
     fn default() -> Self {
         Self {
             known: USUAL_SPEEDS,
-            at: [Time::ZERO; 2],
+            at: [Time::ZERO; METHODS],
         }
     }
 }
 
 impl Speeds {
     /// `bytes` were packed and sealed in `took`.
-    pub fn measured(&mut self, now: Time, codec: Codec, bytes: usize, took: Duration) {
+    pub fn measured(&mut self, now: Time, method: Method, bytes: usize, took: Duration) {
         let micros = u64::try_from(took.as_micros()).unwrap_or(u64::MAX).max(1);
         let sample = bytes as u64 * 1_000_000 / micros;
-        let index = codec.index();
+        let index = method.index();
         let known = self.believed(now).known[index];
         // Now and then somebody else has the processor: one sample is no slow host.
         self.known[index] = (known * 15 + sample.clamp(1_000_000, 10_000_000_000)) / 16;
@@ -71,9 +76,10 @@ impl Speeds {
     }
 
     /// Bytes a second of a stream that shrinks by `ratio`, over a link that carries `rate`.
-    fn pace(self, codec: Codec, rate: u64, ratio: u64) -> u64 {
-        let speed = self.known[codec.index()];
+    fn pace(self, method: Method, rate: u64, ratio: u64) -> u64 {
+        let speed = self.known[method.index()];
         let packs = u128::from(speed) * u128::from(PIPELINE) / u128::from(speed + PIPELINE);
+        let packs = packs / u128::from(PARTS[method.index()]);
         let carries = u128::from(rate) * u128::from(ratio) / 1_000;
         u64::try_from(packs.min(carries)).unwrap_or(u64::MAX)
     }
@@ -111,10 +117,12 @@ impl Ratio {
 pub(super) struct Question {
     pub now: Time,
     /// What packs the stream.
-    pub open: Option<Codec>,
+    pub open: Option<Method>,
     /// Codecs that both ends have.
     pub codecs: u64,
     pub wish: Compression,
+    /// The stream begins as HTTP or TLS does, in either direction.
+    pub is_web: bool,
     /// Bytes a second that the record's transport carries, if that is known.
     pub rate: Option<u64>,
     pub speeds: Speeds,
@@ -132,9 +140,7 @@ pub(super) struct Chooser {
     again_after: u64,
     /// Offset at which the codec in use began.
     began_at: u64,
-    ratios: [Ratio; 2],
-    /// It begins as HTTP or TLS does, in either direction.
-    is_web: bool,
+    ratios: [Ratio; METHODS],
     /// Bytes since a time, for what the application offers.
     since: Time,
     offered: u64,
@@ -146,19 +152,14 @@ impl Chooser {
         self.waited_at = Some(now);
     }
 
-    /// The first bytes of the stream, in either direction.
-    pub fn begins_with(&mut self, data: &[u8]) {
-        self.is_web |= is_web(data);
-    }
-
     /// What packs the next record; `None`: nothing.
-    pub fn choose(&mut self, q: &Question) -> Option<Codec> {
+    pub fn choose(&mut self, q: &Question) -> Option<Method> {
         self.count(q);
-        if q.codecs == 0 || (q.wish.spares_web && self.is_web) {
+        if q.codecs == 0 || (q.wish.spares_web && q.is_web) {
             return None;
         }
         match q.open {
-            Some(codec) => self.go_on(q, codec),
+            Some(method) => self.go_on(q, method),
             None => self.begin(q),
         }
     }
@@ -175,7 +176,7 @@ impl Chooser {
         self.waited_at.is_some_and(|at| now.since(at) <= time)
     }
 
-    fn begin(&mut self, q: &Question) -> Option<Codec> {
+    fn begin(&mut self, q: &Question) -> Option<Method> {
         if q.len < PACKED_FIRST_BYTES_MIN {
             return None;
         }
@@ -187,18 +188,22 @@ impl Chooser {
             return None;
         }
         let rate = q.rate.filter(|_| self.waited_within(q.now, HELD_UP))?;
-        // A fifth more, or the processor's time is better spent otherwise.
-        best.filter(|codec| self.pace(q, *codec, rate) / 6 >= rate / 5)
+        best.filter(|method| self.pays(q, *method, rate))
     }
 
-    fn go_on(&mut self, q: &Question, codec: Codec) -> Option<Codec> {
+    /// A fifth more, or the processor's time is better spent otherwise.
+    fn pays(&self, q: &Question, method: Method, rate: u64) -> bool {
+        self.pace(q, method, rate) / 6 >= rate / 5
+    }
+
+    fn go_on(&mut self, q: &Question, method: Method) -> Option<Method> {
         let Some(rate) = q.rate.filter(|_| !q.wish.always) else {
-            return Some(codec);
+            return Some(method);
         };
-        if !self.ratios[codec.index()].is_known() {
-            return Some(codec);
+        if !self.ratios[method.index()].is_known() {
+            return Some(method);
         }
-        let pace = self.pace(q, codec, rate);
+        let pace = self.pace(q, method, rate);
         let micros = q.now.since(self.since).as_micros().max(1);
         let idles = q.now.since(self.since) >= HELD_UP
             && u128::from(self.offered) * 2_000_000 / micros < u128::from(rate);
@@ -207,49 +212,61 @@ impl Chooser {
             // It shrinks as before: the next time that it has to wait it begins again.
             return None;
         }
+        let best = self.best(q).filter(|best| *best != method);
         if pace / 21 < rate / 20 {
-            self.failed(q.offset);
-            return None;
+            // The link may have become faster than the method, not the data other.
+            let quicker = best.filter(|best| self.pays(q, *best, rate));
+            if quicker.is_none() {
+                self.failed(q.offset);
+            }
+            return quicker;
         }
         if q.offset < self.began_at + PACK_AGAIN_BYTES {
-            return Some(codec);
+            return Some(method);
         }
         self.again_after = 0;
         // Changing costs the history of 64 KiB.
-        let better = self.best(q).filter(|best| *best != codec);
-        let better = better.filter(|best| self.pace(q, *best, rate) / 5 >= pace / 4);
-        Some(better.unwrap_or(codec))
+        let better = best.filter(|best| self.pace(q, *best, rate) / 5 >= pace / 4);
+        Some(better.unwrap_or(method))
     }
 
-    fn best(&self, q: &Question) -> Option<Codec> {
-        let both = Codec::ALL.into_iter();
-        let there = both.filter(|codec| q.codecs & codec.bit() != 0);
-        // Where the rate is not known, the link is taken for slow.
-        let rate = q.rate.unwrap_or(1_000_000);
-        there.max_by_key(|codec| self.pace(q, *codec, rate))
+    fn best(&self, q: &Question) -> Option<Method> {
+        let all = Method::ALL.into_iter();
+        let there = all.filter(|method| q.codecs & method.codec().bit() != 0);
+        // Where the rate is not known, the link is taken for a usual one.
+        let rate = q.rate.unwrap_or(12_500_000);
+        there.max_by_key(|method| self.pace(q, *method, rate))
     }
 
-    fn pace(&self, q: &Question, codec: Codec, rate: u64) -> u64 {
-        q.speeds.pace(codec, rate, self.expected(codec))
+    fn pace(&self, q: &Question, method: Method, rate: u64) -> u64 {
+        q.speeds.pace(method, rate, self.expected(method))
     }
 
-    /// In thousandths: what was seen, or what the other codec lets expect.
-    fn expected(&self, codec: Codec) -> u64 {
-        let known = |codec: Codec| {
-            let ratio = self.ratios[codec.index()];
-            ratio.thousandths().filter(|_| ratio.is_known())
-        };
-        let [lz4, zstd] = USUAL;
-        let guess = match codec {
-            Codec::Lz4 => known(Codec::Zstd).map(|r| r * lz4 / zstd),
-            Codec::Zstd => known(Codec::Lz4).map(|r| r * zstd / lz4),
-        };
-        known(codec).or(guess).unwrap_or(USUAL[codec.index()])
+    fn known(&self, method: Method) -> Option<u64> {
+        let ratio = self.ratios[method.index()];
+        ratio.thousandths().filter(|_| ratio.is_known())
     }
 
-    /// A record of `plain` bytes became `packed`; `fresh`: the first of its codec.
-    pub fn packed(&mut self, codec: Codec, offset: u64, fresh: bool, plain: usize, packed: usize) {
-        let ratio = &mut self.ratios[codec.index()];
+    /// In thousandths: what was seen, or what another method lets expect.
+    fn expected(&self, method: Method) -> u64 {
+        let usual = |method: Method| USUAL[method.index()];
+        let others = Method::ALL.into_iter().filter(|other| *other != method);
+        let guess = |other: Method| Some(self.known(other)? * usual(method) / usual(other));
+        let seen = self.known(method);
+        seen.or_else(|| others.rev().find_map(guess))
+            .unwrap_or_else(|| usual(method))
+    }
+
+    /// A record of `plain` bytes became `packed`; `fresh`: the first of its method.
+    pub fn packed(
+        &mut self,
+        method: Method,
+        offset: u64,
+        fresh: bool,
+        plain: usize,
+        packed: usize,
+    ) {
+        let ratio = &mut self.ratios[method.index()];
         if fresh {
             *ratio = Ratio::default();
             self.began_at = offset;
@@ -265,36 +282,17 @@ impl Chooser {
         self.ratios = Default::default();
     }
 
-    /// How much larger a record may be for what `codec` makes of it, in thousandths.
-    pub fn shrinks_by(&self, codec: Codec) -> u64 {
-        let seen = self.ratios[codec.index()].thousandths();
+    /// How much larger a record may be for what `method` makes of it, in thousandths.
+    pub fn shrinks_by(&self, method: Method) -> u64 {
+        let seen = self.ratios[method.index()].thousandths();
         seen.unwrap_or(1_000).clamp(1_000, 16_000)
     }
-}
-
-/// Whether a stream begins as TLS or HTTP does. In a request or an answer, what an attacker chose may stand
-/// beside a secret.
-fn is_web(data: &[u8]) -> bool {
-    const HTTP: [&[u8]; 10] = [
-        b"GET ",
-        b"POST ",
-        b"PUT ",
-        b"HEAD ",
-        b"DELETE ",
-        b"OPTIONS ",
-        b"PATCH ",
-        b"CONNECT ",
-        b"HTTP/",
-        b"PRI * HTTP/",
-    ];
-    // A handshake record of any version of TLS (RFC 8446 section 5.1).
-    let tls = data.len() > 2 && data[0] == 22 && data[1] == 3 && data[2] <= 4;
-    tls || HTTP.iter().any(|start| data.starts_with(start))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::wire::Codec;
 
     const MS: u64 = 1_000_000;
 
@@ -308,6 +306,7 @@ mod tests {
             open: None,
             codecs: Compression::AUTO.codecs,
             wish: Compression::AUTO,
+            is_web: false,
             rate: Some(rate),
             speeds: Speeds::default(),
             offset: 0,
@@ -324,7 +323,10 @@ mod tests {
     #[test]
     fn only_what_the_link_holds_up_is_packed() {
         assert_eq!(Chooser::default().choose(&question(1_250_000)), None);
-        assert_eq!(held_up().choose(&question(1_250_000)), Some(Codec::Zstd));
+        assert_eq!(
+            held_up().choose(&question(1_250_000)),
+            Some(Method::ZstdThorough)
+        );
         let small = Question {
             len: 100,
             ..question(1_250_000)
@@ -334,18 +336,26 @@ mod tests {
 
     #[test]
     fn the_codec_fits_the_link_and_the_host() {
-        // 100 Mbit/s, 2 Gbit/s, and what no codec keeps up with.
-        assert_eq!(held_up().choose(&question(12_500_000)), Some(Codec::Zstd));
-        assert_eq!(held_up().choose(&question(250_000_000)), Some(Codec::Lz4));
+        // 20 Mbit/s, 100 Mbit/s, 2 Gbit/s, and what no codec keeps up with.
+        let slow = question(2_500_000);
+        assert_eq!(held_up().choose(&slow), Some(Method::ZstdThorough));
+        assert_eq!(held_up().choose(&question(12_500_000)), Some(Method::Zstd));
+        assert_eq!(held_up().choose(&question(250_000_000)), Some(Method::Lz4));
         assert_eq!(held_up().choose(&question(500_000_000)), None);
         let mut slow = question(12_500_000);
         for _ in 0..200 {
+            slow.speeds.measured(
+                slow.now,
+                Method::ZstdThorough,
+                65_536,
+                Duration::from_millis(20),
+            );
             slow.speeds
-                .measured(slow.now, Codec::Zstd, 65_536, Duration::from_millis(5));
+                .measured(slow.now, Method::Zstd, 65_536, Duration::from_millis(5));
             slow.speeds
-                .measured(slow.now, Codec::Lz4, 65_536, Duration::from_millis(4));
+                .measured(slow.now, Method::Lz4, 65_536, Duration::from_millis(4));
         }
-        assert_eq!(held_up().choose(&slow), Some(Codec::Lz4));
+        assert_eq!(held_up().choose(&slow), Some(Method::Lz4));
         slow.rate = Some(25_000_000);
         assert_eq!(held_up().choose(&slow), None);
         // It was busy, and nothing has been measured since.
@@ -420,21 +430,34 @@ mod tests {
 
     #[test]
     fn the_web_is_spared_unless_the_operator_says_otherwise() {
-        for start in [
-            &b"GET / HTTP/1.1\r\n"[..],
-            b"HTTP/1.1 200 OK\r\n",
-            &[22, 3, 1, 2, 0],
-        ] {
-            let mut chooser = held_up();
-            chooser.begins_with(start);
-            assert_eq!(chooser.choose(&question(1_250_000)), None);
-            let mut forced = question(1_250_000);
-            forced.wish = Compression::only(Codec::Lz4);
-            forced.codecs = forced.wish.codecs;
-            assert_eq!(chooser.choose(&forced), Some(Codec::Lz4));
-        }
+        let web = Question {
+            is_web: true,
+            ..question(1_250_000)
+        };
+        assert_eq!(held_up().choose(&web), None);
+        let wish = Compression::only(Codec::Lz4);
+        let forced = Question {
+            wish,
+            codecs: wish.codecs,
+            ..web
+        };
+        assert_eq!(held_up().choose(&forced), Some(Method::Lz4));
+    }
+
+    #[test]
+    fn a_link_that_has_become_faster_gets_a_quicker_method_at_once() {
         let mut chooser = held_up();
-        chooser.begins_with(b"SSH-2.0-OpenSSH\r\n");
-        assert!(chooser.choose(&question(1_250_000)).is_some());
+        let mut q = question(1_250_000);
+        assert_eq!(chooser.choose(&q), Some(Method::ZstdThorough));
+        chooser.packed(Method::ZstdThorough, 0, true, 65_536, 16_000);
+        (q.open, q.offset) = (Some(Method::ZstdThorough), 65_536);
+        assert_eq!(chooser.choose(&q), q.open);
+        q.rate = Some(12_500_000);
+        assert_eq!(chooser.choose(&q), Some(Method::Zstd));
+        // Not where the data shrinks no more.
+        for _ in 0..40 {
+            chooser.packed(Method::ZstdThorough, q.offset, false, 65_536, 65_000);
+        }
+        assert_eq!(chooser.choose(&q), None);
     }
 }

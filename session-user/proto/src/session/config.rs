@@ -2,10 +2,11 @@
 
 use std::time::Duration;
 
+use super::memory::SharedMemory;
 use crate::codec::UNPACKER_BYTES_MAX;
-use crate::limits::{self, PACKED_STREAMS_MAX};
+use crate::limits::{self, LOOSE_PIECES_MAX, PACKED_STREAMS_MAX, READ_BYTES_MAX};
 use crate::seal::{Direction, Secret};
-use crate::wire::{self, Codec};
+use crate::wire::{self, Codec, Packing};
 
 /// Which end of the session this unit is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -70,6 +71,21 @@ impl Compression {
         always: false,
     };
 
+    /// What becomes of a stream whose opener wants `packing`, where this is what is done with others.
+    pub(super) const fn wanted(self, packing: Packing) -> Self {
+        let (codecs, spares_web) = match packing {
+            Packing::Unsaid => return self,
+            Packing::Off => (0, false),
+            Packing::Auto => (Self::AUTO.codecs, true),
+            Packing::Only(codec) => (codec.bit(), false),
+        };
+        Self {
+            codecs,
+            spares_web,
+            always: self.always,
+        }
+    }
+
     /// That codec and no other, where it saves time.
     pub const fn only(codec: Codec) -> Self {
         Self {
@@ -89,6 +105,8 @@ pub struct Config {
     pub software: String,
     /// Budget for retained and for received bytes together; half of it for each.
     pub memory_bytes: usize,
+    /// What this session shares with others of the unit, where their sum has a bound too.
+    pub shared_memory: SharedMemory,
     /// Streams that the peer may have open at once.
     pub max_streams: u64,
     /// Largest credit granted to one stream, in bytes.
@@ -97,8 +115,11 @@ pub struct Config {
     pub rekey_records: u64,
     /// Age of a key epoch, at most (checked when something is sealed: an idle session does not wake).
     pub rekey_after: Duration,
-    /// How streams are packed; not at all, if nothing is said.
+    /// How streams are packed of which their opener says nothing; not at all, if nothing is said here either.
     pub compression: Compression,
+    /// Further codecs that this end packs with, and unpacks, for streams whose opener wants them: a set of
+    /// [`Codec::bit`].
+    pub codecs_on_request: u64,
     /// Flows that the peer may have open at once. A driver that serves none leaves it at 0.
     pub max_flows: u64,
     /// What of [`wire::flow_feature`] the peer may send.
@@ -116,6 +137,16 @@ pub struct Config {
 }
 
 impl Config {
+    /// All codecs that this end has.
+    pub(super) const fn codecs(&self) -> u64 {
+        self.compression.codecs | self.codecs_on_request
+    }
+
+    /// Received pieces that may hold on to the buffers that they came in, of which each may have one to itself.
+    pub(super) fn loose_pieces(&self) -> usize {
+        (self.memory_bytes / 2 / READ_BYTES_MAX).min(LOOSE_PIECES_MAX)
+    }
+
     /// Streams that this end unpacks at once, at most: for what they keep, a third of what it may hold besides.
     pub(super) fn unpacks(&self) -> usize {
         let fits = self.memory_bytes / (3 * UNPACKER_BYTES_MAX);
@@ -129,11 +160,13 @@ impl Default for Config {
             instance: [0; 16],
             software: String::new(),
             memory_bytes: 64 << 20,
+            shared_memory: SharedMemory::default(),
             max_streams: 4096,
             stream_window_max: 8 << 20,
             rekey_records: limits::REKEY_RECORDS,
             rekey_after: limits::REKEY_AFTER,
             compression: Compression::default(),
+            codecs_on_request: 0,
             max_flows: 0,
             flow_features: wire::flow_feature::ALL,
             flow_idle: Duration::from_secs(180),

@@ -51,8 +51,10 @@ pub enum Event {
         /// An errno in Linux's generic numbering.
         code: u64,
     },
-    /// Credit, memory or queue room came back: streams that could not write may try again.
+    /// Credit for all streams, memory or queue room came back: streams that could not write may try again.
     Writable,
+    /// Credit of this stream alone came in, which had none, or the stream takes no more.
+    StreamWritable(StreamId),
     /// More streams may be opened.
     StreamsAvailable,
     /// The peer has authenticated a transport that either side dialled.

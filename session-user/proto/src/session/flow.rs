@@ -5,9 +5,10 @@ use std::collections::VecDeque;
 use super::Session;
 use super::config::Config;
 use super::event::{Event, StreamId, Violation};
-use super::stream::Stream;
-use crate::limits::BOND_WINDOW_BYTES;
-use crate::wire::Mode;
+use super::memory::Part;
+use super::stream::{RecvHalf, Stream};
+use crate::limits::{BOND_WINDOW_BYTES, FIRST_WINDOW_MAX, FIRST_WINDOW_MIN, PROVEN_BYTES};
+use crate::wire::{Frame, Mode};
 
 /// Counts and limits that belong to no single stream.
 #[derive(Debug)]
@@ -26,8 +27,8 @@ pub(super) struct Flow {
     pub recv_budget: u64,
     /// First credit of each stream.
     pub initial_window: u64,
-    /// Credit granted to streams beyond their first windows.
-    pub grown: u64,
+    /// The windows of all streams that are not over: what readers that are stuck may come to hold.
+    promised: Part,
     pub max_data_due: bool,
     pub credit_due: VecDeque<StreamId>,
 
@@ -44,11 +45,12 @@ pub(super) struct Flow {
 impl Flow {
     pub fn new(config: &Config) -> Self {
         let recv_budget = (config.memory_bytes / 2) as u64;
-        // Small enough that the first windows of many streams fit into the budget, large enough
-        // for a request and the first flight of an answer.
-        let fair = recv_budget / config.max_streams.max(1);
+        // Small enough that the first windows of as many streams as the peer may open fit into half of the budget, as far as
+        // a window can be so small: those whose readers are stuck must not use up what the others need. Where there are
+        // few, it is raised at once.
+        let fair = recv_budget / 2 / config.max_streams.max(1);
         let initial_window = fair
-            .clamp(32 * 1024, 256 * 1024)
+            .clamp(FIRST_WINDOW_MIN, FIRST_WINDOW_MAX)
             .min(config.stream_window_max);
         Self {
             sent: 0,
@@ -58,7 +60,7 @@ impl Flow {
             recv_max: recv_budget,
             recv_budget,
             initial_window,
-            grown: 0,
+            promised: config.shared_memory.receiving(),
             max_data_due: false,
             credit_due: VecDeque::new(),
             local_opened: 0,
@@ -76,21 +78,86 @@ impl Flow {
         if self.received > self.recv_max {
             return Err(Violation::flow("more data than the session's credit"));
         }
+        self.renew();
         Ok(())
     }
 
     /// Applications took `bytes`, or never will: the memory is free again.
     pub fn consume(&mut self, bytes: u64) {
         self.consumed += bytes;
-        if self.recv_max - self.consumed < self.recv_budget / 2 {
+        self.renew();
+    }
+
+    /// Renews the credit for all streams once half of what may be granted is new. What comes in makes it due as much as
+    /// what is read: it may be for readers that are stuck, after which nobody reads.
+    fn renew(&mut self) {
+        // What readers that are stuck hold comes back to nobody: the others share the rest, and are told in time for that.
+        let free = (self.consumed + self.recv_budget).saturating_sub(self.received);
+        let fresh = (self.consumed + self.recv_budget).saturating_sub(self.recv_max);
+        if fresh >= (free / 2).max(FIRST_WINDOW_MIN.min(self.recv_budget / 2)) {
             self.recv_max = self.consumed + self.recv_budget;
             self.max_data_due = true;
         }
     }
 
-    /// Grants `stream` more once it has used half of its window; the window doubles while there
-    /// is budget, so that a fast path is not held back by it.
-    pub fn replenish(&mut self, id: StreamId, stream: &mut Stream, window_max: u64) {
+    /// A stream is new.
+    pub fn begin(&mut self, stream: &Stream) {
+        self.promised.add(stream.recv.window as usize);
+    }
+
+    /// By how much a window may grow that wants `more`: by half of what is left up to three quarters of the budget, and of
+    /// what all sessions have left, so that there is some for others whatever a few do, and what comes in always finds room
+    /// beside what is stuck.
+    fn allowed(&self, more: u64) -> u64 {
+        let most = self.recv_budget - self.recv_budget / 4;
+        let left = most.saturating_sub(self.promised.used() as u64);
+        let part = more.min(left.min(self.promised.free() as u64) / 2);
+        // Less is not worth a frame.
+        if part == more || part >= FIRST_WINDOW_MIN {
+            part
+        } else {
+            0
+        }
+    }
+
+    /// The window of one of `open` streams whose reader has not been seen to read: all that the kernel takes may lie in
+    /// its buffers.
+    fn unproven_window(&self, open: usize) -> u64 {
+        let share = self.recv_budget / 16 / (open.max(1) as u64);
+        share.clamp(
+            self.initial_window,
+            FIRST_WINDOW_MAX.max(self.initial_window),
+        )
+    }
+
+    /// Grants `stream` more than its first window where there are few. Returns the new limit, if it is one.
+    pub fn raise(&mut self, stream: &mut Stream, open: usize, window_max: u64) -> Option<u64> {
+        let recv = &mut stream.recv;
+        let window = self.unproven_window(open).min(window_max);
+        if recv.discard || recv.final_size.is_some() || window <= recv.window {
+            return None;
+        }
+        let more = self.allowed(window - recv.window);
+        self.promised.add(more as usize);
+        recv.window += more;
+        recv.max = recv.consumed + recv.window;
+        (more > 0).then_some(recv.max)
+    }
+
+    /// By how much the window of a stream may grow.
+    fn growth(&self, recv: &RecvHalf, open: usize, window_max: u64) -> u64 {
+        let most = if recv.consumed < PROVEN_BYTES {
+            self.unproven_window(open).min(window_max)
+        } else {
+            window_max
+        };
+        let more = recv.window.min(most.saturating_sub(recv.window));
+        self.allowed(more)
+    }
+
+    /// Grants `stream`, one of `open`, more once it has used half of its window; the window doubles while there
+    /// is budget and its reader reads, so that a fast path is not held back by it.
+    pub fn replenish(&mut self, id: StreamId, stream: &mut Stream, open: usize, window_max: u64) {
         let recv = &mut stream.recv;
         if recv.final_size.is_some() || recv.discard || recv.max - recv.consumed >= recv.window / 2
         {
@@ -100,11 +167,9 @@ impl Flow {
             Mode::Bonded => window_max.min(BOND_WINDOW_BYTES),
             Mode::Single | Mode::Redundant => window_max,
         };
-        let more = recv.window.min(window_max.saturating_sub(recv.window));
-        if more > 0 && self.grown + more <= self.recv_budget / 2 {
-            self.grown += more;
-            recv.window += more;
-        }
+        let more = self.growth(recv, open, window_max);
+        self.promised.add(more as usize);
+        recv.window += more;
         recv.max = recv.consumed + recv.window;
         if !stream.credit_due {
             stream.credit_due = true;
@@ -112,13 +177,22 @@ impl Flow {
         }
     }
 
+    /// Nothing comes beyond an end that is known, and nothing is held of what nobody wants: the rest of the window is
+    /// free.
+    pub fn narrow(&mut self, recv: &mut RecvHalf) {
+        let rest = match recv.final_size {
+            _ if recv.discard => 0,
+            Some(size) => size - recv.consumed,
+            None => return,
+        };
+        let less = recv.window.saturating_sub(rest);
+        self.promised.sub(less as usize);
+        recv.window -= less;
+    }
+
     /// The stream is over: its part of the budget is free.
     pub fn forget(&mut self, stream: &Stream) {
-        self.grown -= stream
-            .recv
-            .window
-            .saturating_sub(self.initial_window)
-            .min(self.grown);
+        self.promised.sub(stream.recv.window as usize);
     }
 }
 
@@ -132,7 +206,36 @@ impl Session {
         usize::try_from(credit).unwrap_or(usize::MAX)
     }
 
-    /// Credit for one stream or all came in.
+    /// Whether `id` lacks credit of its own, whatever all streams together have.
+    pub fn lacks_own_credit(&self, id: StreamId) -> bool {
+        let spent = |s: &Stream| !s.send.closed && s.send.offset >= s.send.max;
+        self.streams.get(&id).is_some_and(spent)
+    }
+
+    /// The driver found no credit for `id`, and is to be told when there is some: of its own, or of all.
+    pub(super) fn want_credit(&mut self, id: StreamId) {
+        if self.lacks_own_credit(id) {
+            if let Some(stream) = self.streams.get_mut(&id) {
+                stream.wants_credit = true;
+            }
+        } else {
+            self.wants_credit = true;
+        }
+    }
+
+    /// Grants a stream that is new to this end more than its first window, if there are few.
+    pub(super) fn raise(&mut self, id: StreamId) {
+        let (open, most) = (self.streams.len(), self.config.stream_window_max);
+        let raised = match self.streams.get_mut(&id) {
+            Some(stream) => self.flow.raise(stream, open, most),
+            None => None,
+        };
+        if let Some(max) = raised {
+            self.push_control(&Frame::MaxStreamData { id, max });
+        }
+    }
+
+    /// Credit for all streams came in.
     pub(super) fn credit_arrived(&mut self) {
         if self.wants_credit {
             self.wants_credit = false;
@@ -140,9 +243,13 @@ impl Session {
         }
     }
 
-    /// Removes `id` once both halves are over.
+    /// Something of `id` may be over: gives back what it needs no more, and removes it once both halves are.
     pub(super) fn reap(&mut self, id: StreamId) {
-        if !self.streams.get(&id).is_some_and(Stream::finished) {
+        let Some(stream) = self.streams.get_mut(&id) else {
+            return;
+        };
+        self.flow.narrow(&mut stream.recv);
+        if !stream.finished() {
             return;
         }
         let Some(stream) = self.streams.remove(&id) else {
@@ -158,5 +265,33 @@ impl Session {
             self.flow.max_streams_due |=
                 spare <= self.config.max_streams - self.config.max_streams.div_ceil(4);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// All credit may be used up for readers that are stuck after the others have read what they had.
+    #[test]
+    fn credit_is_renewed_though_nobody_reads_any_more() {
+        let mut flow = Flow::new(&Config::default());
+        let budget = flow.recv_budget;
+        flow.receive(budget * 3 / 8).unwrap();
+        flow.consume(budget * 3 / 8);
+        assert!(!flow.max_data_due);
+        flow.receive(flow.recv_max - flow.received).unwrap();
+        assert!(flow.max_data_due && flow.recv_max > flow.received);
+    }
+
+    /// A window grows by a part of what it wants where there is no more.
+    #[test]
+    fn windows_share_what_is_left() {
+        let mut flow = Flow::new(&Config::default());
+        let most = flow.recv_budget / 4 * 3;
+        assert_eq!(flow.allowed(most / 2), most / 2);
+        assert_eq!(flow.allowed(most), most / 2);
+        flow.promised.add((most - FIRST_WINDOW_MIN) as usize);
+        assert_eq!(flow.allowed(FIRST_WINDOW_MIN), 0);
     }
 }

@@ -11,7 +11,7 @@ use super::transport::Phase;
 use super::unpacking::Unpacking;
 use super::{Session, State};
 use crate::Time;
-use crate::limits::{LOOSE_PIECES_MAX, PIECES_AHEAD_MAX, PONGS_QUEUED_MAX};
+use crate::limits::{PIECES_AHEAD_MAX, PONGS_QUEUED_MAX};
 use crate::wire::{Ack, Frame, Mode, Params, Service, StreamHeader, Target};
 
 impl Session {
@@ -201,7 +201,7 @@ impl Session {
     ) -> Result<(), Violation> {
         if self.retained.acknowledge(ack)? {
             let mut shorter = false;
-            for (&other, transport) in &mut self.transports {
+            for (&other, transport) in self.transports.iter_mut() {
                 let here = other == handle;
                 transport
                     .pulse
@@ -291,6 +291,7 @@ impl Session {
                 self.flow.initial_window,
                 true,
             );
+            self.flow.begin(&stream);
             stream.recv.unpacking = Unpacking::new(self.packings.slots());
             self.streams.insert(new, stream);
         }
@@ -321,14 +322,9 @@ impl Session {
     }
 
     fn handle_stream(&mut self, header: &StreamHeader, data: Bytes) -> Result<(), Violation> {
-        let first = (header.offset == 0).then(|| data.clone());
         self.arrived(header.id, data.len() as u64, |recv| {
             recv.insert(header.offset, header.fin, data)
-        })?;
-        if let Some((data, stream)) = first.zip(self.streams.get_mut(&header.id)) {
-            stream.packing.begins_with(&data);
-        }
-        Ok(())
+        })
     }
 
     /// `len` bytes of stream `id` have come, which `insert` takes in: it returns by how much the stream grew.
@@ -373,7 +369,7 @@ impl Session {
     ) -> Result<(), Violation> {
         self.loose_pieces += after.0.saturating_sub(before.0);
         self.pieces_ahead = (self.pieces_ahead + after.1).saturating_sub(before.1);
-        if self.loose_pieces > LOOSE_PIECES_MAX || self.pieces_ahead > PIECES_AHEAD_MAX {
+        if self.loose_pieces > self.config.loose_pieces() || self.pieces_ahead > PIECES_AHEAD_MAX {
             self.settle_pieces();
         }
         if self.pieces_ahead > PIECES_AHEAD_MAX {
@@ -385,12 +381,12 @@ impl Session {
     }
 
     /// Too many pieces may hold on to read buffers: those that nobody took get their own. The
-    /// counts are of what came in; here they are made exact again.
-    fn settle_pieces(&mut self) {
+    /// counts still have those of streams that ended; here they are made exact again.
+    pub(super) fn settle_pieces(&mut self) {
         self.loose_pieces = 0;
         self.pieces_ahead = 0;
         for stream in self.streams.values_mut() {
-            stream.recv.compact();
+            stream.recv.pieces().compact();
             self.pieces_ahead += stream.recv.pieces_ahead();
         }
     }
@@ -410,7 +406,9 @@ impl Session {
     fn handle_max_stream_data(&mut self, id: StreamId, max: u64) -> Result<(), Violation> {
         if let Some(stream) = self.peer_stream(id)? {
             stream.send.max = stream.send.max.max(max);
-            self.credit_arrived();
+            if std::mem::take(&mut stream.wants_credit) {
+                self.events.push_back(Event::StreamWritable(id));
+            }
         }
         Ok(())
     }

@@ -182,11 +182,14 @@ impl Session {
         for lane in self.lanes_beside(silent, to) {
             room = self.copy_some(lane, to, room);
         }
-        self.hedge = Some(Hedge {
+        let before = self.hedge.replace(Hedge {
             from: silent,
             to,
             room,
         });
+        if before.is_some() {
+            self.copy_left(to);
+        }
         // Where nothing is unacknowledged, these tell which of the two works.
         self.ask(now, to);
         self.ask(now, silent);
@@ -203,8 +206,21 @@ impl Session {
             return self.rescue(active);
         };
         self.retained.uncopy(silent, Copies::All);
-        self.copy_records(silent, other);
+        self.copy_left(other);
         self.ask(now, active);
+    }
+
+    /// What is on silent transports alone goes on `to` too, wherever its copy was until now. What the hedge is against has
+    /// a bound of its own.
+    fn copy_left(&mut self, to: Handle) {
+        let against = self.hedge.map(|h| h.from);
+        let left =
+            |h: &Handle, t: &Transport| *h != to && Some(*h) != against && t.pulse.is_silent();
+        let all = self.transports.iter();
+        let silent: Vec<Handle> = all.filter(|(h, t)| left(h, t)).map(|(&h, _)| h).collect();
+        for from in silent {
+            self.copy_records(from, to);
+        }
     }
 
     /// The other transports on the path of `silent`.

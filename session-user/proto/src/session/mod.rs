@@ -11,6 +11,7 @@
 //! memory kept for it.
 
 mod app;
+mod beginning;
 mod buf;
 mod chooser;
 mod config;
@@ -22,8 +23,12 @@ mod frames;
 mod hedge;
 #[cfg(feature = "sim")]
 mod inspect;
+mod lanes;
+mod memory;
 mod packing;
 mod pair;
+mod pieces;
+mod pool;
 mod pulse;
 mod rate;
 mod receive;
@@ -46,8 +51,9 @@ pub use buf::SendBuf;
 pub use config::{Compression, Config, Role, Stats};
 pub use datagrams::{DatagramInfo, FlowError, FlowEvent, FlowId, FlowStats};
 pub use event::{Event, Handle, StreamError, StreamId, TransportFault};
+pub use lanes::{Lack, LaneChoice, Way, own_lane};
+pub use memory::SharedMemory;
 pub use packing::{PackedTotals, StreamPacking};
-pub use schedule::own_lane;
 pub use udp::{PacketFault, UdpPath, UdpStatus, UdpTransmit};
 
 use crate::Time;
@@ -61,12 +67,13 @@ use event::Violation;
 use flow::Flow;
 use hedge::Hedge;
 use packing::Packings;
+use pool::Pool;
 use rekey::{Epochs, Reauth};
 use retained::Retained;
 use stream::Stream;
 pub use term::Firsts;
 use transmit::AckState;
-use transport::{Phase, Transport};
+use transport::{Phase, Transport, Transports};
 use udp::Udp;
 
 /// How far the session has come.
@@ -101,6 +108,10 @@ pub struct Session {
     peer: Params,
 
     retained: Retained,
+    /// Buffers of records.
+    pool: Pool,
+    /// Frames of the record that is being made; kept, so that it is allocated once.
+    frames: Vec<u8>,
     received: RangeSet,
     /// Number and epoch of the record that is being handled.
     opened: (u64, Epoch),
@@ -109,7 +120,7 @@ pub struct Session {
     pieces_ahead: usize,
     ack: AckState,
 
-    transports: BTreeMap<Handle, Transport>,
+    transports: Transports,
     next_handle: u64,
     active: Option<Handle>,
     hedge: Option<Hedge>,
@@ -186,6 +197,9 @@ impl Session {
         let epochs = Epochs::new(seal.epoch(), now);
         let udp = Udp::new(config.challenge_seed.clone());
         let packings = Packings::new(config.unpacks());
+        // Those of records that are retained may take as much.
+        let pool = Pool::new(config.memory_bytes / 2);
+        let retained = Retained::within(config.shared_memory.sending());
         Self {
             role,
             config,
@@ -196,13 +210,15 @@ impl Session {
             reauth: None,
             state,
             peer: Params::default(),
-            retained: Retained::default(),
+            retained,
+            pool,
+            frames: Vec::new(),
             received: RangeSet::new(),
             opened: (0, Epoch::default()),
             loose_pieces: 0,
             pieces_ahead: 0,
             ack: AckState::default(),
-            transports: BTreeMap::new(),
+            transports: Transports::default(),
             next_handle: 0,
             active: None,
             hedge: None,
@@ -266,7 +282,7 @@ impl Session {
             max_record: crate::limits::RECORD_PAYLOAD_BYTES_MAX as u64,
             max_flows: self.config.max_flows,
             flow_features: self.config.flow_features,
-            codecs: self.config.compression.codecs,
+            codecs: self.config.codecs(),
             packed_streams: self.config.unpacks() as u64,
             continues: None,
             continued: None,
@@ -319,6 +335,21 @@ impl Session {
         self.check_udp(now);
     }
 
+    /// When [`Self::rest`] is due. Nothing but memory hangs on it.
+    #[must_use]
+    pub fn rest_at(&self) -> Option<Time> {
+        self.pool.rest_at()
+    }
+
+    /// Gives buffers back that were not needed of late; true if none was. What applications have not read holds on to none
+    /// from here on.
+    pub fn rest(&mut self, now: Time) -> bool {
+        if self.rest_at().is_some_and(|at| now >= at) {
+            self.settle_pieces();
+        }
+        self.pool.rest(now)
+    }
+
     /// Ends the session: every stream is gone at once, and CLOSE is sent on the active transport.
     pub fn close(&mut self, now: Time, code: u64, reason: &str) {
         if self.is_ending() {
@@ -348,6 +379,9 @@ impl Session {
     }
 
     fn drop_streams(&mut self) {
+        for stream in self.streams.values() {
+            self.flow.forget(stream);
+        }
         self.streams.clear();
         self.packings = Packings::new(self.config.unpacks());
         self.doubled_streams = 0;

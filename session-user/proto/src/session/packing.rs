@@ -9,13 +9,14 @@ use std::collections::VecDeque;
 use std::time::Duration;
 
 use super::Session;
+use super::beginning::Beginning;
 use super::buf::{DataHeader, SendBuf};
 use super::chooser::{Chooser, Question, Speeds};
 use super::event::StreamId;
 use super::schedule::Place;
 use super::unpacking::Slots;
 use crate::Time;
-use crate::codec::Packer;
+use crate::codec::{Method, Packer};
 use crate::limits::{PACKED_BYTES_MIN, PACKING_IDLE, STREAM_DATA_BYTES_MAX};
 use crate::wire::{Codec, Frame, PackedHeader, StreamHeader};
 
@@ -29,6 +30,7 @@ pub(super) struct Sending {
     packer: Option<Box<Packer>>,
     used_at: Time,
     chooser: Chooser,
+    begins: Beginning,
     sent: PackedTotals,
 }
 
@@ -53,8 +55,8 @@ pub struct StreamPacking {
 }
 
 impl Sending {
-    fn codec(&self) -> Option<Codec> {
-        self.packer.as_ref().map(|p| p.codec())
+    fn method(&self) -> Option<Method> {
+        self.packer.as_ref().map(|p| p.method())
     }
 
     /// There was no room for the stream in a queue.
@@ -62,18 +64,18 @@ impl Sending {
         self.chooser.waits(now);
     }
 
-    /// What came first of the stream, from either end.
-    pub fn begins_with(&mut self, data: &[u8]) {
-        self.chooser.begins_with(data);
+    /// `data` goes out at `offset` of the stream: how that begins says whether it is to be packed.
+    pub fn sends(&mut self, offset: u64, data: &[u8]) {
+        self.begins.add(offset, data);
     }
 
     /// The best size of a record on a transport where `bytes` are the best on their way, and `most` the limit.
     pub fn plain_bytes(&self, bytes: usize, most: usize) -> usize {
-        let Some(codec) = self.codec() else {
+        let Some(method) = self.method() else {
             return bytes.min(most);
         };
         let packed = (bytes * RECORD_TIMES).min(most);
-        let shrinks_by = self.chooser.shrinks_by(codec) as usize;
+        let shrinks_by = self.chooser.shrinks_by(method) as usize;
         (packed.min(STREAM_DATA_BYTES_MAX) * shrinks_by / 1_000).min(STREAM_DATA_BYTES_MAX)
     }
 }
@@ -87,13 +89,13 @@ pub(super) struct Packings {
     untold: usize,
     /// Those of which it is told by records below these numbers: it unpacks with as many until then.
     told: VecDeque<(u64, usize)>,
-    /// Those that wait for a stream, by [`Codec::index`].
-    spare: [Option<Box<Packer>>; 2],
+    /// Those that wait for a stream, by [`Method::index`].
+    spare: [Option<Box<Packer>>; Method::ALL.len()],
     speeds: Speeds,
     /// When to look for streams that idle.
     idle_at: Option<Time>,
     /// What was packed by the latest write.
-    latest: Option<(Codec, usize)>,
+    latest: Option<(Method, usize)>,
     /// The buffer of plain bytes that it left.
     buffer: Option<SendBuf>,
     slots: Slots,
@@ -106,7 +108,7 @@ impl Packings {
             open: 0,
             untold: 0,
             told: VecDeque::new(),
-            spare: [None, None],
+            spare: Default::default(),
             speeds: Speeds::default(),
             idle_at: None,
             latest: None,
@@ -147,19 +149,19 @@ impl Packings {
         }
     }
 
-    fn take(&mut self, codec: Codec) -> Option<Box<Packer>> {
-        match self.spare[codec.index()].take() {
+    fn take(&mut self, method: Method) -> Option<Box<Packer>> {
+        match self.spare[method.index()].take() {
             Some(mut packer) => {
                 packer.restart();
                 Some(packer)
             }
             // Without memory for a codec, streams go as they are.
-            None => Packer::new(codec).ok().map(Box::new),
+            None => Packer::new(method).ok().map(Box::new),
         }
     }
 
     fn keep(&mut self, packer: Box<Packer>) {
-        let index = packer.codec().index();
+        let index = packer.method().index();
         self.spare[index] = Some(packer);
     }
 
@@ -215,7 +217,7 @@ impl Session {
     ) {
         let mut header = *header;
         for piece in data.chunks(self.plain_record_bytes(place)) {
-            let record = SendBuf::copy_of(piece);
+            let record = self.send_copy(piece);
             self.seal_data(now, &DataHeader::Plain(header), record, place);
             header.offset += piece.len() as u64;
         }
@@ -228,37 +230,44 @@ impl Session {
         data: &SendBuf,
         place: Place,
     ) -> Option<(PackedHeader, SendBuf)> {
-        let codecs = self.config.compression.codecs & self.peer.codecs;
-        if codecs == 0 {
+        let common = self.config.codecs() & self.peer.codecs;
+        if common == 0 {
             return None;
         }
         let (id, offset, len) = (header.id, header.offset, data.len());
+        let wanted = self.streams.get(&id)?.service.packing;
+        let wish = self.config.compression.wanted(wanted);
+        let codecs = wish.codecs & common;
+        if codecs == 0 {
+            return None;
+        }
         let rates = place.handles().map(|h| self.rate(h));
         let rate = rates.min().flatten();
-        let sending = &mut self.streams.get_mut(&id)?.packing;
-        if offset == 0 {
-            sending.chooser.begins_with(data.data());
-        }
-        let open = sending.codec();
-        let codec = sending.chooser.choose(&Question {
+        let stream = self.streams.get_mut(&id)?;
+        let sending = &mut stream.packing;
+        sending.sends(offset, data.data());
+        let is_web = sending.begins.is_web() || stream.recv.begins.is_web();
+        let open = sending.method();
+        let method = sending.chooser.choose(&Question {
             now,
             open,
             codecs,
-            wish: self.config.compression,
+            wish,
+            is_web,
             rate,
             speeds: self.packings.speeds.believed(now),
             offset,
             len,
         });
-        if open.is_some() && codec != open {
+        if open.is_some() && method != open {
             self.give_up_packing(id, offset);
         }
-        let codec = codec?;
+        let method = method?;
         // What little an application says in between goes past an open codec as it is.
-        if len < PACKED_BYTES_MIN || !self.begin_packing(id, codec) {
+        if len < PACKED_BYTES_MIN || !self.begin_packing(id, method) {
             return None;
         }
-        let fresh = open != Some(codec);
+        let fresh = open != Some(method);
         let sending = &mut self.streams.get_mut(&id)?.packing;
         let packed = sending.packer.as_mut()?.pack(data.data());
         // The first one is a probe.
@@ -271,27 +280,27 @@ impl Session {
         let header = PackedHeader {
             id,
             offset,
-            codec,
+            codec: method.codec(),
             fresh,
             plain_bytes: len,
         };
-        let record = SendBuf::copy_of(packed);
+        let record = SendBuf::copy_in(&mut self.pool, now, packed);
         sending.used_at = now;
         sending.sent.plain_bytes += len as u64;
         sending.sent.packed_bytes += record.len() as u64;
         let packed_bytes = record.len();
         sending
             .chooser
-            .packed(codec, offset, fresh, len, packed_bytes);
+            .packed(method, offset, fresh, len, packed_bytes);
         self.stats.plain_packed += len as u64;
         self.stats.bytes_packed += packed_bytes as u64;
-        self.packings.latest = Some((codec, len));
+        self.packings.latest = Some((method, len));
         self.packings.idle_at.get_or_insert(now + PACKING_IDLE);
         Some((header, record))
     }
 
-    /// Gets stream `id` what packs by `codec`, if it has none; false if there is none to be had.
-    fn begin_packing(&mut self, id: StreamId, codec: Codec) -> bool {
+    /// Gets stream `id` what packs by `method`, if it has none; false if there is none to be had.
+    fn begin_packing(&mut self, id: StreamId, method: Method) -> bool {
         let lowest = self.retained.lowest();
         let Some(stream) = self.streams.get_mut(&id) else {
             return false;
@@ -302,7 +311,7 @@ impl Session {
         if !self.packings.has_room(lowest, self.peer.packed_streams) {
             return false;
         }
-        stream.packing.packer = self.packings.take(codec);
+        stream.packing.packer = self.packings.take(method);
         let begun = stream.packing.packer.is_some();
         self.packings.open += usize::from(begun);
         begun
@@ -347,7 +356,7 @@ impl Session {
         }
         self.packings.idle_at = (self.packings.open > 0).then(|| now + PACKING_IDLE);
         if self.packings.open == 0 {
-            self.packings.spare = [None, None];
+            self.packings.spare = Default::default();
             self.packings.buffer = None;
         }
     }
@@ -357,13 +366,15 @@ impl Session {
         self.packings.buffer.take()
     }
 
-    /// The latest [`Session::write`] took so long on this host's clock. Where it packed, that tells how fast the
-    /// host packs; a session that is never told assumes a usual one.
-    pub fn write_took(&mut self, took: Duration) {
+    /// How long the latest [`Session::write`] took on this host's clock. Where it packed, that tells how fast the host
+    /// packs, and is asked for; a session that is never told assumes a usual one.
+    pub fn write_took(&mut self, took: impl FnOnce() -> Duration) {
         // A small piece says more of what is done once than of the codec.
         let latest = self.packings.latest.take();
-        if let Some((codec, bytes)) = latest.filter(|(_, bytes)| *bytes >= PACKED_BYTES_MIN * 16) {
-            self.packings.speeds.measured(self.now, codec, bytes, took);
+        if let Some((method, bytes)) = latest.filter(|(_, bytes)| *bytes >= PACKED_BYTES_MIN * 16) {
+            self.packings
+                .speeds
+                .measured(self.now, method, bytes, took());
         }
     }
 
@@ -373,7 +384,7 @@ impl Session {
         let unpacking = &stream.recv.unpacking;
         Some(StreamPacking {
             sent: PackedTotals {
-                codec: stream.packing.codec(),
+                codec: stream.packing.method().map(Method::codec),
                 ..stream.packing.sent
             },
             received: PackedTotals {

@@ -65,7 +65,7 @@ pub(super) struct Pulse {
     ask_at: Option<Time>,
     /// Nothing that was written before counts any more.
     floor: Time,
-    /// When an answer last came.
+    /// When something last came, in either direction: an answer, were it to one of many records, or a record of the peer's.
     progress: Time,
     /// When a PONG last came.
     heard_at: Time,
@@ -262,6 +262,8 @@ impl Pulse {
         {
             self.numbers.pop_front();
             self.settled += 1;
+            // What was written at once is answered one by one where the path is slow.
+            self.progress = now;
         }
         while let Some(mark) = self.marks.front()
             && mark.end <= self.settled
@@ -276,8 +278,12 @@ impl Pulse {
             self.rate
                 .delivered(sent, now.since(at), fresh.then_some(busy));
             self.marks.pop_front();
-            self.progress = now;
         }
+    }
+
+    /// A record of the peer's came: an answer may be queued behind it, and behind what follows it at once.
+    pub fn came(&mut self, now: Time) {
+        self.progress = now;
     }
 
     /// A first or further round-trip time (RFC 9002 section 5.3). What takes far longer than an answer
@@ -363,6 +369,7 @@ impl Pulse {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::session::buf::Sealed;
     use crate::session::schedule::Place;
     use bytes::Bytes;
 
@@ -392,7 +399,11 @@ mod tests {
     fn kept(records: u64) -> Retained {
         let mut retained = Retained::default();
         for _ in 0..records {
-            retained.push(Bytes::from_static(b"x"), Place::default());
+            let sealed = Sealed {
+                bytes: Bytes::from_static(b"x"),
+                buffer_bytes: 1,
+            };
+            retained.push(sealed, Place::default());
         }
         retained
     }
@@ -427,6 +438,49 @@ mod tests {
         assert_eq!(second, due + Duration::from_millis(30));
         assert!(!pulse.falls_silent(due + Duration::from_millis(29)));
         assert!(pulse.falls_silent(second));
+    }
+
+    /// What a first window takes at once is under way for much longer than one answer is.
+    #[test]
+    fn a_path_that_answers_piece_by_piece_is_given_time() {
+        let mut pulse = known();
+        let mut retained = kept(20);
+        (0..20).for_each(|number| pulse.written(record(number), at(100)));
+        let patience = pulse.patience();
+        let step = patience * 2;
+        let mut now = at(100);
+        for cumulative in 1..20 {
+            now = now + step;
+            pulse.vouch(now + step);
+            assert!(!pulse.falls_silent(now), "{cumulative}");
+            let ack = crate::wire::Ack {
+                cumulative,
+                ranges: Vec::new(),
+            };
+            retained.acknowledge(&ack).unwrap();
+            pulse.acknowledged(&retained, true, Duration::ZERO, now);
+        }
+        let patience = pulse.patience();
+        pulse.vouch(now + patience * 10);
+        assert!(pulse.falls_silent(now + patience * 3));
+    }
+
+    /// The answer is queued behind what the peer sends.
+    #[test]
+    fn a_path_on_which_the_peer_sends_is_given_time() {
+        let mut pulse = known();
+        pulse.written(record(0), at(100));
+        let patience = pulse.patience();
+        let mut now = at(100);
+        for _ in 0..10 {
+            now = now + patience * 2;
+            pulse.vouch(now + patience * 2);
+            assert!(!pulse.falls_silent(now));
+            pulse.came(now);
+        }
+        // Unless the driver knows that what is sent does not arrive.
+        pulse.vouch(at(0));
+        assert!(pulse.falls_silent(now));
     }
 
     #[test]

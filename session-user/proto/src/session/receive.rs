@@ -59,8 +59,6 @@ impl Session {
             let header = RecordHeader::parse(&raw)?;
             let total = RECORD_HEADER_BYTES + header.payload_bytes;
             if input.len() < total {
-                // The whole record will fit: no regrowth for each read.
-                input.reserve(total - input.len());
                 break;
             }
             let record = input.split_to(total);
@@ -71,6 +69,15 @@ impl Session {
             }
         }
         Ok(())
+    }
+
+    /// Makes room in `input` for the next read of about `bytes`, and for the record that has begun to come, if there is not
+    /// enough. Buffers that applications have taken all of are used again. True if `input` is in another buffer now, of
+    /// which all is its own.
+    pub fn make_room(&mut self, input: &mut BytesMut, bytes: usize) -> bool {
+        let missing = Self::missing_bytes(input);
+        input.capacity() - input.len() < missing.max(bytes / 2)
+            && self.pool.make_room(self.now, input, bytes.max(2 * missing))
     }
 
     /// How many bytes of `input` are missing for the next record, for the size of the next read.
@@ -163,10 +170,11 @@ impl Session {
         if header.number >= self.received.cumulative() + RECORD_WINDOW {
             return Err(Violation::protocol("a record number beyond the window").into());
         }
-        if self.role == Role::Initiator
-            && let Some(transport) = self.transports.get_mut(&handle)
-        {
-            transport.pulse.heard(now);
+        if let Some(transport) = self.transports.get_mut(&handle) {
+            transport.pulse.came(now);
+            if self.role == Role::Initiator {
+                transport.pulse.heard(now);
+            }
         }
         let in_order = header.number == self.received.cumulative();
         self.received.insert(header.number);

@@ -4,7 +4,9 @@ use std::collections::VecDeque;
 
 use bytes::Bytes;
 
+use super::buf::Sealed;
 use super::event::{Handle, Violation};
+use super::memory::Part;
 use super::schedule::Place;
 use crate::limits::RETAINED_OVERHEAD_BYTES;
 use crate::wire::Ack;
@@ -12,6 +14,8 @@ use crate::wire::Ack;
 #[derive(Debug)]
 struct Record {
     bytes: Bytes,
+    /// What is charged for it: the buffer that it keeps alive, and book-keeping.
+    cost: usize,
     /// The transport that it is scheduled on; `None` while it waits for one.
     on: Option<Handle>,
     /// A second transport that carries it too.
@@ -38,10 +42,24 @@ pub(super) struct Retained {
     base: u64,
     /// `None` where a record has been acknowledged out of order.
     records: VecDeque<Option<Record>>,
-    bytes: usize,
+    memory: Part,
 }
 
 impl Retained {
+    /// Empty; `memory` is charged for what comes.
+    pub fn within(memory: Part) -> Self {
+        Self {
+            memory,
+            ..Self::default()
+        }
+    }
+
+    /// Bytes that it may hold, where a session by itself may hold `most`. `adrift`: no transport carries it, for longer
+    /// perhaps than others can wait for what it holds.
+    pub fn limit(&self, most: usize, adrift: bool) -> usize {
+        most.min(self.memory.sending_limit(adrift))
+    }
+
     /// The number that the next record gets.
     pub fn next_number(&self) -> u64 {
         self.base + self.records.len() as u64
@@ -57,15 +75,17 @@ impl Retained {
         self.records.len() as u64
     }
 
-    /// Bytes held, with book-keeping.
+    /// Bytes of the buffers that records keep alive, with book-keeping.
     pub fn bytes(&self) -> usize {
-        self.bytes
+        self.memory.used()
     }
 
-    pub fn push(&mut self, bytes: Bytes, place: Place) {
-        self.bytes += bytes.len() + RETAINED_OVERHEAD_BYTES;
+    pub fn push(&mut self, sealed: Sealed, place: Place) {
+        let cost = sealed.buffer_bytes + RETAINED_OVERHEAD_BYTES;
+        self.memory.add(cost);
         self.records.push_back(Some(Record {
-            bytes,
+            bytes: sealed.bytes,
+            cost,
             on: place.on,
             copy: place.copy,
             doubled: place.doubled,
@@ -91,7 +111,7 @@ impl Retained {
         let mut freed = false;
         while self.base < ack.cumulative {
             if let Some(record) = self.records.pop_front().flatten() {
-                self.bytes -= record.bytes.len() + RETAINED_OVERHEAD_BYTES;
+                self.memory.sub(record.cost);
                 freed = true;
             }
             self.base += 1;
@@ -113,7 +133,7 @@ impl Retained {
         let Some(record) = slot.take() else {
             return false;
         };
-        self.bytes -= record.bytes.len() + RETAINED_OVERHEAD_BYTES;
+        self.memory.sub(record.cost);
         true
     }
 

@@ -8,12 +8,12 @@ use std::time::Duration;
 
 use super::Session;
 use super::event::{Event, Handle, StreamId};
+use super::pool::room_within;
 use super::transport::{Phase, Transport};
 use crate::Time;
 use crate::limits::{
-    BOND_QUEUE_BYTES, BOND_REORDER_BYTES, LANES_MAX, RECORD_DATA_BYTES_MIN,
-    RECORD_DATA_BYTES_UNKNOWN, RECORD_WINDOW_RESERVE, RETAIN_RESERVE_BYTES,
-    RETAINED_OVERHEAD_BYTES, STREAM_DATA_BYTES_MAX,
+    BOND_QUEUE_BYTES, BOND_REORDER_BYTES, RECORD_DATA_BYTES_MIN, RECORD_DATA_BYTES_UNKNOWN,
+    RECORD_WINDOW_RESERVE, RETAIN_RESERVE_BYTES, RETAINED_OVERHEAD_BYTES, STREAM_DATA_BYTES_MAX,
 };
 use crate::wire::{Mode, Route, Service};
 
@@ -54,6 +54,8 @@ impl Appetite {
     const WINDOW: Duration = Duration::from_millis(250);
     /// A stream that wrote less in it is interactive, even if it had to wait.
     const BULK_BYTES: usize = 64 * 1024;
+    /// One that wrote less than this is small: a question, or keys that are typed.
+    const SMALL_BYTES: usize = 16 * 1024;
     /// A bulk stream is one for so long after it last had to wait.
     const LASTS: Duration = Duration::from_secs(1);
 
@@ -71,7 +73,11 @@ impl Appetite {
         }
     }
 
-    fn is_bulk(&self, now: Time) -> bool {
+    fn is_small(&self, now: Time) -> bool {
+        now.since(self.window_at) > Self::WINDOW || self.written < Self::SMALL_BYTES
+    }
+
+    pub fn is_bulk(&self, now: Time) -> bool {
         now < self.hungry_until
     }
 }
@@ -180,48 +186,42 @@ impl Session {
         (!full).then_some((Duration::ZERO, active))
     }
 
-    /// A lane of the active path, if the stream is to use one and it stands.
-    fn lane(&self, id: StreamId, service: Service, active: Handle) -> Option<Handle> {
-        let path = self.transports.get(&active)?.route.path;
-        let lanes = || {
-            let route = |h: &Handle| self.answering(*h).map(|t| t.route);
-            let handles = self
-                .transports
-                .keys()
-                .filter_map(move |h| Some((*h, route(h)?)));
-            handles.filter(move |(_, r)| r.path == path && r.lane > 0)
-        };
-        if service.own_lane {
-            let own = own_lane(id);
-            return lanes().find(|(_, r)| r.lane == own).map(|(h, _)| h);
-        }
-        if !self.streams.get(&id)?.appetite.is_bulk(self.now) {
-            return None;
-        }
-        let count = lanes().count().max(1);
-        lanes().nth((id >> 1) as usize % count).map(|(h, _)| h)
+    /// Whether `id` has sent little of late: what it sends should not wait for transfers.
+    pub fn sends_little(&self, id: StreamId) -> bool {
+        let stream = self.streams.get(&id);
+        stream.is_some_and(|s| s.appetite.is_small(self.now))
     }
 
     /// How many bytes [`Session::write`] takes for `id` now, at most one record's worth. Zero
-    /// means: wait for [`Event::Writable`].
+    /// means: wait for what [`Self::lack`] says.
     pub fn capacity(&mut self, id: StreamId) -> usize {
         let (room, credit) = (self.memory_room(), self.credit_of(id));
         self.wants_room |= room == 0;
-        self.wants_credit |= credit == 0;
-        let Some(most) = self.queue_room(id) else {
+        if credit == 0 {
+            self.want_credit(id);
+        }
+        let Some(most) = self.queue_room(id).or_else(|| self.room_elsewhere(id)) else {
             self.wants_queue = true;
             self.room_due = self.pair_due().into_iter().chain(self.ease_due()).min();
-            let now = self.now;
-            if let Some(stream) = self.streams.get_mut(&id) {
-                stream.appetite.waits(now);
-                stream.packing.waits(now);
-            }
             return 0;
         };
         room.min(credit).min(most)
     }
 
-    /// The same without regard to the record's best size, and without a wish to be told.
+    /// A stream that has to wait may be one for another queue from here on, and that one may have room.
+    fn room_elsewhere(&mut self, id: StreamId) -> Option<usize> {
+        let (now, before) = (self.now, self.way(id));
+        let stream = self.streams.get_mut(&id)?;
+        stream.appetite.waits(now);
+        stream.packing.waits(now);
+        if self.way(id) == before {
+            return None;
+        }
+        self.queue_room(id)
+    }
+
+    /// [`Self::capacity`] without regard to the record's best size, and without a wish to be told.
+    #[cfg(feature = "sim")]
     pub(super) fn capacity_of(&self, id: StreamId) -> Option<usize> {
         self.queue_room(id)?;
         Some(self.memory_room().min(self.credit_of(id)))
@@ -282,19 +282,31 @@ impl Session {
     }
 
     /// What memory, record numbers and key epochs leave for data.
-    fn memory_room(&self) -> usize {
+    pub(super) fn memory_room(&self) -> usize {
+        let own = self.config.memory_bytes / 2;
+        self.room_of(self.retained.limit(own, self.active.is_none()))
+    }
+
+    /// What [`Self::claim`] takes: what other sessions do must not take back what [`Self::capacity`] has said.
+    pub(super) fn claimable(&self, id: StreamId) -> usize {
+        if self.queue_room(id).is_none() {
+            return 0;
+        }
+        let room = self.room_of(self.config.memory_bytes / 2);
+        room.min(self.credit_of(id))
+    }
+
+    /// What a budget for what is not acknowledged leaves for data, with record numbers and key epochs.
+    fn room_of(&self, budget: usize) -> usize {
         if !self.is_open() || self.epochs.exhausted(self.config.rekey_records) {
             return 0;
         }
         if self.retained.span() + RECORD_WINDOW_RESERVE >= self.peer.record_window {
             return 0;
         }
-        let budget = self.config.memory_bytes / 2;
-        let used = self.retained.bytes()
-            + RETAIN_RESERVE_BYTES.min(budget / 4)
-            + RETAINED_OVERHEAD_BYTES
-            + 64;
-        budget.saturating_sub(used).min(STREAM_DATA_BYTES_MAX)
+        let used =
+            self.retained.bytes() + RETAIN_RESERVE_BYTES.min(budget / 4) + RETAINED_OVERHEAD_BYTES;
+        room_within(budget.saturating_sub(used)).min(STREAM_DATA_BYTES_MAX)
     }
 
     /// Memory was freed: tell the driver if it waits.
@@ -343,9 +355,4 @@ impl Session {
     pub fn rate(&self, handle: Handle) -> Option<u64> {
         self.transports.get(&handle)?.pulse.rate()
     }
-}
-
-/// The lane of a stream that asks for one to itself. Lanes are few: streams far apart share one.
-pub const fn own_lane(id: StreamId) -> u64 {
-    1 + (id >> 1) % LANES_MAX
 }

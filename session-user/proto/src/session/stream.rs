@@ -1,17 +1,16 @@
 //! The two halves of a stream.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::BTreeMap;
 
 use bytes::{Buf, Bytes};
 
+use super::beginning::Beginning;
 use super::event::Violation;
 use super::packing::Sending;
+use super::pieces::Pieces;
 use super::schedule::Appetite;
 use super::unpacking::{Packed, Piece, Unpacking};
 use crate::wire::Service;
-
-/// Small pieces are joined up to this size, in bytes.
-const JOINED_BYTES: usize = 16 * 1024;
 
 /// The sending half.
 #[derive(Debug)]
@@ -28,15 +27,14 @@ pub(super) struct SendHalf {
 #[derive(Debug)]
 pub(super) struct RecvHalf {
     /// Bytes in order that the application has not taken.
-    ready: VecDeque<Bytes>,
-    ready_bytes: usize,
-    /// The last so many of `ready` share the buffers that they came in.
-    loose: usize,
+    ready: Pieces,
     /// Bytes beyond a gap, by offset, not overlapping, each in a buffer of its own.
     ahead: BTreeMap<u64, Piece>,
     /// As many as they are, or will be once they are unpacked.
     ahead_bytes: usize,
     pub unpacking: Unpacking,
+    /// The first bytes that came.
+    pub begins: Beginning,
     /// Offset behind the last byte of `ready`.
     next: u64,
     /// Offset behind the highest byte received: what the peer's use of credit is measured by.
@@ -64,12 +62,11 @@ pub(super) struct RecvHalf {
 impl RecvHalf {
     pub fn new(window: u64) -> Self {
         Self {
-            ready: VecDeque::new(),
-            ready_bytes: 0,
-            loose: 0,
+            ready: Pieces::default(),
             ahead: BTreeMap::new(),
             ahead_bytes: 0,
             unpacking: Unpacking::default(),
+            begins: Beginning::default(),
             next: 0,
             highest: 0,
             consumed: 0,
@@ -86,7 +83,7 @@ impl RecvHalf {
 
     /// Bytes held in memory.
     pub fn buffered(&self) -> usize {
-        self.ready_bytes + self.ahead_bytes
+        self.ready.bytes() + self.ahead_bytes
     }
 
     /// Takes in `data` at `offset`. Returns by how much `highest` grew.
@@ -211,10 +208,9 @@ impl RecvHalf {
     }
 
     fn append(&mut self, data: Bytes) {
+        self.begins.add(self.next, &data);
         self.next += data.len() as u64;
-        self.ready_bytes += data.len();
-        self.ready.push_back(data);
-        self.loose += 1;
+        self.ready.push(data);
         self.unpacking.reached(self.next);
     }
 
@@ -299,12 +295,12 @@ impl RecvHalf {
 
     /// The next bytes in order, whatever is marked.
     pub fn peek(&self) -> Option<&Bytes> {
-        self.ready.front()
+        self.ready.first()
     }
 
     /// The next bytes in order, as far as they may be shown at once.
     pub fn next_piece(&self) -> Option<Bytes> {
-        let front = self.ready.front()?;
+        let front = self.ready.first()?;
         Some(front.slice(..front.len().min(self.before_mark())))
     }
 
@@ -320,21 +316,7 @@ impl RecvHalf {
 
     /// The application took `taken` bytes, at most what is ready.
     pub fn consume(&mut self, taken: usize) {
-        debug_assert!(taken <= self.ready_bytes);
-        let mut left = taken;
-        while left > 0 {
-            let Some(front) = self.ready.front_mut() else {
-                break;
-            };
-            let now = left.min(front.len());
-            front.advance(now);
-            left -= now;
-            if front.is_empty() {
-                self.ready.pop_front();
-            }
-        }
-        self.loose = self.loose.min(self.ready.len());
-        self.ready_bytes -= taken;
+        self.ready.take(taken);
         self.consumed += taken as u64;
         self.mark = self.mark.filter(|mark| *mark >= self.consumed);
     }
@@ -348,10 +330,8 @@ impl RecvHalf {
     pub fn drop_all(&mut self) -> u64 {
         self.discard = true;
         self.mark = None;
-        self.ready.clear();
-        self.loose = 0;
+        self.ready = Pieces::default();
         self.ahead.clear();
-        self.ready_bytes = 0;
         self.ahead_bytes = 0;
         self.unpacking.end();
         let taken = self.highest - self.consumed;
@@ -359,39 +339,14 @@ impl RecvHalf {
         taken
     }
 
-    /// Moves what is ready into buffers of its own size, so that a slow reader does not pin the
-    /// large read buffers that its few bytes came in. Small pieces are joined.
-    pub fn compact(&mut self) {
-        if self.loose == 0 {
-            return;
-        }
-        // The tail may grow with every call, so what is large enough is left as it is.
-        let settled = self.ready.len() - self.loose.min(self.ready.len());
-        let mut tail: Vec<Bytes> = self.ready.drain(settled..).collect();
-        if let Some(last) = self.ready.pop_back() {
-            if last.len() < JOINED_BYTES {
-                tail.insert(0, last);
-            } else {
-                self.ready.push_back(last);
-            }
-        }
-        let mut joined = Vec::new();
-        for piece in tail {
-            joined.extend_from_slice(&piece);
-            if joined.len() >= JOINED_BYTES {
-                self.ready
-                    .push_back(Bytes::from(std::mem::take(&mut joined)));
-            }
-        }
-        if !joined.is_empty() {
-            self.ready.push_back(Bytes::from(joined));
-        }
-        self.loose = 0;
+    /// What is ready, as it is kept.
+    pub fn pieces(&mut self) -> &mut Pieces {
+        &mut self.ready
     }
 
     /// Pieces that hold on to the buffers that they came in.
     pub fn loose(&self) -> usize {
-        self.loose
+        self.ready.loose()
     }
 
     /// Bytes beyond a gap.
@@ -416,6 +371,8 @@ pub(super) struct Stream {
     pub told_readable: bool,
     /// Credit for it is due to be sent.
     pub credit_due: bool,
+    /// The driver found no credit of its own, and is to be told of some.
+    pub wants_credit: bool,
     /// What its opener asked for.
     pub service: Service,
     pub appetite: Appetite,
@@ -434,6 +391,7 @@ impl Stream {
             awaiting_open,
             told_readable: false,
             credit_due: false,
+            wants_credit: false,
             service: Service::default(),
             appetite: Appetite::default(),
             packing: Sending::default(),
@@ -509,7 +467,7 @@ mod tests {
         assert_eq!(shown(&mut half), [(false, b"ab".to_vec())]);
         assert!(half.is_at_mark() && half.next_piece().is_none());
         take_in(&mut half, 2, b"!c");
-        half.compact();
+        half.pieces().compact();
         let all = shown(&mut half);
         assert_eq!(all, [(true, b"!".to_vec()), (false, b"c".to_vec())]);
     }
@@ -550,7 +508,7 @@ mod tests {
                     half.consume(n);
                     want -= n;
                 }
-                if i % 3 == 0 { half.compact(); }
+                if i % 3 == 0 { half.pieces().compact(); }
                 prop_assert!(half.buffered() <= 600);
             }
             while let Some(front) = half.peek().cloned() {

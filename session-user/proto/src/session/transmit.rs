@@ -2,18 +2,13 @@
 
 use std::io::IoSlice;
 
-use bytes::{Bytes, BytesMut};
-
-use super::buf::{DataHeader, SendBuf, seal_record};
+use super::buf::{DataHeader, Sealed, SendBuf, seal_copy};
 use super::event::{Event, Handle};
 use super::schedule::Place;
 use super::transport::{Phase, Transport};
 use super::{Session, State};
 use crate::Time;
-use crate::limits::{
-    ACK_BYTES, ACK_DELAY, ACK_EVERY, ACK_RECORDS, CONTROL_RECORD_BYTES_MAX, RECORD_HEADER_BYTES,
-    TAG_BYTES,
-};
+use crate::limits::{ACK_BYTES, ACK_DELAY, ACK_EVERY, ACK_RECORDS, CONTROL_RECORD_BYTES_MAX};
 use crate::wire::{Ack, Frame, Space};
 
 /// What is to be acknowledged, and when.
@@ -69,6 +64,12 @@ impl AckState {
     fn pending(&self) -> bool {
         self.deadline.is_some()
     }
+
+    /// Whether one goes along with what is sent anyway: that spares a write of its own later. Where one has just gone, the
+    /// next few questions and answers need no record more each, whose sealing and opening cost as much as theirs.
+    fn goes_along(&self, now: Time) -> bool {
+        self.pending() && now.since(self.sent_at) >= ACK_DELAY
+    }
 }
 
 impl Session {
@@ -87,13 +88,14 @@ impl Session {
         let Some(transport) = self.transports.get_mut(&handle) else {
             return false;
         };
-        if acks_here && self.ack.pending() && (self.ack.due(now) || !transport.is_idle()) {
+        let goes_along = !transport.is_idle() && self.ack.goes_along(now);
+        if acks_here && (self.ack.due(now) || goes_along) {
             self.send_ack(now, handle);
         }
         let Some(transport) = self.transports.get_mut(&handle) else {
             return false;
         };
-        let sealed = transport.stage(&self.retained, &self.seal);
+        let sealed = transport.stage(now, &self.retained, &self.seal, &mut self.pool);
         self.epochs.sealed_more(sealed);
         // What was left out, because it was acknowledged over another transport, may have been all
         // that a draining transport waited for.
@@ -101,7 +103,7 @@ impl Session {
         let Some(transport) = self.transports.get_mut(&handle) else {
             return false;
         };
-        let sealed = transport.stage(&self.retained, &self.seal);
+        let sealed = transport.stage(now, &self.retained, &self.seal, &mut self.pool);
         self.epochs.sealed_more(sealed);
         let has_staged = transport.has_staged();
         if has_staged {
@@ -167,9 +169,9 @@ impl Session {
         // peer's: nothing is sealed for either before that.
         let sealable = |t: &&mut Transport| t.phase != Phase::AwaitResume;
         if let Some(transport) = self.transports.get_mut(&handle).filter(sealable) {
-            let mut body = Vec::with_capacity(64);
-            frame.encode(&mut body);
-            transport.push_unretained(&self.seal, &body);
+            self.frames.clear();
+            frame.encode(&mut self.frames);
+            transport.push_unretained(self.now, &self.seal, &mut self.pool, &self.frames);
             self.epochs.sealed();
         }
     }
@@ -195,12 +197,11 @@ impl Session {
 
     /// The same for a record whose place is known.
     pub(super) fn seal_frames_at(&mut self, now: Time, frames: &[u8], place: Place) -> u64 {
-        let mut record = BytesMut::with_capacity(RECORD_HEADER_BYTES + frames.len() + TAG_BYTES);
-        record.resize(RECORD_HEADER_BYTES, 0);
-        record.extend_from_slice(frames);
         let number = self.retained.next_number();
-        let sealed = seal_record(
-            record,
+        let sealed = seal_copy(
+            &mut self.pool,
+            now,
+            frames,
             Space::Retained,
             self.seal.epoch().0,
             number,
@@ -211,11 +212,11 @@ impl Session {
     }
 
     /// Retains a sealed record and queues it where it goes.
-    fn schedule(&mut self, now: Time, sealed: Bytes, place: Place) {
+    fn schedule(&mut self, now: Time, sealed: Sealed, place: Place) {
         self.epochs.sealed();
         self.stats.records_sent += 1;
         let number = self.retained.next_number();
-        let len = sealed.len();
+        let len = sealed.bytes.len();
         self.retained.push(sealed, place);
         if place.copy.is_some() && place.doubled {
             self.stats.records_doubled += 1;
@@ -267,7 +268,8 @@ impl Session {
     /// Seals the credit that is due. It is cumulative, so it waits while no transport carries it.
     fn flush_credit(&mut self, now: Time) {
         while self.can_seal_frames() && self.is_open() {
-            let mut payload = Vec::new();
+            let mut payload = std::mem::take(&mut self.frames);
+            payload.clear();
             if std::mem::take(&mut self.flow.max_data_due) {
                 Frame::MaxData {
                     max: self.flow.recv_max,
@@ -297,11 +299,15 @@ impl Session {
                     .encode(&mut payload);
                 }
             }
-            if payload.is_empty() {
+            if !payload.is_empty() {
+                self.rekey_if_due(now);
+                self.seal_frames(&payload);
+            }
+            let done = payload.is_empty();
+            self.frames = payload;
+            if done {
                 return;
             }
-            self.rekey_if_due(now);
-            self.seal_frames(&payload);
         }
     }
 

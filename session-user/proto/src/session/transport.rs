@@ -1,12 +1,14 @@
 //! One transport as the session sees it: a phase, a queue, and keys of space U.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::io::IoSlice;
 use std::time::Duration;
 
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 
-use super::buf::seal_record;
+use super::buf::seal_copy;
+use super::event::Handle;
+use super::pool::Pool;
 use super::pulse::{Pulse, Written};
 use super::retained::Retained;
 use super::term::Term;
@@ -80,6 +82,53 @@ pub(super) struct Transport {
     pub route: Route,
     /// Bytes that it may send at once, where the driver knows.
     pub window: Option<usize>,
+}
+
+/// The transports of a session. Boxed, because a node of a map has room for eleven, and most sessions have one or two.
+#[derive(Debug, Default)]
+pub(super) struct Transports(BTreeMap<Handle, Box<Transport>>);
+
+impl Transports {
+    pub fn get(&self, handle: &Handle) -> Option<&Transport> {
+        self.0.get(handle).map(|t| &**t)
+    }
+
+    pub fn get_mut(&mut self, handle: &Handle) -> Option<&mut Transport> {
+        self.0.get_mut(handle).map(|t| &mut **t)
+    }
+
+    pub fn insert(&mut self, handle: Handle, transport: Transport) {
+        self.0.insert(handle, Box::new(transport));
+    }
+
+    pub fn remove(&mut self, handle: &Handle) -> Option<Box<Transport>> {
+        self.0.remove(handle)
+    }
+
+    pub fn len(&self) -> usize {
+        self.0.len()
+    }
+
+    /// Oldest first, as all that follow.
+    pub fn keys(&self) -> impl Iterator<Item = &Handle> + Clone {
+        self.0.keys()
+    }
+
+    pub fn values(&self) -> impl Iterator<Item = &Transport> {
+        self.0.values().map(|t| &**t)
+    }
+
+    pub fn values_mut(&mut self) -> impl Iterator<Item = &mut Transport> {
+        self.0.values_mut().map(|t| &mut **t)
+    }
+
+    pub fn iter(&self) -> impl DoubleEndedIterator<Item = (&Handle, &Transport)> {
+        self.0.iter().map(|(handle, t)| (handle, &**t))
+    }
+
+    pub fn iter_mut(&mut self) -> impl Iterator<Item = (&Handle, &mut Transport)> {
+        self.0.iter_mut().map(|(handle, t)| (handle, &mut **t))
+    }
 }
 
 /// A retained record in a transport's queue.
@@ -232,32 +281,37 @@ impl Transport {
     }
 
     /// Seals the next datagram.
-    fn seal_datagram(&mut self, keys: &SealKeys) -> Option<Bytes> {
+    fn seal_datagram(&mut self, now: Time, keys: &SealKeys, pool: &mut Pool) -> Option<Bytes> {
         let frame = self.datagrams.pop_front()?;
         self.datagram_bytes -= record_bytes(&frame);
-        self.seal_unretained(keys, &frame)
+        self.seal_unretained(now, keys, pool, &frame)
     }
 
     /// Seals `frames` as the next record of space U and queues it.
-    pub fn push_unretained(&mut self, keys: &SealKeys, frames: &[u8]) {
-        if let Some(sealed) = self.seal_unretained(keys, frames) {
+    pub fn push_unretained(&mut self, now: Time, keys: &SealKeys, pool: &mut Pool, frames: &[u8]) {
+        if let Some(sealed) = self.seal_unretained(now, keys, pool, frames) {
             self.push_clear(sealed);
         }
     }
 
     /// The next record of space U. The room for the header is made here.
-    fn seal_unretained(&mut self, keys: &SealKeys, frames: &[u8]) -> Option<Bytes> {
+    fn seal_unretained(
+        &mut self,
+        now: Time,
+        keys: &SealKeys,
+        pool: &mut Pool,
+        frames: &[u8],
+    ) -> Option<Bytes> {
         let epoch = keys.epoch();
         if self.seal_key.as_ref().is_none_or(|(e, _)| *e != epoch) {
             self.seal_key = Some((epoch, keys.transport_key(self.wire_id)));
         }
         let (_, key) = self.seal_key.as_ref()?;
-        let mut record = BytesMut::with_capacity(RECORD_HEADER_BYTES + frames.len() + TAG_BYTES);
-        record.resize(RECORD_HEADER_BYTES, 0);
-        record.extend_from_slice(frames);
-        let sealed = seal_record(record, Space::Unretained, epoch.0, self.next_number, key);
+        let number = self.next_number;
+        let space = Space::Unretained;
+        let sealed = seal_copy(pool, now, frames, space, epoch.0, number, key);
         self.next_number += 1;
-        Some(sealed)
+        Some(sealed.bytes)
     }
 
     /// Bytes to be written until the last record below `below` has been.
@@ -322,14 +376,20 @@ impl Transport {
 
     /// Moves queued items into the stage. Records acknowledged meanwhile (over another transport)
     /// are left out. Returns how many were sealed now.
-    pub fn stage(&mut self, retained: &Retained, keys: &SealKeys) -> u64 {
+    pub fn stage(
+        &mut self,
+        now: Time,
+        retained: &Retained,
+        keys: &SealKeys,
+        pool: &mut Pool,
+    ) -> u64 {
         let mut sealed = 0;
         let mut bytes: usize = self.staged.iter().map(|(bytes, _)| bytes.len()).sum();
         let most = self.stage_limit();
         while self.staged.len() < STAGE_BUFFERS && bytes < most {
             let next = if let Some(urgent) = self.urgent.pop_front() {
                 (urgent, None)
-            } else if let Some(datagram) = self.seal_datagram(keys) {
+            } else if let Some(datagram) = self.seal_datagram(now, keys, pool) {
                 sealed += 1;
                 (datagram, None)
             } else if let Some(queued) = self.queue.pop_front() {

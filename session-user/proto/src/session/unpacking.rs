@@ -171,7 +171,7 @@ impl Session {
         header: &PackedHeader,
         data: Bytes,
     ) -> Result<(), Violation> {
-        if self.config.compression.codecs & header.codec.bit() == 0 {
+        if self.config.codecs() & header.codec.bit() == 0 {
             return Err(Violation::protocol(
                 "data packed by a codec that was not announced",
             ));
@@ -185,14 +185,7 @@ impl Session {
         let plain_bytes = header.plain_bytes as u64;
         self.arrived(header.id, plain_bytes, |recv| {
             recv.insert_packed(header.offset, packed)
-        })?;
-        if header.offset == 0
-            && let Some(stream) = self.streams.get_mut(&header.id)
-            && let Some(first) = stream.recv.peek()
-        {
-            stream.packing.begins_with(first);
-        }
-        Ok(())
+        })
     }
 
     pub(super) fn handle_packing_over(

@@ -24,10 +24,8 @@ impl Session {
             return Ok(());
         };
         let offset = header.offset;
-        if offset == 0
-            && let Some(stream) = self.streams.get_mut(&id)
-        {
-            stream.packing.begins_with(data);
+        if let Some(stream) = self.streams.get_mut(&id) {
+            stream.packing.sends(offset, data);
         }
         let (first, rest) = data.split_at(data.len().min(self.plain_record_bytes(place)));
         let mut frames = Vec::with_capacity(first.len() + AROUND_BYTES);

@@ -106,6 +106,14 @@ impl World<'_> {
         if self.mutation == Some(Mutation::Hoarding) {
             budget /= 200;
         }
+        let shared = &self.script.configs[side as usize].shared_memory;
+        let (retained, charged) = (session.retained_bytes(), shared.sending_bytes());
+        if retained > charged {
+            self.fail(format!(
+                "{side:?} retains {retained} bytes, and {charged} are charged to what its sessions share"
+            ));
+            return;
+        }
         if held > budget {
             self.fail(format!(
                 "{side:?} holds {held} bytes, its budget is {budget}"

@@ -9,8 +9,8 @@ use super::plan::{Habits, StreamPlan, WORDY};
 use super::rng::{Rng, mix};
 use super::trouble::Trigger;
 use crate::Time;
-use crate::session::{Compression, Config, StreamId};
-use crate::wire::{Codec, Mode, Service, Target};
+use crate::session::{Compression, Config, SharedMemory, StreamId};
+use crate::wire::{Codec, Mode, Packing, Service, Target};
 
 /// Something that happens at a time set by the script.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -246,6 +246,7 @@ impl Script {
                 spares_web: false,
                 always: rng.chance(800),
             };
+            config.codecs_on_request = rng.pick(&[0, 0, lz4, zstd]);
         }
     }
 
@@ -349,7 +350,10 @@ impl Script {
             refuse: rng.chance(70).then(|| rng.pick(&[111, 113, 101])),
             connect: rng.micros(10, 100_000),
             early,
-            service: self.service(rng),
+            service: Service {
+                packing: self.packing(id),
+                ..self.service(rng)
+            },
         }
     }
 
@@ -361,7 +365,25 @@ impl Script {
         Service {
             mode: rng.pick(&[Mode::Single, Mode::Redundant, Mode::Bonded]),
             own_lane: rng.chance(300),
+            packing: Packing::Unsaid,
         }
+    }
+
+    /// In runs with packing some openers say how.
+    fn packing(&self, id: StreamId) -> Packing {
+        if !self.packs {
+            return Packing::Unsaid;
+        }
+        let mut rng = Rng::new(mix(self.seed ^ 0x9ac4_0001) ^ mix(id));
+        rng.pick(&[
+            Packing::Unsaid,
+            Packing::Unsaid,
+            Packing::Unsaid,
+            Packing::Off,
+            Packing::Auto,
+            Packing::Only(Codec::Lz4),
+            Packing::Only(Codec::Zstd),
+        ])
     }
 
     /// The target of stream `id`.
@@ -376,6 +398,16 @@ impl Script {
     }
 }
 
+/// A unit in four has little for all its sessions. It is not drawn: each seed's story stays what it was.
+fn shared_memory(seed: u64) -> SharedMemory {
+    let drawn = mix(seed ^ 0x7368_6172_6564);
+    if drawn.is_multiple_of(4) {
+        SharedMemory::new((64 * 1024) << ((drawn >> 8) % 6))
+    } else {
+        SharedMemory::default()
+    }
+}
+
 fn config(rng: &mut Rng, seed: u64) -> Config {
     let mut instance = [0; 16];
     instance[..8].copy_from_slice(&mix(seed).to_be_bytes());
@@ -383,6 +415,7 @@ fn config(rng: &mut Rng, seed: u64) -> Config {
         instance,
         software: "sim".to_owned(),
         memory_bytes: rng.log_range(128 * 1024, 2 << 20) as usize,
+        shared_memory: shared_memory(seed),
         max_streams: rng.log_range(2, 64),
         stream_window_max: rng.log_range(32 * 1024, 1 << 20),
         rekey_records: rng.pick(&[20, 50, 50, 200, 1 << 22]),

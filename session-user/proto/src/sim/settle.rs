@@ -123,7 +123,7 @@ impl World<'_> {
             Event::StreamRefused { id, errno } => self.stream_refused(side, id, errno),
             Event::Readable(id) => self.readable(side, id),
             Event::StreamReset { id, .. } => self.stream_reset(side, id),
-            Event::Writable => self.writable(side),
+            Event::Writable | Event::StreamWritable(_) => self.writable(side),
             Event::StreamsAvailable => self.open_wanted(side),
             Event::TransportUp(handle) => self.transport_up(side, handle),
             Event::TransportDone(handle) => {

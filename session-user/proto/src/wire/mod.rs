@@ -27,7 +27,7 @@ pub use packet::{ConnectionId, PacketHeader};
 pub use params::{Params, flow_feature};
 pub use preamble::{Kind, Preamble, Reply, ResumeToken, Status};
 pub use record::RecordHeader;
-pub use service::{Mode, Route, Service};
+pub use service::{Mode, Packing, Route, Service};
 pub use target::Target;
 pub use varint::{Reader, VARINT_MAX, put_varint, varint_bytes};
 

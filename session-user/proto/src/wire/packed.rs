@@ -6,7 +6,7 @@ use super::varint::{Reader, varint_bytes};
 use crate::limits::STREAM_DATA_BYTES_MAX;
 
 /// How the bytes of a stream are packed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Codec {
     /// Blocks of LZ4 (its `lz4_Block_format.md`), each with the 64 KiB before it as its dictionary.
     Lz4,

@@ -6,7 +6,7 @@ use session_proto::limits::{
     ACK_RANGES_MAX, DATAGRAM_BYTES_MAX, PARAMS_BYTES_MAX, REASON_BYTES_MAX, REAUTH_CHUNK_BYTES_MAX,
 };
 use session_proto::wire::{
-    Ack, Codec, DatagramHeader, Dscp, Fragment, Frame, Mode, PackedHeader, Route, Service,
+    Ack, Codec, DatagramHeader, Dscp, Fragment, Frame, Mode, PackedHeader, Packing, Route, Service,
     StreamHeader, Target, VARINT_MAX,
 };
 
@@ -113,6 +113,7 @@ fn packed_frames() -> impl Strategy<Value = Frame<'static>> {
 pub const BONDED: Service = Service {
     mode: Mode::Bonded,
     own_lane: false,
+    packing: Packing::Unsaid,
 };
 
 pub fn services() -> impl Strategy<Value = Service> {
@@ -121,7 +122,19 @@ pub fn services() -> impl Strategy<Value = Service> {
         Just(Mode::Redundant),
         Just(Mode::Bonded)
     ];
-    (modes, any::<bool>()).prop_map(|(mode, own_lane)| Service { mode, own_lane })
+    let packings = prop_oneof![
+        Just(Packing::Unsaid),
+        Just(Packing::Off),
+        Just(Packing::Auto),
+        Just(Packing::Only(Codec::Lz4)),
+        Just(Packing::Only(Codec::Zstd)),
+    ];
+    let all = (modes, any::<bool>(), packings);
+    all.prop_map(|(mode, own_lane, packing)| Service {
+        mode,
+        own_lane,
+        packing,
+    })
 }
 
 pub fn routes() -> impl Strategy<Value = Route> {

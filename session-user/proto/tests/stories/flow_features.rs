@@ -130,3 +130,25 @@ fn a_stranger_is_not_taken_for_the_target_of_a_flow_without_a_group() {
         assert_eq!(got(&mut net.pair.b).len(), 1);
     }
 }
+
+#[test]
+fn what_strangers_send_keeps_no_flow_open() {
+    for make in [FlowPair::over_tcp, FlowPair::with_udp] {
+        let mut net = make();
+        let group = Some(7);
+        let id = (net.pair.a.open_flow_of(net.pair.now, target(), group)).unwrap();
+        net.pair.a.send_datagram(net.pair.now, id, b"?").unwrap();
+        net.run();
+        assert_eq!(opened(&mut net.pair.b), [(id, group)]);
+        // Once in a minute, for as long as a silent flow lasts and a minute longer.
+        for _ in 0..4 {
+            let now = net.pair.now;
+            // The last time it is gone.
+            let _ = net.pair.b.send_datagram_with(now, id, b"!", &stranger());
+            net.run_until(now + std::time::Duration::from_secs(60));
+        }
+        assert_eq!(net.pair.a.flows().count(), 0);
+        assert_eq!(net.pair.b.flows().count(), 0);
+        assert!(!got(&mut net.pair.a).is_empty());
+    }
+}

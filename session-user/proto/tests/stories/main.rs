@@ -1,5 +1,6 @@
 //! The plain stories of two sessions, one promise each.
 
+mod crowd;
 mod flow_features;
 mod flows;
 mod gaps;
@@ -8,6 +9,7 @@ mod modes;
 mod net;
 mod packing;
 mod pair;
+mod room;
 mod session;
 mod silence;
 mod urgent;

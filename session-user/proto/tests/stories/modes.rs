@@ -14,7 +14,11 @@ const RTT: Duration = Duration::from_millis(40);
 const OTHER_LINK: Route = Route { path: 256, lane: 0 };
 
 fn open(pair: &mut Pair, mode: Mode, own_lane: bool) -> StreamId {
-    let service = Service { mode, own_lane };
+    let service = Service {
+        mode,
+        own_lane,
+        ..Service::default()
+    };
     let id = pair.a.open_with(super::pair::target(), service).unwrap();
     pair.run();
     assert_eq!(

@@ -8,7 +8,7 @@ use session_proto::limits::{ACK_DELAY, PACKED_STREAMS_MAX, PACKING_IDLE};
 use session_proto::seal::Direction;
 use session_proto::session::{Compression, Config, Event, Session, StreamId};
 use session_proto::wire::{
-    Frame, PackedHeader, RecordHeader, Route, Space, StreamHeader, close_code,
+    Frame, PackedHeader, Packing, RecordHeader, Route, Service, Space, StreamHeader, close_code,
 };
 
 use crate::pair::{Pair, config, drain, feed, read, retained, secret, target, write};
@@ -126,6 +126,96 @@ fn what_does_not_shrink_goes_as_it_is_and_text_behind_it_is_packed_again() {
     pair.run();
     assert_eq!(read(&mut pair.b, id).0, sent);
     assert_eq!(pair.b.packing(id).unwrap().received.codec, None);
+}
+
+#[test]
+fn what_begins_as_the_web_does_goes_as_it_is_in_both_directions() {
+    let mut config = packs(&Codec::ALL);
+    config.compression.spares_web = true;
+    for (start, spared) in [
+        (&b"POST /log HTTP/1.1\r\n\r\n"[..], true),
+        (b"log: begin\r\n", false),
+    ] {
+        for piece in [1, 3, 1_000] {
+            let mut pair = Pair::open(&config);
+            let id = pair.stream();
+            for part in start.chunks(piece) {
+                write(pair.now, &mut pair.a, id, part);
+            }
+            let body = text(20_000);
+            write(pair.now, &mut pair.a, id, &body);
+            pair.run();
+            assert_eq!(read(&mut pair.b, id).0, [start, &body].concat());
+            // Whatever the answer looks like.
+            write(pair.now, &mut pair.b, id, &body);
+            assert_eq!(sends(&pair.b, id).is_none(), spared);
+            pair.run();
+            assert_eq!(read(&mut pair.a, id).0, body);
+            assert_eq!(pair.a.stats().plain_packed == 0, spared);
+        }
+    }
+}
+
+/// By which codec each end of a stream packs text that begins as HTTP does.
+fn packs_web(ends: [&Config; 2], packing: Packing) -> [Option<Codec>; 2] {
+    let mut pair = Pair::fresh(ends[0]);
+    let on_a = pair.wires[0].0;
+    let (other, on_b) = Session::respond(pair.now, ends[1].clone(), secret());
+    pair.b = other;
+    pair.wires = vec![(on_a, on_b)];
+    pair.run();
+    pair.b.accept(None);
+    pair.run();
+    let service = Service {
+        packing,
+        ..Service::default()
+    };
+    let id = pair.a.open_with(target(), service).unwrap();
+    pair.run();
+    pair.b.connected(id);
+    pair.run();
+    let sent = [&b"GET / HTTP/1.1\r\n"[..], &text(16_000)].concat();
+    let mut packed = [None, None];
+    write(pair.now, &mut pair.a, id, &sent);
+    packed[0] = sends(&pair.a, id);
+    pair.run();
+    assert_eq!(read(&mut pair.b, id).0, sent);
+    write(pair.now, &mut pair.b, id, &sent);
+    packed[1] = sends(&pair.b, id);
+    pair.run();
+    assert_eq!(read(&mut pair.a, id).0, sent);
+    packed
+}
+
+#[test]
+fn the_opener_of_a_stream_says_how_it_is_packed_where_both_ends_have_the_codec() {
+    let none = Config {
+        codecs_on_request: Codec::Lz4.bit(),
+        ..packs(&[])
+    };
+    let mut auto = packs(&Codec::ALL);
+    auto.compression.spares_web = true;
+    let (lz4, zstd) = (Some(Codec::Lz4), Some(Codec::Zstd));
+    for (ends, packing, expected) in [
+        ([&auto, &auto], Packing::Unsaid, [None, None]),
+        ([&auto, &auto], Packing::Auto, [None, None]),
+        ([&auto, &auto], Packing::Off, [None, None]),
+        ([&auto, &auto], Packing::Only(Codec::Lz4), [lz4, lz4]),
+        ([&auto, &auto], Packing::Only(Codec::Zstd), [zstd, zstd]),
+        // One that packs nothing unless it is said.
+        ([&none, &auto], Packing::Only(Codec::Lz4), [lz4, lz4]),
+        ([&none, &auto], Packing::Only(Codec::Zstd), [None, None]),
+        ([&none, &auto], Packing::Off, [None, None]),
+        // The other end allows nothing.
+        ([&auto, &config()], Packing::Only(Codec::Lz4), [None, None]),
+        (
+            [&auto, &packs(&[Codec::Zstd])],
+            Packing::Only(Codec::Lz4),
+            [None, None],
+        ),
+    ] {
+        assert_eq!(packs_web(ends, packing), expected, "{packing:?}");
+    }
 }
 
 #[test]

@@ -222,7 +222,7 @@ pub fn read(session: &mut Session, id: StreamId) -> (Vec<u8>, bool) {
 /// Small limits, so that they are met.
 pub fn config() -> Config {
     Config {
-        memory_bytes: 4 << 20,
+        memory_bytes: 8 << 20,
         max_streams: 8,
         stream_window_max: 256 * 1024,
         ..Config::default()

@@ -190,7 +190,7 @@ fn a_reader_that_stops_costs_bounded_memory_and_slows_nobody() {
     assert_eq!(read(&mut pair.b, stuck).0.len(), sent);
     pair.run();
     assert!(
-        pair.events_a.contains(&Event::Writable),
+        pair.events_a.contains(&Event::StreamWritable(stuck)),
         "credit comes back"
     );
     assert!(pair.a.capacity(stuck) > 0);

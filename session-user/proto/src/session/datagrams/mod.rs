@@ -135,8 +135,17 @@ struct FlowState {
     group: Option<u64>,
     /// The peer has it: the target need not be named any more.
     known: bool,
-    /// When a datagram of it last went or came.
+    /// When a datagram of it last went or came, but for those of others than its target.
     used: Time,
+}
+
+impl FlowState {
+    /// A datagram goes or comes, which is use of the flow or is not.
+    fn touch(&mut self, now: Time, in_use: bool) {
+        if in_use {
+            self.used = now;
+        }
+    }
 }
 
 /// All that a session keeps of its flows.

@@ -20,7 +20,7 @@ impl Session {
     ) -> Result<bool, Violation> {
         let id = header.flow;
         let opening = header.target.as_ref().map(|to| (to, header.group));
-        if !self.flow_of(now, id, opening)? {
+        if !self.flow_of(now, id, opening, header.source.is_none())? {
             self.datagrams.stats.stray += 1;
             return Ok(false);
         }

@@ -50,7 +50,7 @@ impl Session {
             return Err(FlowError::TooLarge);
         }
         let flow = self.datagrams.flows.get_mut(&id).ok_or(FlowError::Gone)?;
-        flow.used = now;
+        flow.touch(now, info.source.is_none());
         let (target, group) = if flow.known {
             (None, None)
         } else {

@@ -102,20 +102,26 @@ impl Session {
         true
     }
 
-    /// The flow that a datagram of the peer is for: opened now if it is new and may be.
+    /// The flow that a datagram of the peer is for: opened now if it is new and may be. What comes from others than the
+    /// target is no use of it (`in_use`): they would keep it open for as long as they like.
     pub(super) fn flow_of(
         &mut self,
         now: Time,
         id: FlowId,
         opening: Option<(&Target, Option<u64>)>,
+        in_use: bool,
     ) -> Result<bool, Violation> {
         if id & 1 == self.role.bit() {
             self.check_own_flow(id)?;
-            let flow = self.datagrams.flows.get_mut(&id);
-            return Ok(flow.map(|f| (f.known, f.used) = (true, now)).is_some());
+            let Some(flow) = self.datagrams.flows.get_mut(&id) else {
+                return Ok(false);
+            };
+            flow.known = true;
+            flow.touch(now, in_use);
+            return Ok(true);
         }
         if let Some(flow) = self.datagrams.flows.get_mut(&id) {
-            flow.used = now;
+            flow.touch(now, in_use);
             return Ok(true);
         }
         let of = (id & 1) as usize;

@@ -286,7 +286,7 @@ fn way<'a>(ctx: &SockAddrContext, settings: &'a Settings, addr: &Words) -> Resul
 #[inline(always)]
 fn way_here(netns_cookie: u64, settings: &Settings) -> Option<Way<'_>> {
     let Some(known) = maps::namespace(netns_cookie) else {
-        let told = maps::tell_newcomer(netns_cookie);
+        let told = !maps::thread_is_elsewhere(netns_cookie) && maps::tell_newcomer(netns_cookie);
         let waits = told && settings.gate == GATE_ON && settings.usual.v4 != 0;
         return waits.then_some(Way {
             ports: &settings.usual,

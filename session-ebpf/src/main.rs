@@ -10,6 +10,7 @@
 //! 4. `sockops::agent_ops`: the agent's side is established: the destination moves into the accepted socket, where
 //!    the agent reads it.
 //! 5. `peername`: the application asks for its peer and is told the original destination.
+//! 6. `bypass`, where it is on: what the application sends goes straight to the agent's socket.
 //!
 //! How a datagram travels:
 //! 1. `connect` or `datagrams`: the destination matches a policy (`udp`), has an id, and is replaced by the address that
@@ -28,6 +29,7 @@
 #![feature(asm_experimental_arch)]
 
 mod access;
+mod bypass;
 mod connect;
 mod ctx;
 mod datagrams;

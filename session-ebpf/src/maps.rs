@@ -10,9 +10,10 @@ use aya_ebpf::{
     bindings::{BPF_ANY, BPF_NOEXIST, BPF_SK_STORAGE_GET_F_CREATE, bpf_sock},
     btf_maps::SkStorage,
     helpers::{
-        bpf_get_current_pid_tgid, bpf_ktime_get_ns,
+        bpf_get_current_pid_tgid, bpf_ktime_get_ns, bpf_probe_read_kernel,
         generated::{
-            bpf_map_lookup_elem, bpf_sk_release, bpf_sk_storage_delete, bpf_sk_storage_get,
+            bpf_get_current_task, bpf_map_lookup_elem, bpf_sk_release, bpf_sk_storage_delete,
+            bpf_sk_storage_get,
         },
     },
     macros::{btf_map, map},
@@ -21,9 +22,9 @@ use aya_ebpf::{
 use session_ebpf_common::{
     AppSocket, Assigned, CONVERSATIONS_MAX, COUNTERS as COUNTER_SLOTS, Conversation, DEVICES_MAX,
     Destination, FILTER_PREFIXES_MAX, FILTERS_MAX, FilterPolicy, FlowKey, HANDSHAKE_SLOTS,
-    HELD_RING_BYTES, HUNG_AFTER_NS, KNOCKS_BYTES, NAME_BYTES, NAMESPACES_MAX, Namespace, Newcomer,
-    Opening, Original, POLICY_SLOTS, PREFIXES_MAX, Policy, Settings, Stranded, TELL_AGAIN_NS,
-    UDP_IDS_MAX, counter,
+    HELD_RING_BYTES, HUNG_AFTER_NS, KNOCKS_BYTES, NAME_BYTES, NAMESPACES_MAX, Namespace,
+    NetnsOfThread, Newcomer, Opening, Original, POLICY_SLOTS, PREFIXES_MAX, Policy, Settings,
+    Stranded, TELL_AGAIN_NS, UDP_IDS_MAX, counter,
 };
 
 use crate::access::load;
@@ -39,6 +40,14 @@ pub static HAS_SET_RETVAL: Global<u8> = Global::new(1);
 /// 1 where the kernel has `bpf_skc_to_mptcp_sock` (5.19, with CONFIG_MPTCP).
 #[unsafe(no_mangle)]
 pub static HAS_MPTCP: Global<u8> = Global::new(0);
+
+/// Where the kernel has a thread's network namespace; all 0 where that is not known.
+#[unsafe(no_mangle)]
+pub static NETNS_OF_THREAD: Global<NetnsOfThread> = Global::new(NetnsOfThread {
+    nsproxy: 0,
+    net: 0,
+    cookie: 0,
+});
 
 #[map]
 pub static SETTINGS: Array<Settings> = Array::with_max_entries(1, 0);
@@ -155,6 +164,34 @@ pub fn agent_lives() -> bool {
     state == TCP_LISTEN
 }
 
+/// Whether the calling thread is in another network namespace than its socket: the agent would look for it there in vain.
+/// Not known everywhere.
+#[inline(always)]
+pub fn thread_is_elsewhere(netns_cookie: u64) -> bool {
+    cookie_of_thread().is_some_and(|own| own != netns_cookie)
+}
+
+/// Cookie of the network namespace of the calling thread.
+#[inline(always)]
+fn cookie_of_thread() -> Option<u64> {
+    let at = NETNS_OF_THREAD.load();
+    if at.nsproxy == 0 {
+        return None;
+    }
+    // SAFETY: the helper takes no arguments.
+    let task = unsafe { bpf_get_current_task() };
+    let nsproxy = kernel_word(task + u64::from(at.nsproxy))?;
+    let net = kernel_word(nsproxy + u64::from(at.net))?;
+    kernel_word(net + u64::from(at.cookie))
+}
+
+/// A word of the kernel's memory.
+#[inline(always)]
+fn kernel_word(at: u64) -> Option<u64> {
+    // SAFETY: the helper reads nothing where there is nothing.
+    unsafe { bpf_probe_read_kernel(at as *const u64) }.ok()
+}
+
 /// Tells the agent of the calling thread, whose socket's network namespace has no listeners; false if there is no room
 /// to tell.
 #[inline(always)]
@@ -259,8 +296,9 @@ pub fn drop_handshake(key: &FlowKey) -> bool {
     removed
 }
 
+/// What a map keeps with a socket; with `create`, made if there is nothing.
 #[inline(always)]
-fn storage<'a, T>(map: &SkStorage<T>, sk: *mut bpf_sock, create: bool) -> Option<&'a mut T> {
+pub fn storage<'a, T>(map: &SkStorage<T>, sk: *mut bpf_sock, create: bool) -> Option<&'a mut T> {
     if sk.is_null() {
         return None;
     }

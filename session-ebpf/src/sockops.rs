@@ -10,8 +10,8 @@
 
 use aya_ebpf::{
     bindings::{
-        BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB, BPF_SOCK_OPS_STATE_CB, BPF_SOCK_OPS_STATE_CB_FLAG,
-        BPF_SOCK_OPS_TCP_CONNECT_CB, bpf_sock,
+        BPF_SOCK_OPS_ACTIVE_ESTABLISHED_CB, BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB,
+        BPF_SOCK_OPS_STATE_CB, BPF_SOCK_OPS_STATE_CB_FLAG, BPF_SOCK_OPS_TCP_CONNECT_CB, bpf_sock,
     },
     helpers::bpf_get_netns_cookie,
     macros::sock_ops,
@@ -24,6 +24,7 @@ use session_ebpf_common::{
 
 use crate::{
     access::load,
+    bypass,
     maps::{self, HANDSHAKES, KNOCKS},
     ops::SockOps,
 };
@@ -32,12 +33,15 @@ use crate::{
 const DONE: u32 = 1;
 /// `BPF_TCP_CLOSE` of the kernel's bpf.h.
 const TCP_CLOSE: u32 = 7;
+/// `BPF_TCP_FIN_WAIT1`.
+const TCP_FIN_WAIT1: u32 = 4;
 
 /// Runs for the sockets of captured cgroups.
 #[sock_ops]
 pub fn app_ops(ctx: SockOpsContext) -> u32 {
     match ctx.op() {
         BPF_SOCK_OPS_TCP_CONNECT_CB => file(&ctx),
+        BPF_SOCK_OPS_ACTIVE_ESTABLISHED_CB => bypass::begin(&ctx, ctx.sock(), &ctx.key_of_app()),
         BPF_SOCK_OPS_STATE_CB => abandon(&ctx),
         _ => {}
     }
@@ -79,16 +83,21 @@ fn file(ctx: &SockOpsContext) {
     }
 }
 
-/// The application's socket closed: what the agent has not taken by now it never will.
+/// The application's socket closed: what the agent has not taken by now it never will. Or it ended its direction, which
+/// concerns the local bypass alone.
 #[inline(always)]
 fn abandon(ctx: &SockOpsContext) {
     let (_, new) = ctx.states();
-    if new != TCP_CLOSE {
+    if new != TCP_CLOSE && new != TCP_FIN_WAIT1 {
         return;
     }
     let Some(app) = maps::app_socket(ctx.sock()) else {
         return;
     };
+    if new == TCP_FIN_WAIT1 {
+        bypass::end(&app.key);
+        return;
+    }
     if maps::drop_handshake(&app.key) {
         maps::count(counter::ABANDONED);
         // Let through and not taken: the agent still waits for the connection.

@@ -159,6 +159,9 @@ fn way_ahead(
     cookie: u64,
     waits: bool,
 ) -> Result<u16, u32> {
+    if maps::thread_is_elsewhere(cookie) {
+        return Err(counter::AGENT_GONE);
+    }
     let Some(stranded) = maps::new_stranded(ctx.sock()) else {
         return Err(counter::NO_STORAGE);
     };

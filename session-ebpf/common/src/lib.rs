@@ -7,10 +7,15 @@
 // A call that is not inlined costs the verifier its knowledge of map values.
 #![allow(clippy::inline_always)]
 
+mod bypass;
 mod filter;
 mod policy;
 mod udp;
 
+pub use bypass::{
+    BYPASS_FLOWS_MAX, BYPASS_LARGE, BYPASS_NO_SLOT, BYPASS_SMALL_MAX, BYPASS_UNREAD_MAX,
+    BypassSlot, Bypassed, phase,
+};
 pub use filter::{
     FILTER_LEVELS, FILTER_PREFIXES_MAX, FILTER_RANGES_MAX, FILTERS_MAX, FilterPolicy, FilterRange,
 };
@@ -52,7 +57,7 @@ pub const SYN_BYTES_MAX: usize = 120;
 pub const KNOCKS_BYTES: u32 = 1 << 20;
 
 /// Number of counters in the `COUNTERS` map.
-pub const COUNTERS: u32 = 22;
+pub const COUNTERS: u32 = 24;
 /// Indices into the `COUNTERS` map.
 pub mod counter {
     /// Captured connections whose destination is IPv4 (v4-mapped included).
@@ -101,6 +106,10 @@ pub mod counter {
     /// Captured datagrams that were about to leave the host as they are, since their application had chosen a link for
     /// each of them, and were dropped.
     pub const UDP_STRAY: u32 = 21;
+    /// Messages of applications that went past TCP.
+    pub const BYPASSED: u32 = 22;
+    /// Messages of connections that have the bypass, and went by TCP.
+    pub const NOT_BYPASSED: u32 = 23;
 }
 
 /// An address as four words, network order, IPv4 as v4-mapped.
@@ -229,6 +238,19 @@ pub struct Newcomer {
     pub tid: u32,
     /// Its process.
     pub tgid: u32,
+}
+
+/// Offsets in bytes on the way from a thread to the cookie of its network namespace, in this kernel; all 0 where they are
+/// not known.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct NetnsOfThread {
+    /// `nsproxy` in `struct task_struct` (linux/sched.h).
+    pub nsproxy: u32,
+    /// `net_ns` in `struct nsproxy` (linux/nsproxy.h).
+    pub net: u32,
+    /// `net_cookie` in `struct net` (net/net_namespace.h).
+    pub cookie: u32,
 }
 
 /// What a connection over the default routes has: captured applications that ask are told so.
@@ -388,6 +410,7 @@ const _: () = {
     assert!(size_of::<Ports>() == 38);
     assert!(size_of::<Namespace>() == 96);
     assert!(size_of::<Newcomer>() == 16);
+    assert!(size_of::<NetnsOfThread>() == 12);
     assert!(size_of::<Native>() == 40);
     assert!(size_of::<PortRule>() == 24);
     assert!(size_of::<Policy>() == 4 + 24 * POLICY_RULES_MAX);
@@ -396,6 +419,8 @@ const _: () = {
     assert!(size_of::<Original>() == 40);
     assert!(size_of::<FlowKey>() == 48);
     assert!(size_of::<AppSocket>() == 144);
+    assert!(size_of::<Bypassed>() == 80);
+    assert!(size_of::<BypassSlot>() == 16);
     assert!(size_of::<Knock>() == 96 + SYN_BYTES_MAX);
 };
 
@@ -416,9 +441,15 @@ mod pod {
     // SAFETY: as above.
     unsafe impl aya::Pod for super::AppSocket {}
     // SAFETY: as above.
+    unsafe impl aya::Pod for super::Bypassed {}
+    // SAFETY: as above.
+    unsafe impl aya::Pod for super::BypassSlot {}
+    // SAFETY: as above.
     unsafe impl aya::Pod for super::Knock {}
     // SAFETY: as above.
     unsafe impl aya::Pod for super::Listening {}
     // SAFETY: as above.
     unsafe impl aya::Pod for super::WindowKey {}
+    // SAFETY: as above.
+    unsafe impl aya::Pod for super::NetnsOfThread {}
 }

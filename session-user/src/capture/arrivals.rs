@@ -8,12 +8,12 @@ use std::task::{Context, Poll, ready};
 use futures_util::StreamExt as _;
 use futures_util::future::AbortHandle;
 use futures_util::stream::{Abortable, BoxStream, SelectAll, poll_fn};
-use tokio::net::TcpStream;
+use socket2::Socket;
 
 use super::listeners::Listeners;
 
 /// A connection, and the listeners where it arrived.
-pub type Arrival = (Arc<Listeners>, io::Result<(TcpStream, SocketAddr)>);
+pub type Arrival = (Arc<Listeners>, io::Result<(Socket, SocketAddr)>);
 /// One stream for each namespace, so that only those are looked at where something happens.
 type Waiting = SelectAll<Abortable<BoxStream<'static, Arrival>>>;
 

@@ -69,6 +69,11 @@ impl Hop {
         self.key.netns_cookie
     }
 
+    /// The connection's addresses, as the programs file them.
+    pub(super) fn key(&self) -> FlowKey {
+        self.key
+    }
+
     /// How long ago connect() was called.
     pub fn age(&self) -> Duration {
         let now = clock_gettime(ClockId::CLOCK_MONOTONIC).map_or(Duration::ZERO, Duration::from);

@@ -4,16 +4,13 @@ use std::{
     collections::BTreeMap,
     fs::File,
     net::{IpAddr, Ipv6Addr, SocketAddr},
-    os::{
-        fd::{AsFd as _, AsRawFd},
-        unix::fs::MetadataExt as _,
-    },
+    os::{fd::AsRawFd, unix::fs::MetadataExt as _},
     path::{Path, PathBuf},
 };
 
 use aya::{
     Ebpf, EbpfLoader,
-    maps::{Array, HashMap, Map, MapData, MapError, RingBuf, SkStorage, SockMap},
+    maps::{Array, HashMap, MapData, MapError, RingBuf, SkStorage, SockMap},
     programs::{ProgramError, cgroup_sockopt::CgroupSockoptLink, sock_ops::SockOpsLink},
     util::KernelVersion,
 };
@@ -26,13 +23,15 @@ use tracing::level_filters::LevelFilter;
 
 use super::{
     CaptureError, CaptureRule, Filter,
+    bypass::{self, Bypass, Fields},
     filter::Filters,
+    kernel_types,
     listeners::Marker,
     pins::{Pinned, Pins},
     policy,
     programs::{self, Links},
-    tables::{Tables, take},
-    udp::Ids,
+    tables::{Tables, again, take},
+    udp::{IdMaps, Ids},
 };
 
 /// The programs, built by `cargo xtask build`.
@@ -88,6 +87,11 @@ pub struct Counters {
     pub udp_flows: u64,
     /// Captured datagrams, and answers to them, that the agent dropped.
     pub udp_dropped: u64,
+    /// Messages that applications sent past TCP (`local_bypass`).
+    pub bypassed: u64,
+    /// Messages of connections with the local bypass that went by TCP, for they would have overtaken others, or been too
+    /// small for it, or too much.
+    pub not_bypassed: u64,
 }
 
 /// Links of one captured cgroup; dropping them detaches.
@@ -133,6 +137,8 @@ pub struct Kernel {
     /// Whether SYNs are held.
     gate: bool,
     ids: Option<Ids>,
+    /// What applications send comes past TCP, where that is on.
+    pub(super) bypass: Option<Bypass>,
 }
 
 impl std::fmt::Debug for Kernel {
@@ -151,9 +157,11 @@ impl Kernel {
         gate: bool,
         log: LevelFilter,
         pins: Option<Pins>,
+        bypass: Option<&Fields>,
     ) -> Result<Self, CaptureError> {
-        let mut ebpf = load_object(log)?;
+        let mut ebpf = load_object(log, bypass)?;
         programs::load(&mut ebpf)?;
+        let bypass = bypass.map(|_| Bypass::load(&mut ebpf)).transpose()?;
         let settings = Settings {
             own_netns: 0,
             agent_tgid: std::process::id(),
@@ -166,6 +174,7 @@ impl Kernel {
         };
         let mut kernel = Self {
             ids: Some(ids(&mut ebpf)?),
+            bypass,
             accepted: take(&mut ebpf, "ACCEPTED")?,
             counters: take(&mut ebpf, "COUNTERS")?,
             settings: (take(&mut ebpf, "SETTINGS")?, settings),
@@ -435,6 +444,8 @@ impl Kernel {
             udp6: get(counter::UDP6),
             udp_full: get(counter::UDP_FULL),
             udp_stray: get(counter::UDP_STRAY),
+            bypassed: get(counter::BYPASSED),
+            not_bypassed: get(counter::NOT_BYPASSED),
             // The agent counts these itself.
             udp_flows: 0,
             udp_dropped: 0,
@@ -484,37 +495,34 @@ pub fn handshakes_filed(kernel: &Kernel) -> usize {
     map.keys().count()
 }
 
-/// The programs' tables of UDP destinations. Their counters are shared, so they are opened once more.
+/// The programs' tables of UDP destinations. They are opened once more for what gives ids up, and the counters, which are
+/// shared, too.
 fn ids(ebpf: &mut Ebpf) -> Result<Ids, CaptureError> {
-    let failed = |error| CaptureError::map("opening the eBPF map COUNTERS", error);
-    let counters = match ebpf.map("COUNTERS") {
-        Some(Map::Array(counters)) => {
-            let fd = counters.fd().as_fd().try_clone_to_owned();
-            let fd = fd.map_err(|source| CaptureError::Runtime {
-                what: "open an eBPF map once more",
-                source,
-            })?;
-            MapData::from_fd(fd).and_then(|data| Array::try_from(Map::Array(data)))
-        }
-        _ => Err(MapError::InvalidName {
-            name: "COUNTERS".to_owned(),
-        }),
+    let same = IdMaps {
+        ids: again(ebpf, "UDP_IDS")?,
+        destinations: again(ebpf, "UDP_DESTINATIONS")?,
     };
-    Ok(Ids::new(
-        take(ebpf, "UDP_IDS")?,
-        take(ebpf, "UDP_DESTINATIONS")?,
-        counters.map_err(failed)?,
-    ))
+    let maps = IdMaps {
+        ids: take(ebpf, "UDP_IDS")?,
+        destinations: take(ebpf, "UDP_DESTINATIONS")?,
+    };
+    Ok(Ids::new(maps, same, again(ebpf, "COUNTERS")?))
 }
 
 /// Creates the maps; loads no program yet.
-fn load_object(log: LevelFilter) -> Result<Ebpf, CaptureError> {
+pub(super) fn load_object(log: LevelFilter, bypass: Option<&Fields>) -> Result<Ebpf, CaptureError> {
     let level = level(log);
     let (set_retval, mptcp) = (u8::from(has_set_retval()), u8::from(has_mptcp()));
-    EbpfLoader::new()
+    let netns_of_thread = kernel_types::netns_of_thread();
+    let mut loader = EbpfLoader::new();
+    if let Some(fields) = bypass {
+        bypass::prepare(&mut loader, fields, &1);
+    }
+    loader
         .override_global(aya_log::LEVEL, &level, true)
         .override_global("HAS_SET_RETVAL", &set_retval, true)
         .override_global("HAS_MPTCP", &mptcp, true)
+        .override_global("NETNS_OF_THREAD", &netns_of_thread, true)
         .load(OBJECT)
         .map_err(|error| CaptureError::ebpf("creating the eBPF maps", error))
 }
@@ -545,7 +553,7 @@ fn level(filter: LevelFilter) -> u8 {
 
 /// Loads everything and lets go of it again: what `doctor` asks.
 pub fn try_load() -> Result<(), CaptureError> {
-    programs::load(&mut load_object(LevelFilter::OFF)?)
+    programs::load(&mut load_object(LevelFilter::OFF, None)?)
 }
 
 fn attach_failed(cgroup: &Path) -> impl Fn(ProgramError) -> CaptureError + '_ {

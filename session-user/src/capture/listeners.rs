@@ -4,15 +4,15 @@
 use std::{
     io,
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
-    os::fd::{AsRawFd, RawFd},
+    os::fd::{AsRawFd, FromRawFd as _, RawFd},
     sync::atomic::{AtomicUsize, Ordering},
-    task::{Context, Poll},
+    task::{Context, Poll, ready},
     time::Duration,
 };
 
 use session_ebpf_common::{Ports, V6_PORTS};
-use socket2::{Domain, Protocol, SockRef, Socket, Type};
-use tokio::net::{TcpListener, TcpStream};
+use socket2::{Domain, Protocol, SockAddr, Socket, Type};
+use tokio::io::{Interest, unix::AsyncFd};
 
 use super::{CaptureError, Hop};
 
@@ -113,7 +113,7 @@ impl Opened {
 #[derive(Debug)]
 pub struct Listeners {
     /// The IPv4 listener first, then those for IPv6.
-    accepting: Vec<TcpListener>,
+    accepting: Vec<AsyncFd<Socket>>,
     ports: Ports,
     /// Which listener is asked first next time, so that none starves.
     turn: AtomicUsize,
@@ -133,18 +133,20 @@ impl Listeners {
     }
 
     /// The loopback hop of an accepted socket, whose far end is `app` and called connect() at that time.
-    pub fn hop(&self, socket: &TcpStream, app: SocketAddr, called_at: u64) -> io::Result<Hop> {
+    pub fn hop(&self, socket: &Socket, app: SocketAddr, called_at: u64) -> io::Result<Hop> {
         let agent = socket.local_addr()?;
+        let agent = agent.as_socket().ok_or(io::ErrorKind::InvalidData)?;
         Ok(Hop::between(self.netns_cookie, app, agent, called_at))
     }
 
-    /// The next connection on any listener.
-    pub fn poll_accept(&self, cx: &mut Context<'_>) -> Poll<io::Result<(TcpStream, SocketAddr)>> {
+    /// The next connection on any listener, and its other end. The socket does not block, sends small writes at once, has
+    /// urgent data inline, and shows a close that was not put in order as a reset, never as a clean end.
+    pub fn poll_accept(&self, cx: &mut Context<'_>) -> Poll<io::Result<(Socket, SocketAddr)>> {
         let count = self.accepting.len();
         let first = self.turn.fetch_add(1, Ordering::Relaxed);
         for offset in 0..count {
             let listener = &self.accepting[first.wrapping_add(offset) % count];
-            match listener.poll_accept(cx) {
+            match poll_accept(listener, cx) {
                 Poll::Ready(Err(error)) if is_about_one_connection(&error) => {
                     cx.waker().wake_by_ref();
                 }
@@ -156,11 +158,34 @@ impl Listeners {
     }
 }
 
-/// An accepted socket: small writes go out at once, and a close that was not put in order shows as a reset, never as a
-/// clean end.
-pub fn prepare(socket: &TcpStream) -> io::Result<()> {
-    SockRef::from(socket).set_linger(Some(Duration::ZERO))?;
-    socket.set_nodelay(true)
+fn poll_accept(
+    listener: &AsyncFd<Socket>,
+    cx: &mut Context<'_>,
+) -> Poll<io::Result<(Socket, SocketAddr)>> {
+    loop {
+        let mut ready = ready!(listener.poll_read_ready(cx))?;
+        if let Ok(accepted) = ready.try_io(|listener| accept(listener.get_ref())) {
+            return Poll::Ready(accepted);
+        }
+    }
+}
+
+/// accept4(2). The socket is in no runtime yet: its driver registers it for what it is to be told.
+fn accept(listener: &Socket) -> io::Result<(Socket, SocketAddr)> {
+    let flags = libc::SOCK_NONBLOCK | libc::SOCK_CLOEXEC;
+    let accept = |addr: *mut socket2::SockAddrStorage, len: *mut libc::socklen_t| {
+        // SAFETY: a live descriptor; `addr` has room for `len` bytes, and both outlive the call.
+        let fd = unsafe { libc::accept4(listener.as_raw_fd(), addr.cast(), len, flags) };
+        if fd < 0 {
+            return Err(io::Error::last_os_error());
+        }
+        // SAFETY: the kernel has just opened it for nobody else.
+        Ok(unsafe { Socket::from_raw_fd(fd) })
+    };
+    // SAFETY: where accept4 succeeds it has written an address and its length.
+    let (socket, peer) = unsafe { SockAddr::try_init(accept) }?;
+    let peer = peer.as_socket().ok_or(io::ErrorKind::InvalidData)?;
+    Ok((socket, peer))
 }
 
 /// A listener at `port`, or where that is taken, at one that the kernel chooses.
@@ -190,7 +215,11 @@ fn open(addr: SocketAddr, device: Option<&[u8]>, backlog: i32) -> Result<Socket,
         }
         // Connections that were accepted there before do not keep a port from being listened on again.
         socket.set_reuse_address(true)?;
-        // Inherited by accepted sockets. bbr would pace the loopback hop to half its speed.
+        // Accepted sockets have all options of the listener: they are not set for each of them.
+        socket.set_tcp_nodelay(true)?;
+        socket.set_linger(Some(Duration::ZERO))?;
+        socket.set_out_of_band_inline(true)?;
+        // bbr would pace the loopback hop to half its speed.
         if let Err(error) = socket.set_tcp_congestion(b"cubic") {
             tracing::debug!(%error, "cubic is not available for the loopback hop");
         }
@@ -202,11 +231,12 @@ fn open(addr: SocketAddr, device: Option<&[u8]>, backlog: i32) -> Result<Socket,
     open().map_err(|source| CaptureError::Listener { addr, source })
 }
 
-fn asynchronous(socket: Socket) -> Result<TcpListener, CaptureError> {
-    let listener = TcpListener::from_std(socket.into());
+fn asynchronous(socket: Socket) -> Result<AsyncFd<Socket>, CaptureError> {
+    // SAFETY: a `Socket` keeps its descriptor for its whole life, and the registration owns it.
+    let listener = unsafe { AsyncFd::register_with_interest(socket, Interest::READABLE) };
     listener.map_err(|source| CaptureError::Runtime {
         what: "register a listener with the runtime",
-        source,
+        source: source.into(),
     })
 }
 
@@ -287,7 +317,7 @@ impl Listeners {
     /// copies of the descriptors for a moment.
     pub fn close(&self) {
         for listener in &self.accepting {
-            SockRef::from(listener)
+            (listener.get_ref())
                 .shutdown(std::net::Shutdown::Both)
                 .expect("a listener");
         }
@@ -301,5 +331,29 @@ impl Marker {
         self.0
             .shutdown(std::net::Shutdown::Both)
             .expect("a listener");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Nobody sets them for each socket (`sk_clone_lock` of net/core/sock.c).
+    #[test]
+    fn accepted_sockets_have_the_options_of_their_listener() {
+        let listener = open((Ipv4Addr::LOCALHOST, 0).into(), None, 1).unwrap();
+        let addr = listener.local_addr().unwrap().as_socket().unwrap();
+        let app = std::net::TcpStream::connect(addr).unwrap();
+        // It does not block: accept4 says so where the kernel has not finished the handshake yet.
+        let (socket, from) = loop {
+            match accept(&listener) {
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => std::thread::yield_now(),
+                accepted => break accepted.unwrap(),
+            }
+        };
+        assert_eq!(from, app.local_addr().unwrap());
+        assert!(socket.tcp_nodelay().unwrap() && socket.out_of_band_inline().unwrap());
+        assert_eq!(socket.linger().unwrap(), Some(Duration::ZERO));
+        assert!(socket.nonblocking().unwrap());
     }
 }

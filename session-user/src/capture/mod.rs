@@ -12,14 +12,17 @@
 //! where their rule says so and the programs are pinned.
 
 mod arrivals;
+mod bypass;
 pub mod cgroup;
 mod cgroup_id;
+mod detach;
 mod error;
 mod explain;
 mod filter;
 mod gate;
 mod injector;
 mod kernel;
+mod kernel_types;
 mod listeners;
 mod log;
 mod namespace;
@@ -51,9 +54,10 @@ use std::{
     sync::Arc,
 };
 
-use tokio::{net::TcpStream, sync::oneshot};
+use tokio::sync::oneshot;
 use tracing::level_filters::LevelFilter;
 
+pub use bypass::LocalBypass;
 pub use error::CaptureError;
 pub use explain::{Explanation, Verdict};
 pub use filter::{Destination, Filter, FilterError};
@@ -73,6 +77,8 @@ pub use udp::{Datagrams, FlowWay, FlowWays};
 pub use pins::{Orphans, can_pin};
 pub use session_ebpf_common::{DNS_PEER, DNS_PORT, NAMED_PEER};
 
+use crate::requests::AppStream;
+use bypass::Tally;
 use injector::Injector;
 use kernel::Kernel;
 use listeners::{Marker, Opened};
@@ -98,6 +104,8 @@ pub struct CaptureConfig {
     /// Where a BPF file system is mounted, for rules that refuse: programs are pinned there, so that they refuse after
     /// this process was killed. Without it they end with it.
     pub pin_at: Option<PathBuf>,
+    /// Whether what applications send comes past TCP.
+    pub bypass: LocalBypass,
 }
 
 impl Default for CaptureConfig {
@@ -108,6 +116,7 @@ impl Default for CaptureConfig {
             gate: false,
             names: false,
             pin_at: None,
+            bypass: LocalBypass::Off,
         }
     }
 }
@@ -127,7 +136,7 @@ pub struct Native {
 #[derive(Debug)]
 pub struct Captured {
     /// The agent's end of the loopback hop to the application: no delay, and a reset unless it is closed in order.
-    pub socket: TcpStream,
+    pub socket: AppStream,
     /// The application's end of the loopback hop, for logs.
     pub app: SocketAddr,
     /// Where the application wanted to go; v4-mapped destinations are shown as IPv4.
@@ -138,6 +147,18 @@ pub struct Captured {
     pub cgroup: u64,
     /// The loopback hop, by which a [`Knock`] finds its connection.
     pub hop: Hop,
+    /// To be told of every byte that is read, if the connection has the local bypass.
+    tally: Option<Tally>,
+}
+
+impl Captured {
+    /// The socket, as the application's end of a stream.
+    pub fn into_stream(self) -> AppStream {
+        match self.tally {
+            Some(tally) => self.socket.past_tcp(tally),
+            None => self.socket,
+        }
+    }
 }
 
 /// Loaded programs, their listeners, and the cgroups they are attached to. Dropping it ends the capture of new
@@ -173,7 +194,8 @@ impl Capture {
         let (usual, holds) = (sockets.ports(), sockets.injector.is_some());
         let may_enter = privileges::may_enter_namespaces();
         let elsewhere = if may_enter { usual } else { Ports::default() };
-        let mut kernel = Kernel::load(elsewhere, holds, config.log, pins)?;
+        let fields = config.bypass.decide();
+        let mut kernel = Kernel::load(elsewhere, holds, config.log, pins, fields.as_ref())?;
         let udp = udp::Half::new(&mut kernel, plan, &config.rules)?;
         kernel.set_rules(&config.rules)?;
         kernel.set_names(config.names)?;
@@ -377,12 +399,15 @@ impl Capture {
             let arrival = poll_fn(|cx| self.namespaces.arrivals.poll_next(cx)).await;
             let (listeners, accepted) = arrival;
             let (socket, app) = accepted?;
-            listeners::prepare(&socket)?;
             // Without a destination the socket is dropped here, and its zero linger makes that a reset.
             if let Some(original) = self.kernel.destination(&socket) {
                 let hop = listeners.hop(&socket, app, original.called_at)?;
+                let bypass = self.kernel.bypass.as_ref();
+                // The programs leave questions about names out.
+                let bypass = bypass.filter(|_| original.port != DNS_PORT);
                 return Ok(Captured {
-                    socket,
+                    tally: bypass.and_then(|bypass| bypass.join(&socket, hop.key())),
+                    socket: AppStream::accepted(socket, app)?,
                     app,
                     original: kernel::socket_addr(&original),
                     peer: original.peer,

@@ -348,8 +348,14 @@ impl Namespaces {
     ) -> Result<u64, CaptureError> {
         let listeners = Arc::new(sockets.listeners.register()?);
         let cookie = listeners.netns_cookie();
-        if let Some(ground) = sockets.udp {
-            self.udp.add(cookie, ground)?;
+        match sockets.udp.map(|ground| self.udp.add(cookie, ground)) {
+            // Nobody would know that what the rules say of datagrams does not hold.
+            Some(Err(error)) if own => return Err(error),
+            // Connections are captured all the same: without ports the programs send no datagram here.
+            Some(Err(error)) => {
+                tracing::warn!(%error, netns = inode, "UDP is not captured in a network namespace");
+            }
+            Some(Ok(())) | None => {}
         }
         let (udp4, udp6) = self.udp.ports(cookie);
         let entry = Namespace {

@@ -1,29 +1,37 @@
 //! Keeps the programs attached when the agent dies, so that fail-closed rules still refuse.
 //!
 //! ```text
-//! BPFFS/holdfast/agent-PID/N/cgroup        a symbolic link that names the captured cgroup
-//! BPFFS/holdfast/agent-PID/N/filter        one whose target is the text of the cgroup's filter, if it has one
-//! BPFFS/holdfast/agent-PID/N/connect4 ..   its links, each a pinned object
+//! BPFFS/holdfast/agent-PID-M/N/cgroup        a symbolic link that names the captured cgroup
+//! BPFFS/holdfast/agent-PID-M/N/filter        one whose target is the text of the cgroup's filter, if it has one
+//! BPFFS/holdfast/agent-PID-M/N/connect4 ..   its links, each a pinned object
 //! ```
 //!
 //! A link is attached for as long as a process or a pin holds it (`bpf_link_inc` in the kernel's
 //! bpf/syscall.c). An agent that ends in order removes its pins. Those of one that was killed stay
 //! until the next agent has taken its cgroups over.
+//!
+//! Whether an agent lives, its folder tells: it holds a lock on that (flock(2)), which the kernel takes from
+//! it when it ends. Process ids would not do: an agent in another pid namespace has none here, proc may hide
+//! the others' (`hidepid` of proc(5)), and a container's agent has the same one after each restart.
 
-use std::fs;
+use std::fs::{self, DirBuilder, File};
 use std::io;
-use std::os::unix::fs::symlink;
+use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, symlink};
 use std::path::{Path, PathBuf};
 
 use aya::programs::links::{FdLink, PinnedLink};
+use nix::fcntl::{Flock, FlockArg};
 use nix::sys::statfs::{BPF_FS_MAGIC, statfs};
 
+use super::detach::detach;
 use super::{CaptureError, Filter};
 
 const FOLDER: &str = "holdfast";
 const AGENT: &str = "agent-";
 const CGROUP: &str = "cgroup";
 const FILTER: &str = "filter";
+/// Folders of killed agents with this process's id that are passed over, and those that others look at just now.
+const FOLDERS_MAX: u32 = 1000;
 
 /// Whether a BPF file system is mounted at `bpffs`.
 pub fn can_pin(bpffs: &Path) -> bool {
@@ -33,8 +41,57 @@ pub fn can_pin(bpffs: &Path) -> bool {
 /// Where this process pins.
 #[derive(Debug)]
 pub struct Pins {
-    dir: PathBuf,
+    folder: Folder,
     number: u64,
+}
+
+/// A folder of one agent, locked.
+#[derive(Debug)]
+struct Folder {
+    path: PathBuf,
+    _lock: Flock<File>,
+}
+
+impl Folder {
+    /// The folder at `path`, unless somebody holds it.
+    fn lock(path: PathBuf) -> io::Result<Option<Self>> {
+        let lock = match Flock::lock(File::open(&path)?, FlockArg::LockExclusiveNonblock) {
+            Ok(lock) => lock,
+            Err((_, nix::Error::EWOULDBLOCK)) => return Ok(None),
+            Err((_, errno)) => return Err(errno.into()),
+        };
+        // Whoever held it a moment ago may have removed it, and another may have made one of that name.
+        let (locked, there) = (lock.metadata()?, fs::metadata(&path)?);
+        let same = (locked.dev(), locked.ino()) == (there.dev(), there.ino());
+        Ok(same.then_some(Self { path, _lock: lock }))
+    }
+
+    /// A new one below `parent` for this process.
+    fn make(parent: &Path) -> io::Result<Self> {
+        for number in 0..FOLDERS_MAX {
+            // The last agent that leaves takes it along.
+            fs::create_dir_all(parent)?;
+            let path = parent.join(format!("{AGENT}{}-{number}", std::process::id()));
+            // Whoever may open a folder could hold it, and have a dead agent seem to live.
+            let made = DirBuilder::new().mode(0o700).create(&path);
+            match made.and_then(|()| Self::lock(path)) {
+                Ok(Some(folder)) => return Ok(folder),
+                // One that starts at the same time has taken it for an orphan: that one is its own to remove.
+                Ok(None) => {}
+                Err(error) if is_about_the_name(&error) => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Err(io::ErrorKind::AlreadyExists.into())
+    }
+}
+
+/// Whether a folder could not be had since there is one, or somebody has removed it again.
+fn is_about_the_name(error: &io::Error) -> bool {
+    matches!(
+        error.kind(),
+        io::ErrorKind::AlreadyExists | io::ErrorKind::NotFound
+    )
 }
 
 /// The pinned links of one cgroup. Dropping it removes the pins and lets go of the links.
@@ -52,11 +109,9 @@ impl Pins {
                 path: bpffs.to_owned(),
             });
         }
-        let dir = bpffs
-            .join(FOLDER)
-            .join(format!("{AGENT}{}", std::process::id()));
-        fs::create_dir_all(&dir).map_err(failed("create", &dir))?;
-        Ok(Self { dir, number: 0 })
+        let parent = bpffs.join(FOLDER);
+        let folder = Folder::make(&parent).map_err(failed("make a folder in", &parent))?;
+        Ok(Self { folder, number: 0 })
     }
 
     /// Pins the links of `cgroup`, each under its name.
@@ -67,7 +122,7 @@ impl Pins {
         links: impl IntoIterator<Item = (&'static str, FdLink)>,
     ) -> Result<Pinned, CaptureError> {
         self.number += 1;
-        let dir = self.dir.join(self.number.to_string());
+        let dir = self.folder.path.join(self.number.to_string());
         fs::create_dir(&dir).map_err(failed("create", &dir))?;
         let mut pinned = Pinned {
             dir,
@@ -95,8 +150,8 @@ impl Pins {
 impl Drop for Pins {
     fn drop(&mut self) {
         // Fails where something is still pinned, which keeps the folder, as it should.
-        let _ = fs::remove_dir(&self.dir);
-        if let Some(parent) = self.dir.parent() {
+        let _ = fs::remove_dir(&self.folder.path);
+        if let Some(parent) = self.folder.path.parent() {
             let _ = fs::remove_dir(parent);
         }
     }
@@ -116,40 +171,54 @@ impl Drop for Pinned {
     }
 }
 
-/// What agents that were killed have left behind.
+/// What agents that were killed have left behind. Nobody else finds it while this is there.
 #[derive(Debug, Default)]
 pub struct Orphans {
-    folders: Vec<PathBuf>,
+    folders: Vec<Folder>,
 }
 
 impl Orphans {
     /// Looks below `bpffs`; finds nothing where no BPF file system is.
     pub fn find(bpffs: &Path) -> Self {
-        let dead = |name: &str| {
-            name.strip_prefix(AGENT)
-                .is_some_and(|pid| !Path::new("/proc").join(pid).exists())
+        let is_agents = |path: &PathBuf| {
+            let name = path.file_name().unwrap_or_default();
+            name.to_string_lossy().starts_with(AGENT)
         };
-        let folders = children(&bpffs.join(FOLDER))
-            .filter(|path| path.file_name().is_some_and(|n| dead(&n.to_string_lossy())))
-            .collect();
-        Self { folders }
+        let orphan = |path: PathBuf| match Folder::lock(path.clone()) {
+            Ok(folder) => folder,
+            // Its agent has just ended in order.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => None,
+            Err(error) => {
+                tracing::warn!(dir = %path.display(), %error, "whether its agent lives cannot be told: its programs stay attached");
+                None
+            }
+        };
+        let all = children(&bpffs.join(FOLDER)).filter(is_agents);
+        Self {
+            folders: all.filter_map(orphan).collect(),
+        }
     }
 
     /// The cgroups that they had captured and that still exist, with their filters.
     pub fn cgroups(&self) -> Vec<(PathBuf, Filter)> {
         self.folders
             .iter()
-            .flat_map(|folder| children(folder))
+            .flat_map(|folder| children(&folder.path))
             .filter_map(|held| Some((fs::read_link(held.join(CGROUP)).ok()?, filter_in(&held))))
             .filter(|(cgroup, _)| cgroup.is_dir())
             .collect()
     }
 
-    /// Removes the pins: the kernel lets go of the programs.
+    /// Detaches the programs and removes the pins. Once this returns none of them refuses anything.
     pub fn remove(self) {
         for folder in self.folders {
-            for held in children(&folder) {
+            for held in children(&folder.path) {
                 for pin in children(&held) {
+                    if !pin.is_symlink()
+                        && let Err(error) = detach(&pin)
+                    {
+                        tracing::debug!(pin = %pin.display(), %error, "a dead agent's program goes when the kernel finds time");
+                    }
                     if let Err(error) = fs::remove_file(&pin) {
                         tracing::warn!(pin = %pin.display(), %error, "a dead agent's program stays attached");
                     }
@@ -157,7 +226,7 @@ impl Orphans {
                 // What could not be removed has been told of.
                 let _ = fs::remove_dir(&held);
             }
-            let _ = fs::remove_dir(&folder);
+            let _ = fs::remove_dir(&folder.path);
         }
     }
 }

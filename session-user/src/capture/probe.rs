@@ -4,7 +4,7 @@ use std::path::Path;
 
 use aya::util::KernelVersion;
 
-use super::{cgroup, injector::Injector, kernel, privileges};
+use super::{bypass, cgroup, injector::Injector, kernel, privileges};
 
 /// One thing that capture needs.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -49,6 +49,7 @@ pub fn probe() -> Vec<Check> {
         set_retval(),
         raw_packets(),
         namespaces(),
+        local_bypass(),
     ]
 }
 
@@ -159,4 +160,23 @@ fn namespaces() -> Check {
         advice: "grant these capabilities if you capture containers".to_owned(),
         ..Check::new(name, Ok(detail), "")
     }
+}
+
+/// It is off unless it is asked for, so what keeps it off is no failure.
+fn local_bypass() -> Check {
+    let name = "local bypass";
+    let detail = match bypass::faults() {
+        Ok(faults) if faults.is_empty() => {
+            "this kernel shows none of its faults: `auto` turns it on".to_owned()
+        }
+        Ok(faults) => {
+            let faults: Vec<String> = faults
+                .iter()
+                .map(|fault| format!("not so: {} ({})", fault.what, fault.seen))
+                .collect();
+            format!("`auto` keeps it off; {}", faults.join("; "))
+        }
+        Err(error) => format!("`auto` keeps it off: {error}"),
+    };
+    Check::new(name, Ok(detail), "")
 }

@@ -58,7 +58,7 @@ enum Kind {
 
 /// How often a program is given to the verifier, which gives up when a signal comes meanwhile (EAGAIN of `bpf_check` in
 /// kernel/bpf/verifier.c). As libbpf has it (`PROG_LOAD_ATTEMPTS`).
-const ATTEMPTS: u32 = 5;
+pub(super) const ATTEMPTS: u32 = 5;
 
 /// Loads all programs; attaches none.
 pub fn load(ebpf: &mut Ebpf) -> Result<(), CaptureError> {

@@ -3,6 +3,7 @@
 use std::{
     collections::{HashMap, HashSet},
     net::IpAddr,
+    os::fd::AsFd as _,
     sync::Arc,
 };
 
@@ -125,6 +126,30 @@ pub(super) fn found_or_none<T>(result: Result<T, MapError>) -> Result<Option<T>,
         Err(MapError::KeyNotFound | MapError::ElementNotFound) => Ok(None),
         other => other.map(Some),
     }
+}
+
+/// A map by another descriptor.
+pub(super) fn again<T: TryFrom<Map, Error = MapError>>(
+    ebpf: &Ebpf,
+    name: &'static str,
+) -> Result<T, CaptureError> {
+    let (map, of): (_, fn(MapData) -> Map) = match ebpf.map(name) {
+        Some(Map::Array(map)) => (map, Map::Array),
+        Some(Map::HashMap(map)) => (map, Map::HashMap),
+        _ => {
+            let unknown = MapError::InvalidName {
+                name: name.to_owned(),
+            };
+            return Err(CaptureError::map("opening an eBPF map once more", unknown));
+        }
+    };
+    let fd = map.fd().as_fd().try_clone_to_owned();
+    let fd = fd.map_err(|source| CaptureError::Runtime {
+        what: "open an eBPF map once more",
+        source,
+    })?;
+    let opened = MapData::from_fd(fd).and_then(|data| T::try_from(of(data)));
+    opened.map_err(|error| CaptureError::map("opening an eBPF map once more", error))
 }
 
 /// Takes a map out of the object, as the type that it must have.

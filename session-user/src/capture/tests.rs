@@ -1,5 +1,6 @@
 //! Capture against the real kernel: each test has a network namespace, a cgroup and a small agent of its own.
 
+mod bypass;
 mod datagram_ends;
 mod datagrams;
 mod datagrams_elsewhere;
@@ -11,5 +12,6 @@ mod lifecycle;
 mod names;
 mod namespaces;
 mod others;
+mod pins;
 mod rules;
 mod strangers;

@@ -1,7 +1,6 @@
 //! Datagrams that are refused, answered directly, kept on loopback, or outlive the agent.
 
 use std::{
-    collections::HashSet,
     fs::File,
     io::{self, Read as _, Write as _},
     net::{Ipv4Addr, SocketAddr, UdpSocket},
@@ -14,8 +13,8 @@ use session_ebpf_common::{DNS_PEER, Destination, MAPPED, UDP_IDS_MAX};
 use socket2::{Domain, Protocol, Socket, Type};
 
 use super::harness::{
-    App, HERE4, HERE6, PATIENCE, ToPeers, answered, capture, closed, direct_echo, everything,
-    exchange, hear, in_netns, rule, run, scope, talk,
+    App, FLOW_IDLE, HERE4, HERE6, PATIENCE, ToPeers, answered, capture, closed, direct_echo,
+    everything, exchange, hear, in_netns, rule, run, scope, talk,
 };
 use crate::capture::udp::{Route, UdpTables};
 use crate::capture::{Action, Capture, CaptureConfig, CaptureRule, Protocols};
@@ -398,9 +397,9 @@ fn ids_are_given_up_when_no_socket_has_them() {
             .unwrap()
             .unwrap();
         assert_eq!(ids.in_use(), 4);
-        let (none, tables) = (HashSet::new(), [Arc::new(UdpTables::open())]);
+        let tables = [Arc::new(UdpTables::open())];
         let mut collect = |idle| {
-            let count = ids.collect(&none, idle, &tables).unwrap();
+            let count = ids.collect(idle, &tables).unwrap();
             (count, ids.in_use())
         };
         assert_eq!(collect(Duration::from_secs(3600)), (0, 4));
@@ -510,7 +509,7 @@ fn an_id_may_stand_for_the_agent_itself_and_for_loopback() {
         datagrams.ids.assign(0x1234, &destination).unwrap();
         let port = capture.namespaces.own_entry().ports.udp4;
         let own = Arc::new(RequestQueue::default());
-        tokio::task::spawn_local(datagrams.run(ToPeers(vec![Arc::clone(&own)])));
+        tokio::task::spawn_local(datagrams.run(ToPeers(vec![Arc::clone(&own)]), FLOW_IDLE));
         let app = App::start(&scope, move || {
             let socket = unbound(addr(FAR4))?;
             exchange(

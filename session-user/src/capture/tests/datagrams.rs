@@ -4,6 +4,8 @@ use std::{
     io,
     net::{SocketAddr, UdpSocket},
     os::fd::AsRawFd as _,
+    sync::Arc,
+    time::Duration,
 };
 
 use nix::{
@@ -13,10 +15,11 @@ use nix::{
 use socket2::{Domain, Protocol, Socket, Type};
 
 use super::harness::{
-    HERE4, HERE6, PATIENCE, answered, capture, direct_echo, disconnect, everything, exchange, hear,
-    in_netns, run, talk,
+    HERE4, HERE6, PATIENCE, ToPeers, answered, capture, direct_echo, disconnect, everything,
+    exchange, hear, in_netns, run, talk,
 };
 use crate::capture::{CaptureRule, Native};
+use crate::requests::{FlowInput, RequestQueue};
 
 const FAR4: &str = "192.0.2.7:443";
 const FAR6: &str = "[2001:db8::7]:443";
@@ -323,6 +326,32 @@ fn a_socket_is_shared_by_fork() {
             }
         });
         assert_eq!(result.await, Ok(answered(FAR4, 1, "child", FAR4)));
+    });
+}
+
+#[test]
+fn a_flow_without_datagrams_ends_when_the_operator_says() {
+    in_netns(async || {
+        let (mut capture, scope) = capture(&[everything()]);
+        let queue = Arc::new(RequestQueue::default());
+        let ways = ToPeers(vec![Arc::clone(&queue)]);
+        let datagrams = capture.take_datagrams().expect("not taken yet");
+        tokio::task::spawn_local(datagrams.run(ways, Duration::from_millis(100)));
+        let sent = run(&scope, || {
+            unbound(addr(FAR4))?.send_to(b"hello", addr(FAR4))?;
+            Ok(String::new())
+        });
+        sent.await.unwrap();
+        let mut came = Vec::new();
+        while came.len() < 2 {
+            queue.flows.available().await;
+            came.extend(queue.flows.pop());
+        }
+        let [FlowInput::Datagram(sent, ..), FlowInput::Closed(ended)] = &came[..] else {
+            panic!("{came:?}")
+        };
+        assert!(Arc::ptr_eq(sent, ended));
+        assert_eq!(capture.counters().udp_flows, 0);
     });
 }
 

@@ -13,6 +13,7 @@ use nix::{
     sched::{CloneFlags, setns},
     unistd::pipe,
 };
+use session_ebpf_common::NetnsOfThread;
 use socket2::{Domain, Protocol, Socket, Type};
 use tokio::sync::mpsc;
 
@@ -23,6 +24,7 @@ use super::{
         quiet, rule, run, talk,
     },
 };
+use crate::capture::kernel_types::netns_of_thread;
 use crate::capture::udp::{Route, UdpTables};
 
 const FAR4: &str = "192.0.2.7:443";
@@ -170,6 +172,8 @@ fn what_is_not_held_goes_by_its_rule_until_the_agent_is_there() {
                     Ok(said)
                 });
                 assert_eq!(said.await.as_deref(), Ok(before), "{first} {connected}");
+                // Looking who is left where it was, the agent might find the next one before it says anything.
+                comes_to(async || agent.others().await == 0).await;
             }
         }
         // Where it may not go direct it is held all the same.
@@ -360,6 +364,35 @@ fn where_the_agent_cannot_come_datagrams_go_by_their_rules() {
 }
 
 #[test]
+fn what_the_agent_would_look_for_at_the_wrong_thread_goes_by_its_rule() {
+    in_netns(async || {
+        if netns_of_thread() == NetnsOfThread::default() {
+            println!("not run: the kernel does not tell where threads are");
+            return;
+        }
+        let shut = closed(&["198.51.100.0/24"], 1);
+        let (agent, scope) = Agent::start(&[shut, everything()]);
+        let _heard = talking(&agent).await;
+        let said = run(&scope, || {
+            let here = File::open("/proc/thread-self/ns/net")?;
+            leave(true)?;
+            let sockets = [unbound(FAR4)?, unbound(SHUT4)?];
+            setns(&here, CloneFlags::CLONE_NEWNET)?;
+            let sent = sockets.iter().zip([FAR4, SHUT4]);
+            let sent = sent.map(|(socket, to)| socket.send_to(b"x", to).map_err(|e| e.kind()));
+            let sent: Vec<_> = sent.collect();
+            // Its own namespace is another matter.
+            Ok(format!("{sent:?} {}", say(FAR4, false, "x")?))
+        });
+        let right = answered(FAR4, 1, "x", FAR4);
+        let right = format!("[Err(NetworkUnreachable), Err(ConnectionRefused)] {right}");
+        assert_eq!(said.await, Ok(right));
+        let counters = agent.with(|capture| capture.counters()).await;
+        assert_eq!((counters.agent_gone, counters.udp4), (2, 1), "{counters:?}");
+    });
+}
+
+#[test]
 fn a_loopback_interface_that_comes_up_lets_datagrams_through() {
     in_netns(async || {
         let (agent, scope) = Agent::start(&[everything()]);
@@ -397,14 +430,16 @@ async fn comes_to(mut good: impl AsyncFnMut() -> bool) {
     }
 }
 
-/// A process in a network namespace where the agent is, until it is told; and what tells it.
-fn resident(scope: &crate::capture::Scope) -> (App, File) {
+/// A process in a network namespace where the agent is, connected and waiting to be told; and what tells it.
+async fn resident(scope: &crate::capture::Scope) -> (App, File) {
     let (wait, go) = pipe().unwrap();
+    let (connected, tell) = pipe().unwrap();
     let app = App::start(scope, move || {
         leave(true)?;
         ask(FAR4)?;
         let socket = unbound(FAR6)?;
         socket.connect(addr(FAR6))?;
+        File::from(tell).write_all(b"+")?;
         File::from(wait).read_exact(&mut [0])?;
         let _ = socket.send(b"x");
         Ok(match hear(&socket) {
@@ -412,6 +447,8 @@ fn resident(scope: &crate::capture::Scope) -> (App, File) {
             Err(error) => error.raw_os_error().unwrap_or(0).to_string(),
         })
     });
+    let waits = tokio::task::spawn_blocking(|| File::from(connected).read_exact(&mut [0]));
+    waits.await.unwrap().expect("it connects");
     (app, File::from(go))
 }
 
@@ -421,7 +458,7 @@ fn the_route_is_there_as_long_as_the_agent() {
         for agent_ends in [false, true] {
             let (agent, scope) = Agent::start(&[everything()]);
             let _heard = talking(&agent).await;
-            let (app, mut go) = resident(&scope);
+            let (app, mut go) = resident(&scope).await;
             comes_to(async || agent.others().await == 1).await;
             let netns = File::open(format!("/proc/{}/ns/net", app.pid())).unwrap();
             assert!(has_route(&netns));
@@ -446,7 +483,7 @@ fn the_route_is_there_as_long_as_the_agent() {
 fn the_route_follows_the_rules_there_too() {
     in_netns(async || {
         let (agent, scope) = Agent::start(&[everything()]);
-        let (app, mut go) = resident(&scope);
+        let (app, mut go) = resident(&scope).await;
         comes_to(async || agent.others().await == 1).await;
         let netns = File::open(format!("/proc/{}/ns/net", app.pid())).unwrap();
         for v6 in [true, false, true] {
@@ -460,6 +497,24 @@ fn the_route_follows_the_rules_there_too() {
         }
         go.write_all(b"+").unwrap();
         app.result().await.unwrap();
+    });
+}
+
+#[test]
+fn a_route_that_was_taken_over_stays() {
+    in_netns(async || {
+        let netns = File::open("/proc/thread-self/ns/net").unwrap();
+        let open = || Route::open(Arc::new(UdpTables::open())).unwrap();
+        let (mut old, mut new) = (open(), open());
+        old.add().unwrap();
+        let heir = old.heir();
+        new.add().unwrap();
+        assert!(heir.is_awaited());
+        heir.take_over();
+        drop(old);
+        assert!(has_route(&netns) && !heir.is_awaited());
+        drop(new);
+        assert!(!has_route(&netns));
     });
 }
 

@@ -168,7 +168,7 @@ pub async fn answer(
         .write_all(format!("{original} for {peer}\n").as_bytes())
         .await;
     let _ = socket.read_to_end(&mut data).await;
-    let _ = SockRef::from(&socket).set_linger(None);
+    let _ = socket.reset_on_close(false);
     Seen {
         original,
         peer,
@@ -199,6 +199,9 @@ impl FlowWays for ToPeers {
     }
 }
 
+/// A flow without a datagram for so long ends: longer than any of the tests that do not wait for that.
+pub const FLOW_IDLE: Duration = Duration::from_secs(300);
+
 /// Peers whose queues [`talk`] looks at.
 pub const PEERS: u32 = 16;
 
@@ -208,7 +211,7 @@ pub fn talk(capture: &mut Capture) -> mpsc::UnboundedReceiver<Heard> {
     let (report, reports) = mpsc::unbounded_channel();
     let queues: Vec<Arc<RequestQueue>> = (0..PEERS).map(|_| Arc::default()).collect();
     let datagrams = capture.take_datagrams().expect("not taken yet");
-    tokio::task::spawn_local(datagrams.run(ToPeers(queues.clone())));
+    tokio::task::spawn_local(datagrams.run(ToPeers(queues.clone()), FLOW_IDLE));
     for (peer, queue) in (0..PEERS).zip(queues) {
         let report = report.clone();
         tokio::task::spawn_local(async move {

@@ -14,6 +14,7 @@ use nix::{
     sys::signal::{Signal, kill},
     unistd::{Uid, setuid},
 };
+use session_ebpf_common::NetnsOfThread;
 use tokio::task::LocalSet;
 use tracing::{field::Visit, level_filters::LevelFilter, span};
 
@@ -21,7 +22,10 @@ use super::harness::{
     App, HERE4, PATIENCE, ask, capture, captured, direct, direct_server, everything, in_netns,
     quiet, run, scope, serve,
 };
-use crate::capture::{Capture, CaptureConfig, CaptureError, Scope, kernel::verified, probe};
+use crate::capture::{
+    Capture, CaptureConfig, CaptureError, LocalBypass, Scope, kernel::verified,
+    kernel_types::netns_of_thread, probe,
+};
 
 #[test]
 fn detached_cgroups_are_left_alone() {
@@ -118,6 +122,21 @@ fn an_unprivileged_agent_is_told_what_it_lacks() {
             said.contains(r#"["CAP_BPF", "CAP_NET_ADMIN", "CAP_PERFMON"]"#),
             "{said}"
         );
+    });
+}
+
+/// Whoever may load no program is told of no place in the kernel's memory, though its description is for all to read.
+#[test]
+fn the_kernel_is_asked_whether_programs_may_read_its_memory() {
+    in_netns(async || {
+        let scope = scope();
+        let asked = || Ok(format!("{}", netns_of_thread() != NetnsOfThread::default()));
+        assert_eq!(run(&scope, asked).await, Ok("true".to_owned()));
+        let unprivileged = run(&scope, move || {
+            setuid(Uid::from_raw(65534))?;
+            asked()
+        });
+        assert_eq!(unprivileged.await, Ok("false".to_owned()));
     });
 }
 
@@ -296,9 +315,11 @@ fn the_verifier_has_room_to_spare() {
         // about connections, datagrams and questions about names, walks a tenth of what is allowed.
         let config = CaptureConfig {
             log: LevelFilter::TRACE,
+            bypass: LocalBypass::On,
             ..CaptureConfig::default()
         };
         let capture = Capture::load(&config).unwrap();
+        assert!(capture.kernel.bypass.is_some(), "it has code of its own");
         for (name, count) in verified(&capture.kernel) {
             assert!(
                 count < 150_000,
@@ -311,7 +332,7 @@ fn the_verifier_has_room_to_spare() {
 #[test]
 fn the_probe_finds_everything_here() {
     let checks = probe();
-    assert_eq!(checks.len(), 8);
+    assert_eq!(checks.len(), 9);
     for check in checks {
         assert!(check.ok, "{check:?}");
         assert!(

@@ -12,13 +12,21 @@ use nix::{
     sched::{CloneFlags, setns},
     unistd::{pipe, write},
 };
+use session_ebpf_common::Ports;
 use tokio::time::timeout;
+use tracing::level_filters::LevelFilter;
 
 use super::{
     elsewhere::{Agent, enter, leave, loopback_up, say, sys_admin, sys_ptrace, until},
     harness::{App, PATIENCE, ask, captured, closed, everything, in_netns, run, scope},
 };
-use crate::capture::{Capture, CaptureConfig, NamespaceError};
+use crate::capture::{
+    Capture, CaptureConfig, CaptureError, NamespaceError,
+    kernel::Kernel,
+    namespaces::Namespaces,
+    own_sockets,
+    udp::{Half, Plan},
+};
 
 const FAR4: &str = "192.0.2.7:443";
 const FAR6: &str = "[2001:db8::7]:443";
@@ -350,5 +358,21 @@ fn the_address_that_is_told_is_one_of_the_namespace() {
             Ok(stream.local_addr()?.ip().to_string())
         });
         assert_eq!(said.await.as_deref(), Ok("10.77.0.1"));
+    });
+}
+
+/// Elsewhere connections are captured all the same; here it would be an agent that captures half of what its rules say.
+#[test]
+fn without_sockets_for_datagrams_in_its_own_namespace_the_agent_does_not_begin() {
+    in_netns(async || {
+        let plan = Plan::new(&[everything()]).unwrap();
+        let (own, mut sockets) = own_sockets(false, plan).unwrap();
+        sockets.udp.as_mut().unwrap().spoil();
+        let mut kernel =
+            Kernel::load(Ports::default(), false, LevelFilter::OFF, None, None).unwrap();
+        let udp = Half::new(&mut kernel, plan, &[everything()]).unwrap();
+        let begun = Namespaces::begin(&mut kernel, own, sockets, Ports::default(), udp);
+        let error = begun.unwrap_err();
+        assert!(matches!(error, CaptureError::Runtime { .. }), "{error}");
     });
 }

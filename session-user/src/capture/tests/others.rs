@@ -10,7 +10,8 @@ use socket2::{Domain, Protocol, SockRef, Socket, Type};
 
 use super::elsewhere::{Agent, leave};
 use super::harness::{
-    App, PATIENCE, ToPeers, ask, capture, disconnect, everything, exchange, hear, in_netns, rule,
+    App, FLOW_IDLE, PATIENCE, ToPeers, ask, capture, disconnect, everything, exchange, hear,
+    in_netns, rule,
 };
 use crate::capture::{Action, Capture, CaptureRule};
 use crate::requests::{AppFlow, FlowInput, RequestQueue};
@@ -48,7 +49,7 @@ fn from(source: &str) -> DatagramInfo {
 fn queue(capture: &mut Capture) -> Arc<RequestQueue> {
     let queues: Vec<Arc<RequestQueue>> = (0..3).map(|_| Arc::default()).collect();
     let datagrams = capture.take_datagrams().expect("not taken yet");
-    tokio::task::spawn_local(datagrams.run(ToPeers(queues.clone())));
+    tokio::task::spawn_local(datagrams.run(ToPeers(queues.clone()), FLOW_IDLE));
     Arc::clone(&queues[1])
 }
 

@@ -2,6 +2,7 @@
 
 use std::any::Any;
 use std::collections::{HashMap, HashSet};
+use std::future::pending;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
@@ -12,10 +13,12 @@ use session_ebpf_common::{CONNECTED, Destination, Original, id_address};
 use session_proto::session::DatagramInfo;
 use session_proto::wire::{Dscp, Target};
 use tokio::sync::mpsc;
+use tokio::task::JoinHandle;
 
 use super::super::gate::words;
 use super::super::kernel::socket_addr;
 use super::heard::{AppSocket, Ear, Rules, Stranger};
+use super::ids::Collector;
 use super::socket::Door;
 use super::tables::Tables;
 use super::unreachable::Unreachable;
@@ -24,9 +27,7 @@ use crate::requests::{AppFlow, FlowEnd, FlowQueue};
 
 /// Flows at once. Beyond it those go that were not used for a moment; what then finds no room is dropped.
 const FLOWS_MAX: usize = 16_384;
-/// A flow without a datagram for so long has ended. RFC 4787, REQ-5, asks a NAT for at least two minutes.
-const IDLE: Duration = Duration::from_secs(180);
-/// The same where there are too many.
+/// Where there are too many, a flow without a datagram for so long has ended.
 const IDLE_CROWDED: Duration = Duration::from_secs(15);
 /// How often room is looked for where there is none.
 const CROWDED_EVERY: Duration = Duration::from_secs(1);
@@ -76,13 +77,16 @@ struct LastUse(AtomicU64);
 pub struct Flows {
     flows: HashMap<Key, Entry>,
     ways: Box<dyn FlowWays>,
-    /// None while the collection has it.
-    ids: Option<Ids>,
+    ids: Ids,
+    /// Gives up ids that are idle.
+    collection: Option<JoinHandle<(Collector, Vec<u32>)>>,
     /// Sockets that are not connected, by network namespace and address.
     sockets: HashMap<(u64, SocketAddr), Weak<AppSocket>>,
     rules: Arc<Rules>,
     strangers: mpsc::Sender<Stranger>,
     stats: Arc<Stats>,
+    /// A flow without a datagram for so long has ended.
+    idle: Duration,
     epoch: Instant,
     looked_for_room: Option<Instant>,
 }
@@ -108,7 +112,10 @@ impl FlowEnd for Answers {
     }
 
     fn deliver_with(&self, data: &[u8], info: &DatagramInfo) {
-        self.used.touch(self.epoch);
+        if info.source.is_none() {
+            // Strangers would keep a flow for as long as they like.
+            self.used.touch(self.epoch);
+        }
         let heard = match (info.source, &self.ear) {
             (None, _) => (self.door.upgrade())
                 .is_some_and(|door| door.answer(self.from, self.app, data, info.dscp)),
@@ -142,9 +149,10 @@ impl LastUse {
 }
 
 impl Flows {
-    /// None yet.
+    /// None yet. One without a datagram for `idle` ends.
     pub fn new(
         ways: Box<dyn FlowWays>,
+        idle: Duration,
         ids: Ids,
         rules: Arc<Rules>,
         strangers: mpsc::Sender<Stranger>,
@@ -153,11 +161,13 @@ impl Flows {
         Self {
             flows: HashMap::new(),
             ways,
-            ids: Some(ids),
+            ids,
+            collection: None,
             sockets: HashMap::new(),
             rules,
             strangers,
             stats,
+            idle,
             epoch: Instant::now(),
             looked_for_room: None,
         }
@@ -180,8 +190,7 @@ impl Flows {
 
     /// A datagram of a flow that is not there: whether there is one now.
     fn open(&mut self, key: Key, arrival: &Arrival<'_>) -> bool {
-        let Some(ids) = &self.ids else { return false };
-        let found = ids.destination(arrival.id);
+        let found = self.ids.destination(arrival.id);
         // An id is one of its network namespace, and nobody else's.
         let netns = arrival.door.netns();
         let own = |found: Option<Destination>| found.filter(|found| found.netns_cookie == netns);
@@ -217,6 +226,7 @@ impl Flows {
         }
         let entry = self.entry(&destination, way, arrival);
         self.flows.insert(key, entry);
+        self.ids.spoken_to(arrival.id);
         self.count();
         true
     }
@@ -295,10 +305,10 @@ impl Flows {
             ..stranger.like
         };
         // The agent may have left the network namespace.
-        let (Some(ids), Some(door)) = (&mut self.ids, stranger.socket.door.upgrade()) else {
+        let Some(door) = stranger.socket.door.upgrade() else {
             return false;
         };
-        match ids.id_for(&destination) {
+        match self.ids.id_for(&destination, stranger.socket.group) {
             Ok(Some(id)) => {
                 let from = socket_addr(&Original {
                     addr: id_address(id, &destination.addr),
@@ -361,36 +371,82 @@ impl Flows {
         self.stats.flows.store(count, Ordering::Relaxed);
     }
 
-    /// Ends what is idle, and gives up ids where there are many, but for those that a socket in `tables` is connected to.
-    /// Whether it must be looked again.
-    pub async fn look_over(&mut self, tables: Vec<Arc<Tables>>) -> bool {
-        self.end_idle(IDLE);
-        let Some(ids) = self.ids.take() else {
-            return false;
-        };
-        let ids = if ids.is_crowded() {
-            self.collect(ids, tables).await
-        } else {
-            Some(ids)
-        };
-        let crowded = ids.as_ref().is_some_and(Ids::is_crowded);
-        self.ids = ids;
+    /// Ends what is idle, and begins to give up ids where there are many, but for those that a socket in `tables` is
+    /// connected to. Whether it must be looked again.
+    pub fn look_over(&mut self, tables: impl FnOnce() -> Vec<Arc<Tables>>) -> bool {
+        self.end_idle(self.idle);
+        let crowded = self.ids.is_crowded();
+        if crowded && let Some((collector, among)) = self.ids.collector() {
+            self.collect(collector, among, tables());
+        }
         crowded || !self.flows.is_empty()
     }
 
-    async fn collect(&self, mut ids: Ids, tables: Vec<Arc<Tables>>) -> Option<Ids> {
+    /// Whoever has sockets decides how long it takes to look at them: nobody waits for it.
+    fn collect(
+        &mut self,
+        mut collector: Collector,
+        among: Option<Vec<u32>>,
+        tables: Vec<Arc<Tables>>,
+    ) {
         let busy: HashSet<u32> = self.flows.keys().map(|(.., id)| *id).collect();
-        let collection = tokio::task::spawn_blocking(move || {
-            match ids.collect(&busy, ids::IDLE, &tables) {
-                Ok(count) => tracing::debug!(count, "ids of idle destinations were given up"),
-                Err(error) => tracing::warn!(%error, "ids of idle destinations cannot be given up"),
+        self.collection = Some(tokio::task::spawn_blocking(move || {
+            let given_up = collector.collect(among, &busy, ids::IDLE, &tables);
+            let given_up = given_up.unwrap_or_else(|error| {
+                tracing::warn!(%error, "ids of idle destinations cannot be given up");
+                Vec::new()
+            });
+            (collector, given_up)
+        }));
+    }
+
+    /// Ids were given up. Never returns where none are. Cancel-safe.
+    pub async fn collected(&mut self) {
+        let Some(collection) = &mut self.collection else {
+            return pending().await;
+        };
+        match collection.await {
+            Ok((collector, given_up)) => {
+                let count = given_up.len();
+                tracing::debug!(count, "ids of idle destinations were given up");
+                self.ids.collected(collector, &given_up);
             }
-            ids
-        });
-        // It panics only if we are wrong; then no new flow can be had, which is said once.
-        collection
-            .await
-            .inspect_err(|error| tracing::error!(%error, "the ids of destinations are lost"))
-            .ok()
+            // It panics only if we are wrong; then none are given up any more, which is said once.
+            Err(error) => {
+                tracing::error!(%error, "no ids of destinations can be given up any more")
+            }
+        }
+        self.collection = None;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const IDLE: Duration = Duration::from_secs(300);
+
+    #[test]
+    fn what_strangers_send_is_no_use_of_a_flow() {
+        let used = Arc::new(LastUse(AtomicU64::new(0)));
+        let epoch = Instant::now().checked_sub(IDLE * 2).unwrap();
+        let answers = Answers {
+            door: Weak::new(),
+            app: "127.0.0.1:5000".parse().unwrap(),
+            from: "127.128.0.1".parse().unwrap(),
+            used: Arc::clone(&used),
+            epoch,
+            stats: Arc::default(),
+            ear: None,
+            _kept: None,
+        };
+        let stranger = DatagramInfo {
+            source: "192.0.2.9:9".parse().ok(),
+            ..DatagramInfo::default()
+        };
+        answers.deliver_with(b"psst", &stranger);
+        assert!(used.is_idle(epoch, IDLE));
+        answers.deliver(b"here");
+        assert!(!used.is_idle(epoch, IDLE));
     }
 }

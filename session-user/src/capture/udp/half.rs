@@ -15,7 +15,7 @@ use super::super::rule::{Action, CaptureRule, Protocols};
 use super::super::{CaptureError, policy};
 use super::doors::{Change, Place};
 use super::held::Held;
-use super::{AnyIp, Datagrams, Mark, Rules, Sockets, Stats, Tables};
+use super::{AnyIp, Datagrams, Heir, Mark, Rules, Sockets, Stats, Tables};
 
 /// What is opened in a network namespace, and how.
 #[derive(Clone, Copy, Debug)]
@@ -82,6 +82,14 @@ impl Ground {
     }
 }
 
+#[cfg(test)]
+impl Ground {
+    /// Has no runtime drive its sockets.
+    pub fn spoil(&mut self) {
+        self.sockets.spoil();
+    }
+}
+
 /// A network namespace in which the agent is.
 #[derive(Debug)]
 struct Site {
@@ -97,6 +105,13 @@ impl Site {
     fn add_route(&mut self) {
         let here = !self.has_route();
         if let Some(route) = self.route.as_mut().filter(|_| here) {
+            add(route);
+        }
+    }
+
+    /// Another may have removed it.
+    fn add_route_again(&mut self) {
+        if let Some(route) = &mut self.route {
             add(route);
         }
     }
@@ -123,6 +138,8 @@ pub struct Half {
     plan: Plan,
     /// Where the agent is, by the cookies of the network namespaces.
     sites: BTreeMap<u64, Site>,
+    /// Routes that are on their way out of network namespaces that were left, by cookie.
+    leaving: BTreeMap<u64, Vec<Heir>>,
     changes: mpsc::UnboundedSender<Change>,
     datagrams: Option<Datagrams>,
     rules: Arc<Rules>,
@@ -144,6 +161,7 @@ impl Half {
         Ok(Self {
             plan,
             sites: BTreeMap::new(),
+            leaving: BTreeMap::new(),
             changes,
             datagrams: Some(Datagrams {
                 changes: inbox,
@@ -177,6 +195,9 @@ impl Half {
         let mut site = Site { ports, route };
         // The rules may have changed since it was begun.
         if self.plan.v6 {
+            if self.keep_route(netns) {
+                site.add_route_again();
+            }
             site.add_route();
         } else {
             site.remove_route();
@@ -196,9 +217,24 @@ impl Half {
     pub fn remove(&mut self, netns: u64) {
         let _ = self.changes.send(Change::Closed(netns));
         if let Some(site) = self.sites.remove(&netns) {
+            if let Some(route) = &site.route {
+                self.leaving.entry(netns).or_default().push(route.heir());
+            }
             // Before the route goes, all UDP sockets there are looked at, and whoever is there may have very many.
             tokio::task::spawn_blocking(move || drop(site));
         }
+    }
+
+    /// Has the routes stay that are on their way out of a network namespace. Whether there are any: they may have gone
+    /// already.
+    fn keep_route(&mut self, netns: u64) -> bool {
+        self.leaving.retain(|_, heirs| {
+            heirs.retain(Heir::is_awaited);
+            !heirs.is_empty()
+        });
+        let heirs = self.leaving.remove(&netns).unwrap_or_default();
+        heirs.iter().for_each(Heir::take_over);
+        !heirs.is_empty()
     }
 
     /// Ports for IPv4 and IPv6 destinations in the network namespace with this cookie, for the programs; 0 where
@@ -217,6 +253,9 @@ impl Half {
         self.rules.set(rules);
         self.plan.v6 = rules.iter().any(takes_udp6);
         if self.plan.v6 {
+            for netns in self.sites.keys().copied().collect::<Vec<_>>() {
+                self.keep_route(netns);
+            }
             self.sites.values_mut().for_each(Site::add_route);
         }
     }

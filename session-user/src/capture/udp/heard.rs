@@ -4,14 +4,18 @@
 //! gets an id as a destination has one, and the datagram goes out from the id's address: only the task that has the ids
 //! can do it. What the application then says to the sender is a flow like any other.
 //!
+//! Whoever speaks from ever new addresses gets no more than a part of the ids, and all that speak to one socket fewer still.
+//!
 //! A peer speaks for those alone that the rules lead to through it: an application is not made to believe that a host
 //! of its own network has sent what came from the peer.
 
+use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 use std::net::SocketAddr;
 use std::sync::{Arc, PoisonError, RwLock, Weak};
 
 use bytes::Bytes;
-use session_ebpf_common::{Destination, id_of, is_for_many, is_local, is_of_one_link};
+use session_ebpf_common::{Destination, UDP_IDS_MAX, id_of, is_for_many, is_local, is_of_one_link};
 use session_proto::wire::Dscp;
 use tokio::sync::mpsc;
 
@@ -22,6 +26,12 @@ use crate::requests::FlowQueue;
 
 /// Such datagrams that wait for the task that has the ids, at most.
 pub const WAITING_MAX: usize = 128;
+
+/// Ids of those who were heard and are not spoken to, at once: whoever speaks to applications from ever new addresses is
+/// to leave most for their own destinations ([`UDP_IDS_MAX`]).
+const IDS_MAX: usize = UDP_IDS_MAX as usize / 8;
+/// Those of one socket.
+const IDS_EACH: usize = 256;
 
 /// A datagram of somebody whom the application has not spoken to.
 pub struct Stranger {
@@ -110,9 +120,94 @@ impl Rules {
     }
 }
 
+/// The ids that were given to those who are heard.
+#[derive(Debug, Default)]
+pub struct HeardIds {
+    /// Each with the group of the socket that has heard first of whom it stands for.
+    groups: HashMap<u32, u64>,
+    /// How many there are of each group.
+    counts: HashMap<u64, usize>,
+    turned_away: bool,
+}
+
+impl HeardIds {
+    /// Whether a socket may have one more.
+    pub fn admits(&mut self, group: u64) -> bool {
+        let of_group = self.counts.get(&group).copied().unwrap_or(0);
+        let room = self.groups.len() < IDS_MAX && of_group < IDS_EACH;
+        self.turned_away |= !room;
+        room
+    }
+
+    /// Whether there was one without room since ids were last collected.
+    pub fn has_turned_away(&self) -> bool {
+        self.turned_away
+    }
+
+    /// All.
+    pub fn ids(&self) -> Vec<u32> {
+        self.groups.keys().copied().collect()
+    }
+
+    /// A socket of `group` has heard somebody new.
+    pub fn insert(&mut self, id: u32, group: u64) {
+        self.groups.insert(id, group);
+        *self.counts.entry(group).or_default() += 1;
+    }
+
+    /// It is not one of them any more, if it was.
+    pub fn remove(&mut self, id: u32) {
+        let Some(group) = self.groups.remove(&id) else {
+            return;
+        };
+        if let Entry::Occupied(mut count) = self.counts.entry(group) {
+            *count.get_mut() -= 1;
+            if *count.get() == 0 {
+                count.remove();
+            }
+        }
+    }
+
+    /// Idle ids were looked for, and these given up.
+    pub fn collected(&mut self, given_up: &[u32]) {
+        for id in given_up {
+            self.remove(*id);
+        }
+        self.turned_away = false;
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn ids_of_those_who_are_heard_are_few() {
+        let mut heard = HeardIds::default();
+        let mut next = 0;
+        let mut fill = |heard: &mut HeardIds, group| {
+            let before = next;
+            while heard.admits(group) {
+                heard.insert(next, group);
+                next += 1;
+            }
+            (next - before) as usize
+        };
+        assert!(!heard.has_turned_away());
+        assert_eq!(fill(&mut heard, 1), IDS_EACH);
+        assert!(heard.has_turned_away());
+        let others: usize = (2..100).map(|group| fill(&mut heard, group)).sum();
+        assert_eq!(others + IDS_EACH, IDS_MAX);
+        // One is spoken to, two are idle.
+        heard.remove(0);
+        heard.remove(0);
+        heard.collected(&[1, 2, u32::MAX]);
+        assert!(!heard.has_turned_away());
+        assert_eq!(fill(&mut heard, 1), 3);
+        let all = heard.ids();
+        heard.collected(&all);
+        assert!(heard.groups.is_empty() && heard.counts.is_empty());
+    }
     use crate::capture::rule::Protocols;
 
     fn rule(to: &str, action: Action) -> CaptureRule {

@@ -33,7 +33,7 @@ pub(super) use route::AnyIp as Route;
 pub(super) use tables::Tables as UdpTables;
 
 pub(super) use half::{Ground, Half, Plan};
-pub(super) use ids::Ids;
+pub(super) use ids::{IdMaps, Ids};
 
 use super::gate::words;
 use batch::Batch;
@@ -42,14 +42,16 @@ use flows::{Arrival, Flows};
 pub use flows::{FlowWay, FlowWays};
 use heard::Rules;
 use held::{Datagram, Held};
-use route::AnyIp;
+use route::{AnyIp, Heir};
 use socket::{Door, Mark, Sockets, arrival};
 use tables::Tables;
 use unreachable::Unreachable;
 
-/// How often flows and ids are looked over while there are any.
+/// How often flows and ids are looked over while there are any, at least.
 const LOOK_EVERY: Duration = Duration::from_secs(10);
-/// Wait after a socket could not be read for want of memory.
+/// And at most, however soon flows end.
+const LOOK_EVERY_MIN: Duration = Duration::from_millis(100);
+/// Wait after the ring of held datagrams could not be waited for, which the runtime's end alone brings about.
 const RETRY: Duration = Duration::from_millis(100);
 
 /// What the agent's half has counted.
@@ -79,13 +81,14 @@ pub struct Datagrams {
 }
 
 impl Datagrams {
-    /// Hands datagrams to whom `ways` says. Runs until it is dropped.
-    pub async fn run(mut self, ways: impl FlowWays + 'static) {
+    /// Hands datagrams to whom `ways` says, in flows that end without one for `idle`. Runs until it is dropped.
+    pub async fn run(mut self, ways: impl FlowWays + 'static, idle: Duration) {
         let mut batch = Batch::default();
         let mut doors = Doors::default();
         let (strangers, mut heard) = mpsc::channel(heard::WAITING_MAX);
         let stats = Arc::clone(&self.stats);
-        let mut flows = Flows::new(Box::new(ways), self.ids, self.rules, strangers, stats);
+        let ways = Box::new(ways);
+        let mut flows = Flows::new(ways, idle, self.ids, self.rules, strangers, stats);
         let mut look_at: Option<Instant> = None;
         loop {
             tokio::select! {
@@ -104,7 +107,9 @@ impl Datagrams {
                     }
                 },
                 (door, ready) = poll_fn(|cx| doors.poll_ready(cx)) => {
-                    take(ready, &door, &mut batch, &mut flows).await;
+                    if let Err(error) = take(ready, &door, &mut batch, &mut flows) {
+                        doors.failed(&door, &error);
+                    }
                 }
                 Some(stranger) = heard.recv() => flows.heard(&stranger),
                 datagram = self.held.next() => match datagram {
@@ -114,11 +119,12 @@ impl Datagrams {
                         sleep(RETRY).await;
                     }
                 },
+                () = flows.collected() => {}
                 () = at(look_at) => look_at = None,
             }
             // An idle host is not woken: the next datagram is.
-            if look_at.is_none() && flows.look_over(doors.tables()).await {
-                look_at = Some(Instant::now() + LOOK_EVERY);
+            if look_at.is_none() && flows.look_over(|| doors.tables()) {
+                look_at = Some(Instant::now() + idle.clamp(LOOK_EVERY_MIN, LOOK_EVERY));
             }
         }
     }
@@ -153,21 +159,24 @@ async fn at(time: Option<Instant>) {
     }
 }
 
-/// Takes what a socket has, up to a batch.
-async fn take(ready: io::Result<()>, door: &Arc<Door>, batch: &mut Batch, flows: &mut Flows) {
+/// Takes what a socket has, up to a batch. Waits for nothing: whoever can have one socket fail must not have the others
+/// wait.
+fn take(
+    ready: io::Result<()>,
+    door: &Arc<Door>,
+    batch: &mut Batch,
+    flows: &mut Flows,
+) -> io::Result<()> {
     match ready.and_then(|()| door.read(batch)) {
-        Ok(()) => {
-            for (meta, data) in batch.datagrams() {
-                if let Some((app, id, to)) = arrival(meta) {
-                    let arrival = Arrival { door, app, id, to };
-                    flows.arrived(&arrival, data, meta.dscp);
-                }
-            }
-        }
-        Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
-        Err(error) => {
-            tracing::warn!(%error, "captured datagrams could not be read");
-            sleep(RETRY).await;
+        Ok(()) => {}
+        Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(()),
+        Err(error) => return Err(error),
+    }
+    for (meta, data) in batch.datagrams() {
+        if let Some((app, id, to)) = arrival(meta) {
+            let arrival = Arrival { door, app, id, to };
+            flows.arrived(&arrival, data, meta.dscp);
         }
     }
+    Ok(())
 }

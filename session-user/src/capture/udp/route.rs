@@ -6,7 +6,7 @@
 
 use std::io;
 use std::net::Ipv6Addr;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use rtnetlink::packet_core::{
     NLM_F_ACK, NLM_F_CREATE, NLM_F_REPLACE, NLM_F_REQUEST, NetlinkMessage, NetlinkPayload,
@@ -27,6 +27,26 @@ const PREFIX_BITS: u8 = 64;
 /// `RT_TABLE_LOCAL` of linux/rtnetlink.h.
 const LOCAL_TABLE: u8 = 255;
 
+/// Whether a route that is to go is another's by now, and stays.
+#[derive(Clone, Debug, Default)]
+pub struct Heir(Arc<Mutex<bool>>);
+
+impl Heir {
+    /// It stays. If it has gone already, whoever it is to stay for adds it again.
+    pub fn take_over(&self) {
+        *self.locked() = true;
+    }
+
+    /// Whether the route has not gone yet.
+    pub fn is_awaited(&self) -> bool {
+        Arc::strong_count(&self.0) > 1
+    }
+
+    fn locked(&self) -> MutexGuard<'_, bool> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
 /// The route of one network namespace, and what changes it from wherever that is done. Dropped, it takes the route along.
 #[derive(Debug)]
 pub struct AnyIp {
@@ -34,6 +54,7 @@ pub struct AnyIp {
     orphans: Orphans,
     requests: u32,
     there: bool,
+    heir: Heir,
 }
 
 impl AnyIp {
@@ -47,7 +68,13 @@ impl AnyIp {
             orphans: Orphans::open(tables),
             requests: 0,
             there: false,
+            heir: Heir::default(),
         })
+    }
+
+    /// What keeps it when this is dropped.
+    pub fn heir(&self) -> Heir {
+        self.heir.clone()
     }
 
     /// Whether it has been added.
@@ -67,17 +94,32 @@ impl AnyIp {
     /// Removes it, also one that an agent which was killed has left; not before the sockets that are connected into its
     /// prefix have been ended, for what they send would leave this host as it is. If they cannot be, the route stays.
     pub fn remove(&mut self) -> io::Result<()> {
-        self.orphans.end()?;
+        let heir = self.heir.clone();
+        let ours = !*heir.locked();
+        if ours {
+            self.orphans.end()?;
+        }
+        // Looking for them may have taken long. Nobody takes the route over while it goes.
+        let taken_over = heir.locked();
+        if !*taken_over {
+            self.delete()?;
+        }
+        self.there = false;
+        Ok(())
+    }
+
+    fn delete(&mut self) -> io::Result<()> {
         match self.ask(RouteNetlinkMessage::DelRoute(route()), 0) {
             Err(error)
                 if matches!(
                     error.raw_os_error(),
                     Some(libc::ESRCH | libc::EAFNOSUPPORT | libc::EOPNOTSUPP)
-                ) => {}
-            done => done?,
+                ) =>
+            {
+                Ok(())
+            }
+            done => done,
         }
-        self.there = false;
-        Ok(())
     }
 
     /// Sends one request and waits for what the kernel says.

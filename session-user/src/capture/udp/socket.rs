@@ -46,7 +46,8 @@ sockopt_impl!(
 /// Index of the loopback device (`LOOPBACK_IFINDEX`).
 const LOOPBACK: u32 = 1;
 
-/// What marks the datagrams of captured applications: drawn anew by each agent, and no other process can set it.
+/// What marks the datagrams of captured applications: drawn anew by each agent. Whoever has learned it, and may set marks in
+/// a network namespace (`SO_MARK` of socket(7)), is taken there for a captured application.
 #[derive(Clone, Copy, Debug)]
 pub struct Mark(pub u32);
 
@@ -132,6 +133,18 @@ impl Sockets {
         let doors = std::iter::once(self.v4).chain(self.v6);
         let doors = doors.map(|socket| Door::over(socket, netns, injector.clone()).map(Arc::new));
         doors.collect()
+    }
+}
+
+#[cfg(test)]
+impl Sockets {
+    /// Puts a file in the place of a socket: no runtime drives that, for epoll(7) refuses it.
+    pub fn spoil(&mut self) {
+        use std::os::{fd::OwnedFd, unix::fs::OpenOptionsExt as _};
+        let mut file = std::fs::OpenOptions::new();
+        let file = file.read(true).custom_flags(libc::O_NONBLOCK);
+        let file = file.open("/dev/null").expect("a file");
+        self.v4 = OwnedFd::from(file).into();
     }
 }
 

@@ -6,10 +6,11 @@ use std::net::{Shutdown, SocketAddr};
 use std::task::Poll;
 use std::time::Instant;
 
+use super::lanes::OwnLanes;
 use super::ready::Source;
 use super::{Driver, Name};
 use crate::requests::{AppStream, Taken};
-use session_proto::session::{SendBuf, StreamId};
+use session_proto::session::{Lack, SendBuf, StreamId, own_lane};
 
 /// Reads of one socket in one turn, before the others get theirs.
 const READS_PER_TURN: usize = 4;
@@ -25,6 +26,8 @@ const UNSENT_MAX: u32 = 256 * 1024;
 /// own buffer begins with little, and grows to megabytes (`net.ipv4.tcp_rmem`) while it is read fast; an application whose
 /// target then stops reading would notice that only after as much.
 const UNREAD_MAX: usize = 512 * 1024;
+/// Streams that go on at once when there is room; the others do while some is left.
+const WOKEN_AT_ONCE: usize = 16;
 /// Buffers of one vectored write.
 const WRITE_SLICES: usize = 16;
 
@@ -38,11 +41,13 @@ pub(super) struct App {
     pub local: Option<SocketAddr>,
     /// Whether the target is known to be connected.
     pub connected: bool,
+    /// The lane that it asks for to itself; counted in [`Driver::own_lanes`].
+    lane: Option<u64>,
     /// How much the next read asks for: it follows the flow.
     chunk: usize,
     read_closed: bool,
     write_closed: bool,
-    /// In [`Driver::blocked`], or behind it.
+    /// In [`Driver::blocked`], or without credit of its own.
     blocked: bool,
     /// It has sent something since it last waited.
     had_its_turn: bool,
@@ -55,7 +60,13 @@ pub(super) struct App {
 }
 
 impl App {
-    pub fn new(socket: AppStream, source: Source<Name>, target: String, connected: bool) -> Self {
+    pub fn new(
+        socket: AppStream,
+        source: Source<Name>,
+        target: String,
+        connected: bool,
+        lane: Option<u64>,
+    ) -> Self {
         let local = socket.peer_addr();
         Self {
             socket,
@@ -63,6 +74,7 @@ impl App {
             target,
             local,
             connected,
+            lane,
             chunk: CHUNK_MIN,
             read_closed: false,
             write_closed: false,
@@ -122,8 +134,13 @@ impl Driver {
         match socket.marked() {
             Ok(socket) => {
                 let source = self.ready.add(Name::App(id));
-                self.apps
-                    .insert(id, App::new(socket, source, target, connected));
+                let service = self.session.service(id);
+                let lane = service.filter(|s| s.own_lane).map(|_| own_lane(id));
+                if let Some(lane) = lane {
+                    self.own_lanes.add(lane);
+                }
+                let app = App::new(socket, source, target, connected, lane);
+                self.apps.insert(id, app);
             }
             Err(error) => {
                 tracing::warn!(stream = id, %target, %error, "a connection is not carried");
@@ -187,11 +204,17 @@ impl Driver {
         }
         if capacity == 0 {
             app.blocked = true;
-            if std::mem::take(&mut app.had_its_turn) {
-                self.blocked_again.push_back(id);
-            } else {
-                self.blocked.push_back(id);
-            }
+            // Whatever it waits for, it sends nothing meanwhile.
+            let sent = std::mem::take(&mut app.had_its_turn);
+            let way = match self.session.lack(id) {
+                // It is told by itself, as of its end: what the others wait for comes often, and there may be very many
+                // that wait for readers that are stuck.
+                Lack::OwnCredit | Lack::Ended => return Step::Wait,
+                Lack::Common => None,
+                Lack::Queue(way) => Some(way),
+            };
+            let small = self.session.sends_little(id);
+            self.blocked.wait(id, way, small, sent);
             return Step::Wait;
         }
         let want = app.chunk.min(capacity);
@@ -199,7 +222,7 @@ impl Driver {
             .spare
             .take()
             .filter(|b| b.room() >= want)
-            .unwrap_or_else(|| SendBuf::with_capacity(want));
+            .unwrap_or_else(|| self.session.send_buf(want));
         match app.socket.try_read(&mut buf.unfilled(want)) {
             Ok(Taken { bytes: 0, .. }) => {
                 app.read_closed = true;
@@ -218,6 +241,8 @@ impl Driver {
             }
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
                 self.spare = Some(buf);
+                // What it had to say is said: what comes next has not had its turn.
+                app.had_its_turn = false;
                 app.step_when_dry()
             }
             Err(error) => {
@@ -260,26 +285,28 @@ impl Driver {
     /// What was read goes out; its first byte may be urgent.
     fn send(&mut self, id: StreamId, buf: SendBuf, urgent: bool) -> Step {
         let now = self.clock.now();
-        let begun = Instant::now();
         // A few bytes must not pin a large buffer until the peer acknowledges them.
         let result = if urgent {
             let result = self.session.write_urgent(now, id, buf.data());
             self.spare = Some(buf.cleared());
             result
-        } else if buf.len() * 4 < buf.room() {
-            let result = self.session.write(now, id, SendBuf::copy_of(buf.data()));
+        } else if buf.is_mostly_empty() {
+            let copy = self.session.send_copy(buf.data());
+            let result = self.session.write(now, id, copy);
             self.spare = Some(buf.cleared());
             result
         } else {
             self.session.write(now, id, buf)
         };
-        self.session.write_took(begun.elapsed());
+        self.session.write_took(|| self.clock.now().since(now));
         self.keep_spare();
         match result {
             Ok(()) => Step::Again,
             Err(error) => {
                 // Capacity was asked for just before: only a stream that ended meanwhile gets here.
                 tracing::debug!(stream = id, %error, "bytes of an ended stream are dropped");
+                self.session
+                    .abort(id, libc::ECONNRESET.unsigned_abs().into());
                 self.app_reset(id);
                 Step::Gone
             }
@@ -349,7 +376,7 @@ impl Driver {
             .apps
             .get(&id)
             .is_some_and(|a| a.read_closed && a.write_closed)
-            && let Some(app) = self.apps.remove(&id)
+            && let Some(app) = self.remove_app(id)
         {
             self.report.closed(&app);
             app.finish();
@@ -367,31 +394,48 @@ impl Driver {
 
     /// Closes the socket of `id` with a reset: it carries SO_LINGER {1, 0} since it was made.
     pub(super) fn app_reset(&mut self, id: StreamId) {
-        if let Some(app) = self.apps.remove(&id) {
+        if let Some(app) = self.remove_app(id) {
             self.report.closed(&app);
             self.lanes_may_go();
         }
+    }
+
+    fn remove_app(&mut self, id: StreamId) -> Option<App> {
+        let app = self.apps.remove(&id)?;
+        if let Some(lane) = app.lane {
+            self.own_lanes.remove(lane);
+        }
+        Some(app)
     }
 
     pub(super) fn reset_all_apps(&mut self) {
         for (_, app) in std::mem::take(&mut self.apps) {
             self.report.closed(&app);
         }
+        self.own_lanes = OwnLanes::default();
         self.awaiting.clear();
         self.blocked.clear();
-        self.blocked_again.clear();
     }
 
-    /// Capacity came back: every stream that waited tries again, those first that got nothing the last
-    /// time. What comes back may be little, and one stream take all of it.
-    pub(super) fn unblock(&mut self) {
-        let mut ids = std::mem::take(&mut self.blocked);
-        ids.append(&mut self.blocked_again);
-        for id in ids {
+    /// Credit of one stream came in.
+    pub(super) fn unblock_one(&mut self, id: StreamId) {
+        if let Some(app) = self.apps.get_mut(&id) {
+            app.blocked = false;
+            app.source.requeue();
+        }
+    }
+
+    /// Lets some of the streams go on that wait for room, if there is some.
+    pub(super) fn wake_blocked(&mut self) {
+        let mut woken = 0;
+        while woken < WOKEN_AT_ONCE
+            && let Some(id) = self.blocked.next()
+        {
             if let Some(app) = self.apps.get_mut(&id) {
                 app.blocked = false;
                 app.had_its_turn = false;
                 app.source.requeue();
+                woken += 1;
             }
         }
     }

@@ -2,23 +2,28 @@
 
 use std::io::{self, IoSlice};
 use std::net::{Shutdown, SocketAddr};
+use std::pin::pin;
+use std::task::Poll;
 use std::time::{Duration, Instant};
 
 use bytes::BytesMut;
+use session_proto::Time;
 use session_proto::session::{Handle, TransportFault};
 use socket2::SockRef;
+use tokio::io::AsyncReadExt as _;
 use tokio::net::TcpStream;
 
 use super::handover::{Move, path_info};
+use super::input::Input;
 use super::links::link_of;
 use super::opening::{Opening, had_opened, in_syn};
 use super::ready::Source;
 use super::{Driver, Name, Side};
 use crate::trace::Trigger;
-use crate::transport::{Losses, Pacing, TcpInfo, slices_within, tcp_info, write_apart};
+use crate::transport::{
+    Losses, Pacing, TcpInfo, slices_within, tcp_info, write_apart, write_together,
+};
 
-/// Room for one read: several records of full size.
-const READ_BYTES: usize = 256 * 1024;
 /// Reads of one socket in one turn, before the others get theirs.
 const READS_PER_TURN: usize = 4;
 /// Buffers of one vectored write.
@@ -51,7 +56,9 @@ pub(super) struct Carrier {
     pub socket: TcpStream,
     pub source: Source<Name>,
     pub path: Path,
-    input: BytesMut,
+    pub input: Input,
+    /// It ends soon if what it sends is not acknowledged: until then at least. None: it is patient.
+    pub impatient_until: Option<Instant>,
     pub since: Instant,
     /// Nobody has answered its SYN yet.
     pub opening: Option<Opening>,
@@ -60,6 +67,8 @@ pub(super) struct Carrier {
     /// The driver's turn in which both ends were authenticated on it.
     pub up_turn: Option<u64>,
     pub bytes_in: u64,
+    /// When bytes last came.
+    pub heard_at: Instant,
     pub bytes_out: u64,
     /// Segments that the peer's TCP has acknowledged, since when it is no more, and when that was looked at.
     delivered: u32,
@@ -132,12 +141,14 @@ impl Driver {
         let carrier = Carrier {
             socket,
             source,
-            input,
+            input: Input::new(input),
+            impatient_until: None,
             since: Instant::now(),
             opening: None,
             must_be_up_by,
             up_turn: None,
             bytes_in: 0,
+            heard_at: Instant::now(),
             bytes_out: 0,
             delivered: 0,
             acked_since: Instant::now(),
@@ -153,7 +164,7 @@ impl Driver {
             at_silence: (0, 0),
             path,
         };
-        self.carriers.insert(handle, carrier);
+        self.carriers.insert(handle, Box::new(carrier));
         self.learn_from_kernel(handle);
     }
 
@@ -200,29 +211,32 @@ impl Driver {
             return Ok(false);
         };
         // Bytes that came with the preamble, or with the handshake, are here before the first read.
-        if carrier.bytes_in == 0 && !carrier.input.is_empty() {
-            carrier.bytes_in = carrier.input.len() as u64;
+        if carrier.bytes_in == 0 && !carrier.input.bytes.is_empty() {
+            carrier.bytes_in = carrier.input.bytes.len() as u64;
             self.session
-                .handle_bytes(self.clock.now(), handle, &mut carrier.input)?;
+                .handle_bytes(self.clock.now(), handle, &mut carrier.input.bytes)?;
         }
-        if carrier.input.capacity() - carrier.input.len() < READ_BYTES / 2 {
-            carrier.input.reserve(READ_BYTES);
-        }
-        match carrier.socket.try_read_buf(&mut carrier.input) {
-            Ok(0) => Err(CarrierEnd::Eof),
-            Ok(n) => {
+        let room = carrier.input.make_room(&mut self.session);
+        // A read that was not full says as much as one more that would find nothing: the next one waits for news.
+        let reading = pin!(carrier.socket.read_buf(&mut carrier.input.bytes));
+        match reading.poll(&mut carrier.source.context()) {
+            Poll::Ready(Ok(0)) => Err(CarrierEnd::Eof),
+            Poll::Ready(Ok(n)) => {
+                let now = Instant::now();
                 carrier.bytes_in += n as u64;
+                carrier.heard_at = now;
+                carrier.input.filled(n, room);
                 if carrier.opening.is_some() {
                     self.opened(handle);
                 }
                 let Some(carrier) = self.carriers.get_mut(&handle) else {
                     return Ok(false);
                 };
-                if carrier.looked_at.elapsed() >= LOOK_EVERY {
+                if now.saturating_duration_since(carrier.looked_at) >= LOOK_EVERY {
                     carrier.look();
                 }
                 self.session
-                    .handle_bytes(self.clock.now(), handle, &mut carrier.input)?;
+                    .handle_bytes(self.clock.now(), handle, &mut carrier.input.bytes)?;
                 // Hand over before more is read, so that buffers come back.
                 while let Some(event) = self.session.poll_event() {
                     self.handle_event(event);
@@ -230,11 +244,21 @@ impl Driver {
                 self.heard(handle);
                 Ok(true)
             }
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(carrier
-                .socket
-                .poll_read_ready(&mut carrier.source.context())
-                .is_ready()),
-            Err(error) => Err(CarrierEnd::Io(error)),
+            Poll::Ready(Err(error)) => Err(CarrierEnd::Io(error)),
+            Poll::Pending => {
+                carrier.input.rests(Instant::now);
+                Ok(false)
+            }
+        }
+    }
+
+    /// Transports that have been idle give back what they read into, as applications do, and are patient.
+    pub(super) fn tend_idle(&mut self, now: Instant) {
+        for carrier in self.carriers.values_mut() {
+            if carrier.input.give_back(now) {
+                self.spare = None;
+            }
+            carrier.calm_down(now, &self.common.transport);
         }
     }
 
@@ -244,31 +268,38 @@ impl Driver {
         let mut handles = std::mem::take(&mut self.flushing);
         handles.clear();
         handles.extend(self.carriers.keys());
+        let mut now = self.clock.now();
         for &handle in &handles {
-            if let Err(error) = self.flush_one(handle) {
-                self.carrier_failed(handle, &CarrierEnd::Io(error));
+            match self.flush_one(now, handle) {
+                // It takes its time.
+                Ok(true) => now = self.clock.now(),
+                Ok(false) => {}
+                Err(error) => self.carrier_failed(handle, &CarrierEnd::Io(error)),
             }
         }
         self.flushing = handles;
     }
 
-    fn flush_one(&mut self, handle: Handle) -> io::Result<()> {
-        let now = self.clock.now();
+    /// True: the socket took something.
+    fn flush_one(&mut self, now: Time, handle: Handle) -> io::Result<bool> {
+        let mut taken_any = false;
         while self.session.prepare(now, handle) {
             let Some(carrier) = self.carriers.get_mut(&handle) else {
-                return Ok(());
+                return Ok(taken_any);
             };
             let mut slices = [IoSlice::new(&[]); WRITE_SLICES];
             let filled = self.session.slices(handle, &mut slices);
             let filled = &slices[..filled];
+            carrier.lose_patience(&self.common.transport);
             let in_syn_now = carrier.opening.is_some() && carrier.bytes_out == 0;
             let taken = match carrier.pacing.write_bytes() {
                 _ if in_syn_now => carrier.socket.try_write(&in_syn(filled)),
                 Some(most) => write_apart(&carrier.socket, &filled[..slices_within(filled, most)]),
-                None => carrier.socket.try_write_vectored(filled),
+                None => write_together(&carrier.socket, filled),
             };
             match taken {
                 Ok(n) => {
+                    taken_any = true;
                     carrier.bytes_out += n as u64;
                     self.session.transmitted(now, handle, n);
                     self.pace(handle);
@@ -280,13 +311,13 @@ impl Driver {
                         .poll_write_ready(&mut carrier.source.context())
                         .is_pending()
                     {
-                        return Ok(());
+                        return Ok(taken_any);
                     }
                 }
                 Err(error) => return Err(error),
             }
         }
-        Ok(())
+        Ok(taken_any)
     }
 
     pub(super) fn carrier_failed(&mut self, handle: Handle, end: &CarrierEnd) {
@@ -398,8 +429,8 @@ impl Driver {
             .map(|(&h, _)| h)
             .collect();
         for handle in late {
-            let opens = |c: &Carrier| c.opening.is_some();
-            if self.carriers.get(&handle).is_some_and(opens) && self.opened(handle) {
+            let opens = (self.carriers.get(&handle)).is_some_and(|c| c.opening.is_some());
+            if opens && self.opened(handle) {
                 // It stands since: now it has the time of one that was dialled in the usual way.
                 continue;
             }

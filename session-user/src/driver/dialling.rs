@@ -63,7 +63,7 @@ impl Driver {
         };
         if initiator.standby_attempt.is_some()
             || initiator.attempt.is_some()
-            || self.carriers.iter().any(there)
+            || self.carriers.iter().any(|(h, c)| there((h, c)))
         {
             return false;
         }
@@ -100,7 +100,7 @@ impl Driver {
         let task = tokio::spawn(async move {
             let result = dial(&dialled, &options).await;
             // The driver may have ended meanwhile; then the socket ends here.
-            let _ = internal.send(Internal::Dialled(Dialled { number, result }));
+            let _ = internal.send(Box::new(Internal::Dialled(Dialled { number, result })));
         });
         Attempt {
             number,

@@ -178,6 +178,14 @@ pub async fn initiate(request: Request) -> Result<Established, EstablishError> {
         window.before_dial(request.path.source, request.path.remote, None);
     }
     let stream = dial(&spec, &request.transport).await?;
+    initiate_over(request, stream).await
+}
+
+/// Makes a session with the peer at the other end of `stream`.
+pub async fn initiate_over(
+    request: Request,
+    stream: TcpStream,
+) -> Result<Established, EstablishError> {
     let (remote, after) = (request.path.remote, request.handshake_timeout);
     let handshake = initiate_on(request, stream);
     tokio::time::timeout(after, handshake)

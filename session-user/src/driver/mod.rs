@@ -1,23 +1,30 @@
 //! One task that owns a session and all its sockets.
 //!
-//! The flow of every turn: (1) wait until something happened: a socket is ready, a command came,
+//! The flow of every turn (`turn.rs`): (1) wait until something happened: a socket is ready, a command came,
 //! a link changed, a deadline passed; (2) apply it to the session, synchronously; (3) act on the
 //! session's events; (4) write what the session has for each transport; (5) set the next deadline.
 //! Nothing else calls the session, so its order of events is the order of turns.
 
+mod alarm;
 mod app;
+mod blocked;
 mod carrier;
+mod chores;
 mod datagrams;
 mod dialling;
 pub mod establish;
 mod handover;
 mod initiator;
+mod input;
+mod lanes;
 mod links;
 mod manual;
 mod moves;
 mod narrow;
+mod news;
 mod opening;
 mod pacing;
+mod patience;
 mod quiet;
 pub mod ready;
 mod reauth;
@@ -26,26 +33,32 @@ mod report;
 mod side;
 mod standby;
 mod streams;
+#[cfg(test)]
+mod tests;
+mod turn;
 
-use std::collections::{BTreeMap, VecDeque};
-use std::future::poll_fn;
-use std::net::IpAddr;
+use std::collections::BTreeMap;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::BytesMut;
 use session_proto::Time;
 use session_proto::session::{Event, FlowId, Handle, Session, StreamId, UdpPath};
-use session_proto::wire::{ConnectionId, ResumeToken, close_code};
+use session_proto::wire::{ConnectionId, ResumeToken};
 use tokio::net::TcpStream;
 use tokio::sync::{mpsc, oneshot};
 
 use app::App;
+use blocked::Blocked;
 use carrier::Carrier;
+use chores::{ChoreId, Chores};
 use datagrams::Datagrams;
 pub use datagrams::{DatagramCounters, FlowReport, Inbound, Listening, UdpReport};
 pub use establish::Established;
 pub use initiator::{Initiator, InitiatorConfig};
+use lanes::OwnLanes;
+use news::News;
 use ready::ReadySet;
 use reauth::Reauthentication;
 pub use report::{CarrierReport, SessionSnapshot, StreamReport};
@@ -72,7 +85,8 @@ impl Clock {
         Time::from_nanos(u64::try_from(self.0.elapsed().as_nanos()).unwrap_or(u64::MAX))
     }
 
-    fn instant(&self, time: Time) -> Instant {
+    /// The driver's time.
+    pub fn instant(&self, time: Time) -> Instant {
         self.0 + Duration::from_nanos(time.as_nanos())
     }
 }
@@ -183,6 +197,10 @@ enum Name {
     Flow(FlowId),
     /// One that flows share.
     Group(datagrams::GroupKey),
+    /// What is under way for a stream.
+    Chore(ChoreId),
+    /// What is neither.
+    News(news::Kind),
 }
 
 /// What the driver's own tasks bring back.
@@ -194,11 +212,11 @@ enum Internal {
     },
     Target {
         id: StreamId,
-        result: Result<TcpStream, crate::dial::DialError>,
+        result: Result<AppStream, crate::dial::DialError>,
     },
     Flow {
         id: FlowId,
-        result: Result<crate::dial::FlowOpened, crate::dial::DialError>,
+        addresses: Result<Vec<SocketAddr>, crate::dial::DialError>,
     },
     Seated {
         id: StreamId,
@@ -215,10 +233,15 @@ pub struct Driver {
     peer: PeerIdentity,
     side: Side,
     ready: ReadySet<Name>,
+    news: News,
+    chores: Chores,
     apps: BTreeMap<StreamId, App>,
+    /// The lanes that these ask for to themselves.
+    own_lanes: OwnLanes,
     /// Streams whose application waits for the target's answer.
     awaiting: BTreeMap<StreamId, streams::Awaiting>,
-    carriers: BTreeMap<Handle, Carrier>,
+    /// Boxed, as most sessions have one or two, and a node of the map has room for eleven.
+    carriers: BTreeMap<Handle, Box<Carrier>>,
     datagrams: Datagrams,
     /// What each path delivered when its rate was last limited, in bytes a second, by our address and the
     /// peer's.
@@ -233,32 +256,27 @@ pub struct Driver {
     attempts: u64,
     /// The carriers of one flush; kept, so that it allocates once.
     flushing: Vec<Handle>,
-    /// Streams that had something to send and no capacity: those that have sent nothing since they last
-    /// waited, and those that have.
-    blocked: VecDeque<StreamId>,
-    blocked_again: VecDeque<StreamId>,
+    /// Streams that had something to send and no capacity.
+    blocked: Blocked,
     /// A read buffer that was not used up.
     spare: Option<SendBuf>,
     reauth: Option<Reauthentication>,
     keys_since: Instant,
     schedule: reauth::Schedule,
-    internal_tx: mpsc::UnboundedSender<Internal>,
-    internal_rx: mpsc::UnboundedReceiver<Internal>,
+    internal_tx: mpsc::UnboundedSender<Box<Internal>>,
+    internal_rx: mpsc::UnboundedReceiver<Box<Internal>>,
     /// Since when no transport stands.
     adrift_since: Option<Instant>,
     started_wall: std::time::SystemTime,
-    /// Rounds of [`Self::settle`].
+    /// Rounds of `settle`.
     turns: u64,
     report: handover::Counters,
     ended: Option<Ended>,
 }
 
-/// Ready sources handled in one turn before the others get theirs.
-const SOURCES_PER_TURN: usize = 64;
-
 impl Driver {
     /// A driver for a session that has just been established.
-    pub fn new(established: Established, common: Common, mut side: Side) -> Self {
+    pub fn new(established: Established, common: Common, mut side: Side) -> Box<Self> {
         let Established {
             session,
             handle,
@@ -269,6 +287,7 @@ impl Driver {
             path,
         } = established;
         let (internal_tx, internal_rx) = mpsc::unbounded_channel();
+        let ready = ReadySet::new();
         let listening = side.take_listening();
         let trace = SessionTrace::begin(
             Arc::clone(&common.trace),
@@ -277,14 +296,17 @@ impl Driver {
             matches!(side, Side::Initiator(_)),
             (path.local, path.remote),
         );
-        let mut driver = Self {
+        let mut driver = Box::new(Self {
             session,
             clock,
             common,
             peer,
             side,
-            ready: ReadySet::new(),
+            news: News::new(&ready),
+            ready,
+            chores: Chores::default(),
             apps: BTreeMap::new(),
+            own_lanes: OwnLanes::default(),
             awaiting: BTreeMap::new(),
             carriers: BTreeMap::new(),
             datagrams: Datagrams::new(listening),
@@ -294,8 +316,7 @@ impl Driver {
             paired: None,
             attempts: 0,
             flushing: Vec::new(),
-            blocked: VecDeque::new(),
-            blocked_again: VecDeque::new(),
+            blocked: Blocked::default(),
             spare: None,
             reauth: None,
             keys_since: Instant::now(),
@@ -307,7 +328,7 @@ impl Driver {
             turns: 0,
             report: handover::Counters::new(trace),
             ended: None,
-        };
+        });
         if let Side::Initiator(initiator) = &mut driver.side {
             // What the session begins with is path 0.
             initiator.route(&path.link, path.remote, 0);
@@ -319,64 +340,6 @@ impl Driver {
         driver.plan_renewal();
         driver.check_identity();
         driver
-    }
-
-    /// Drives the session to its end.
-    pub async fn run(mut self, commands: &mut mpsc::Receiver<Command>) -> Ended {
-        self.settle();
-        self.decide();
-        loop {
-            if let Some(ended) = self.finished() {
-                self.part(&ended).await;
-                return ended;
-            }
-            let deadline = self.next_deadline();
-            tokio::select! {
-                biased;
-                command = commands.recv() => match command {
-                    Some(command) => self.handle_command(command),
-                    None => self.session.close(self.clock.now(), close_code::SHUTDOWN, "the unit is shutting down"),
-                },
-                Some(internal) = self.internal_rx.recv() => self.handle_internal(internal),
-                () = self.side.changed() => self.side_changed(),
-                inbound = self.datagrams.arrived() => self.packets_arrived(inbound),
-                name = poll_fn(|cx| self.ready.poll_next(cx)) => self.handle_ready(name),
-                () = sleep_until(deadline) => self.handle_deadline(),
-            }
-            self.settle();
-        }
-    }
-
-    /// Handles sources that became ready, `first` among them.
-    fn handle_ready(&mut self, first: Name) {
-        let mut next = Some(first);
-        for _ in 0..SOURCES_PER_TURN {
-            let Some(name) = next else { break };
-            match name {
-                Name::App(id) => self.app_ready(id),
-                Name::Carrier(handle) => self.carrier_ready(handle),
-                Name::Udp(path) => self.udp_ready(path),
-                Name::Flow(id) => self.far_ready(id),
-                Name::Group(key) => self.group_ready(key),
-            }
-            next = self.ready.try_next();
-        }
-        if let Some(name) = next {
-            self.requeue(name);
-        }
-    }
-
-    fn requeue(&self, name: Name) {
-        let source = match name {
-            Name::App(id) => self.apps.get(&id).map(|a| &a.source),
-            Name::Carrier(handle) => self.carriers.get(&handle).map(|c| &c.source),
-            Name::Udp(path) => self.datagrams.source_of_path(path),
-            Name::Flow(id) => self.datagrams.source_of_flow(id),
-            Name::Group(key) => self.datagrams.source_of_group(key),
-        };
-        if let Some(source) = source {
-            source.requeue();
-        }
     }
 
     fn handle_command(&mut self, command: Command) {
@@ -403,34 +366,9 @@ impl Driver {
             Internal::Dialled(dialled) => self.dialled(dialled),
             Internal::Rejoined { path, result } => self.rejoined(&path, result),
             Internal::Target { id, result } => self.target_dialled(id, result),
-            Internal::Flow { id, result } => self.far_dialled(id, result),
+            Internal::Flow { id, addresses } => self.far_resolved(id, addresses),
             Internal::Seated { id, socket, target } => self.seated(id, socket, target),
         }
-    }
-
-    /// Acts on the session's events and writes what it has, until neither brings anything new.
-    fn settle(&mut self) {
-        self.follow_udp();
-        loop {
-            while let Some(event) = self.session.poll_event() {
-                self.handle_event(event);
-            }
-            self.settle_flows();
-            self.flush_udp();
-            self.flush();
-            if self
-                .session
-                .poll_event()
-                .map(|event| self.handle_event(event))
-                .is_none()
-            {
-                break;
-            }
-        }
-        self.follow_peer();
-        self.follow_pair();
-        self.note_adrift();
-        self.turns += 1;
     }
 
     fn handle_event(&mut self, event: Event) {
@@ -440,8 +378,9 @@ impl Driver {
             Event::StreamRefused { id, errno } => self.stream_refused(id, errno),
             Event::StreamReset { id, code } => self.stream_reset(id, code),
             Event::Readable(id) => self.app_write(id),
-            Event::Writable => self.unblock(),
-            Event::StreamsAvailable => self.side.streams_available(),
+            Event::Writable => self.blocked.room_came(),
+            Event::StreamWritable(id) => self.unblock_one(id),
+            Event::StreamsAvailable => self.streams_available(),
             Event::TransportUp(handle) => self.transport_up(handle),
             Event::TransportDone(handle) => {
                 self.transport_done(handle);
@@ -474,66 +413,6 @@ impl Driver {
         }
     }
 
-    fn finished(&mut self) -> Option<Ended> {
-        match &self.ended {
-            // CLOSE is on its way: wait until the peer has it, or the session gives up.
-            Some(Ended::Closed { .. })
-                if !self.session.is_closed() && !self.carriers.is_empty() =>
-            {
-                None
-            }
-            Some(_) => self.ended.take(),
-            None => None,
-        }
-    }
-
-    fn next_deadline(&self) -> Option<Instant> {
-        let session = self.session.poll_timeout().map(|t| self.clock.instant(t));
-        let carriers = self
-            .carriers
-            .values()
-            .flat_map(|c| [c.must_be_up_by, c.doomed_at, c.swallow_at, c.watch_at])
-            .flatten()
-            .min();
-        let hold = self.adrift_since.map(|since| since + self.common.hold);
-        [
-            session,
-            carriers,
-            hold,
-            self.side.deadline(),
-            self.reauth_deadline(),
-            self.report.look_at(),
-            self.datagrams.deadline(),
-        ]
-        .into_iter()
-        .flatten()
-        .min()
-    }
-
-    fn handle_deadline(&mut self) {
-        let now = Instant::now();
-        self.look_for_quiet(now);
-        self.vouch();
-        self.session.handle_timeout(self.clock.now());
-        self.drop_unauthenticated(now);
-        self.drop_swallowed(now);
-        self.drop_doomed(now);
-        if self
-            .adrift_since
-            .is_some_and(|since| now >= since + self.common.hold)
-        {
-            self.session.close(
-                self.clock.now(),
-                close_code::HOLD_EXPIRED,
-                "no transport within the hold time",
-            );
-        }
-        self.side_deadline(now);
-        self.reauth_tick(now);
-        self.settle_handover(now);
-        self.end_brief_flows(now);
-    }
-
     fn note_adrift(&mut self) {
         let stands = self.session.transports().any(|h| self.session.is_up(h));
         match (stands, self.adrift_since) {
@@ -557,12 +436,5 @@ impl Driver {
             carrier.finish();
         }
         tokio::task::yield_now().await;
-    }
-}
-
-async fn sleep_until(deadline: Option<Instant>) {
-    match deadline {
-        Some(at) => tokio::time::sleep_until(at.into()).await,
-        None => std::future::pending().await,
     }
 }

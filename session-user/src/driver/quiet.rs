@@ -88,15 +88,23 @@ impl Driver {
             };
             let still = carrier.acked_since.elapsed();
             let longest = longest(&info, carrier.pacing.limit());
-            if still < longest {
-                let until = now + longest.saturating_sub(still).max(LOOK_AGAIN);
-                self.session.vouch(handle, until);
+            let acked = longest.checked_sub(still);
+            if let Some(more) = acked.max(carrier.is_heard(&info)) {
+                self.session.vouch(handle, now + more.max(LOOK_AGAIN));
             }
         }
     }
 }
 
 impl Carrier {
+    /// For how much longer the peer may be heard to send, where all that was sent has arrived: the answer may be queued behind
+    /// that. Where something has not, a path may take what is small, and that is what is still heard.
+    fn is_heard(&self, info: &TcpInfo) -> Option<Duration> {
+        HOST_BUSY
+            .checked_sub(self.heard_at.elapsed())
+            .filter(|_| info.unacked == 0)
+    }
+
     /// Little or nothing is under way. After bulk, what is idle has another congestion control again, before
     /// the kernel shrinks its window: that is after a retransmission timeout, which is 200 ms or more.
     fn rest(&mut self, info: &TcpInfo, now: Instant) {

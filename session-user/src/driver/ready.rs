@@ -6,7 +6,7 @@
 
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Wake, Waker};
 
 use futures_util::task::AtomicWaker;
@@ -23,36 +23,50 @@ struct Shared<T> {
     task: AtomicWaker,
 }
 
+impl<T> Shared<T> {
+    fn queue(&self) -> MutexGuard<'_, VecDeque<Arc<Entry<T>>>> {
+        self.queue.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
 #[derive(Debug)]
 struct Entry<T> {
     name: T,
+    /// It comes before those that are queued already.
+    first: bool,
     queued: AtomicBool,
     shared: Arc<Shared<T>>,
 }
 
 impl<T> Entry<T> {
-    fn enqueue(self: &Arc<Self>) {
+    /// False: it was queued already.
+    fn enqueue(self: &Arc<Self>, first: bool) -> bool {
         if self.queued.swap(true, Ordering::AcqRel) {
-            return;
+            return false;
         }
-        let mut queue = self
-            .shared
-            .queue
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
-        queue.push_back(Arc::clone(self));
-        drop(queue);
-        self.shared.task.wake();
+        let mut queue = self.shared.queue();
+        if first {
+            queue.push_front(Arc::clone(self));
+        } else {
+            queue.push_back(Arc::clone(self));
+        }
+        true
+    }
+
+    fn wake_task(self: &Arc<Self>) {
+        if self.enqueue(self.first) {
+            self.shared.task.wake();
+        }
     }
 }
 
 impl<T: Send + Sync> Wake for Entry<T> {
     fn wake(self: Arc<Self>) {
-        self.enqueue();
+        self.wake_task();
     }
 
     fn wake_by_ref(self: &Arc<Self>) {
-        self.enqueue();
+        self.wake_task();
     }
 }
 
@@ -69,9 +83,15 @@ impl<T: Send + Sync + 'static> Source<T> {
         Context::from_waker(&self.waker)
     }
 
-    /// Puts the source in the queue, behind those that are ready: there is more to do for it.
+    /// Puts the source in the queue, behind those that are ready: there is more to do for it. For the task that asks for
+    /// names next: it is not woken.
     pub fn requeue(&self) {
-        self.entry.enqueue();
+        self.entry.enqueue(self.entry.first);
+    }
+
+    /// Puts the source back in front of all that are ready: its name was taken, and nothing was done about it.
+    pub fn put_back(&self) {
+        self.entry.enqueue(true);
     }
 }
 
@@ -86,15 +106,25 @@ impl<T: Copy + Send + Sync + 'static> ReadySet<T> {
         }
     }
 
-    /// Adds a source, which is ready at first: poll it to find out.
+    /// Adds a source, which is ready at first: poll it to find out. For the task that asks for names next: it is not woken.
     pub fn add(&self, name: T) -> Source<T> {
+        self.add_entry(name, false)
+    }
+
+    /// The same for one that always comes before the others.
+    pub fn add_first(&self, name: T) -> Source<T> {
+        self.add_entry(name, true)
+    }
+
+    fn add_entry(&self, name: T, first: bool) -> Source<T> {
         let entry = Arc::new(Entry {
             name,
+            first,
             queued: AtomicBool::new(false),
             shared: Arc::clone(&self.shared),
         });
         let waker = Waker::from(Arc::clone(&entry));
-        entry.enqueue();
+        entry.enqueue(first);
         Source { entry, waker }
     }
 
@@ -109,13 +139,7 @@ impl<T: Copy + Send + Sync + 'static> ReadySet<T> {
 
     /// [`Self::poll_next`] without waiting.
     pub fn try_next(&self) -> Option<T> {
-        let mut queue = self
-            .shared
-            .queue
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
-        let entry = queue.pop_front()?;
-        drop(queue);
+        let entry = self.shared.queue().pop_front()?;
         // Cleared before the source is polled: a wake during the poll must not be lost.
         entry.queued.store(false, Ordering::Release);
         Some(entry.name)
@@ -123,11 +147,7 @@ impl<T: Copy + Send + Sync + 'static> ReadySet<T> {
 
     /// How many sources are queued.
     pub fn len(&self) -> usize {
-        self.shared
-            .queue
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .len()
+        self.shared.queue().len()
     }
 
     /// Whether no source is queued.
@@ -161,6 +181,33 @@ mod tests {
         assert_eq!(poll_fn(|cx| set.poll_next(cx)).await, 2);
         assert_eq!(poll_fn(|cx| set.poll_next(cx)).await, 1);
         assert_eq!(set.try_next(), None);
+    }
+
+    #[tokio::test]
+    async fn one_that_comes_first_comes_before_those_that_wait_already() {
+        let set = ReadySet::new();
+        let _sockets = [set.add(1), set.add(2)];
+        let first = set.add_first(0);
+        assert_eq!(set.try_next(), Some(0));
+        assert_eq!(set.try_next(), Some(1));
+        first.context().waker().wake_by_ref();
+        assert_eq!(poll_fn(|cx| set.poll_next(cx)).await, 0);
+        assert_eq!(poll_fn(|cx| set.poll_next(cx)).await, 2);
+    }
+
+    #[tokio::test]
+    async fn one_that_is_put_back_keeps_its_place() {
+        let set = ReadySet::new();
+        let (busy, other, third) = (set.add(1), set.add(2), set.add(3));
+        assert_eq!(set.try_next(), Some(1));
+        busy.requeue();
+        assert_eq!(set.try_next(), Some(2));
+        other.put_back();
+        assert_eq!(set.try_next(), Some(2));
+        assert_eq!(set.try_next(), Some(3));
+        third.put_back();
+        assert_eq!(set.try_next(), Some(3));
+        assert_eq!(set.try_next(), Some(1));
     }
 
     #[tokio::test]

@@ -42,7 +42,7 @@ impl Driver {
             let path = request.path.clone();
             let result = establish::initiate(request).await.map(Box::new);
             // The driver may have ended meanwhile; then the new session ends here.
-            let _ = internal.send(Internal::Rejoined { path, result });
+            let _ = internal.send(Box::new(Internal::Rejoined { path, result }));
         });
         initiator.rejoining = Some(task.abort_handle());
     }

@@ -4,25 +4,40 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Instant;
 
-use tokio::sync::watch;
-
+use super::news::Waiting;
 use super::{Driver, Listening, Side};
 use crate::link::LinkSnapshot;
 
 impl Side {
-    /// Something that the side waits for has happened.
-    pub(super) async fn changed(&mut self) {
-        match self {
-            Self::Responder(responder) => links_changed(&mut responder.links).await,
-            Self::Initiator(initiator) => {
-                let open = !initiator.streams_full;
-                tokio::select! {
-                    () = links_changed(&mut initiator.config.links) => {}
-                    () = initiator.config.requests.available(), if open => {}
-                    () = initiator.config.requests.flows.available() => {}
-                }
+    /// Ends when the links have changed since they were last looked at.
+    pub(super) fn links_change(&self) -> Waiting {
+        let mut links = match self {
+            Self::Initiator(initiator) => initiator.config.links.clone(),
+            Self::Responder(responder) => responder.links.clone(),
+        };
+        Box::pin(async move {
+            if links.changed().await.is_err() {
+                // The monitor has ended with the agent; the commands' end follows.
+                std::future::pending::<()>().await;
             }
-        }
+        })
+    }
+
+    /// Ends when an application wants something that there is room for.
+    pub(super) fn requests_come(&self) -> Option<Waiting> {
+        let Self::Initiator(initiator) = self else {
+            return None;
+        };
+        let (requests, open) = (
+            Arc::clone(&initiator.config.requests),
+            !initiator.streams_full,
+        );
+        Some(Box::pin(async move {
+            tokio::select! {
+                () = requests.available(), if open => {}
+                () = requests.flows.available() => {}
+            }
+        }))
     }
 
     /// The latest snapshot of the links.
@@ -98,41 +113,26 @@ impl Side {
         }
     }
 
-    pub(super) fn streams_available(&mut self) {
-        if let Self::Initiator(initiator) = self {
-            initiator.streams_full = false;
-        }
-    }
-
     pub(super) fn abort_tasks(&mut self) {
-        match self {
-            Self::Initiator(initiator) => {
-                initiator.abandon_attempts();
-                if let Some(task) = initiator.rejoining.take() {
-                    task.abort();
-                }
+        if let Self::Initiator(initiator) = self {
+            initiator.abandon_attempts();
+            if let Some(task) = initiator.rejoining.take() {
+                task.abort();
             }
-            Self::Responder(responder) => responder.dials.abort_all(),
         }
-    }
-}
-
-async fn links_changed(links: &mut watch::Receiver<Arc<LinkSnapshot>>) {
-    if links.changed().await.is_err() {
-        // The monitor has ended with the agent; the commands' end follows.
-        std::future::pending::<()>().await;
     }
 }
 
 impl Driver {
-    pub(super) fn side_changed(&mut self) {
-        self.take_requests();
-        self.links_changed();
-        // Behind the links, so that what waits already goes over the new one.
-        self.take_datagrams();
+    /// There is room for more streams.
+    pub(super) fn streams_available(&mut self) {
+        if let Side::Initiator(initiator) = &mut self.side {
+            initiator.streams_full = false;
+            self.news.ask_for_requests_anew();
+        }
     }
 
-    fn take_requests(&mut self) {
+    pub(super) fn take_requests(&mut self) {
         loop {
             let Side::Initiator(initiator) = &self.side else {
                 return;

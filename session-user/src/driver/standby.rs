@@ -2,9 +2,8 @@
 
 use std::time::{Duration, Instant};
 
-use session_proto::session::{Handle, StreamId, own_lane};
+use session_proto::session::Handle;
 
-use super::carrier::Carrier;
 use super::moves::wants_standby;
 use super::narrow::RETRIED_LONG;
 use super::{Driver, Side};
@@ -75,17 +74,10 @@ impl Driver {
         };
         let mut lanes: Vec<u64> = match initiator.config.lanes {
             Lanes::Bulk(n) => (1..=n).collect(),
-            Lanes::Shared | Lanes::PerStream => Vec::new(),
+            Lanes::PerStream => Vec::new(),
+            Lanes::Shared => return Vec::new(),
         };
-        let own = |id: &StreamId| self.session.service(*id).is_some_and(|s| s.own_lane);
-        if initiator.config.lanes != Lanes::Shared {
-            lanes.extend(
-                self.apps
-                    .keys()
-                    .filter(|id| own(id))
-                    .map(|id| own_lane(*id)),
-            );
-        }
+        lanes.extend(self.own_lanes.wanted());
         lanes.sort_unstable();
         lanes.dedup();
         lanes
@@ -185,10 +177,8 @@ impl Driver {
         }
         for (handle, path) in dead {
             self.judge(handle, RETRIED_LONG);
-            let opens = |c: &Carrier| c.opening.is_some();
-            if self.carriers.get(&handle).is_some_and(opens)
-                && let Some(history) = self.history()
-            {
+            let opens = (self.carriers.get(&handle)).is_some_and(|c| c.opening.is_some());
+            if opens && let Some(history) = self.history() {
                 // Nobody has answered its SYN: a dial has failed.
                 history.record_failure(&path.link, path.remote, now);
             }

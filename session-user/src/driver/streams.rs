@@ -7,10 +7,9 @@ use std::time::Duration;
 use session_proto::session::{StreamError, StreamId};
 use session_proto::wire::{Service, Target};
 
-use tokio::sync::{mpsc, oneshot, watch};
-use tokio::task::AbortHandle;
+use tokio::sync::{oneshot, watch};
 
-use super::{Driver, Internal, Listening, Side};
+use super::{ChoreId, Driver, Internal, Listening, Side};
 use crate::dial::{AllowList, Caller, dial_target};
 use crate::link::LinkSnapshot;
 use crate::requests::{AppStream, Asker, StreamRequest, Supply};
@@ -36,10 +35,8 @@ pub struct Responder {
     /// UDP, where the unit has it.
     pub listening: Option<Listening>,
     pub(super) seen_version: u64,
-    /// The dials under way end with the driver.
-    pub(super) dials: tokio::task::JoinSet<()>,
-    /// Of which streams they are: one that is reset is not dialled for any more.
-    pub(super) dialling: BTreeMap<StreamId, AbortHandle>,
+    /// The dials under way: a stream that is reset is not dialled for any more.
+    pub(super) dialling: BTreeMap<StreamId, ChoreId>,
 }
 
 impl Responder {
@@ -57,9 +54,13 @@ impl Responder {
             links,
             listening: None,
             seen_version: 0,
-            dials: tokio::task::JoinSet::new(),
             dialling: BTreeMap::new(),
         }
+    }
+
+    /// For whom targets are dialled, and which.
+    pub(super) fn for_whom(&self) -> (Arc<Caller>, Arc<AllowList>) {
+        (Arc::clone(&self.caller), Arc::clone(&self.allow))
     }
 }
 
@@ -104,7 +105,7 @@ impl Driver {
             target: target.clone(),
         };
         self.awaiting.insert(id, awaiting);
-        tokio::spawn(seat(id, asker, heard, target, self.internal_tx.clone()));
+        self.begin(seat(id, asker, heard, target));
     }
 
     /// The application's socket for a stream whose target is connected; none if it has given up.
@@ -139,33 +140,29 @@ impl Driver {
         let (allow, timeout) = (Arc::clone(&responder.allow), responder.dial_timeout);
         let caller = Arc::clone(&responder.caller);
         let links = Arc::clone(&responder.links.borrow());
-        let internal = self.internal_tx.clone();
-        while responder.dials.try_join_next().is_some() {}
-        let dial = responder.dials.spawn(async move {
+        let dial = self.begin(async move {
             let is_own = |ip| links.links.iter().any(|link| link.holds(ip));
             let result = dial_target(&caller, is_own, &target, &allow, timeout).await;
-            // The driver may have ended meanwhile; then the socket ends here.
-            let _ = internal.send(Internal::Target { id, result });
+            Some(Internal::Target { id, result })
         });
-        responder.dialling.insert(id, dial);
+        if let Side::Responder(responder) = &mut self.side {
+            responder.dialling.insert(id, dial);
+        }
     }
 
     pub(super) fn target_dialled(
         &mut self,
         id: StreamId,
-        result: Result<tokio::net::TcpStream, crate::dial::DialError>,
+        result: Result<AppStream, crate::dial::DialError>,
     ) {
         if let Side::Responder(responder) = &mut self.side {
             responder.dialling.remove(&id);
         }
         match result {
             Ok(socket) if self.session.has_stream(id) => {
-                let target = socket
-                    .peer_addr()
-                    .map(|a| a.to_string())
-                    .unwrap_or_default();
+                let target = socket.peer_addr().map(|a| a.to_string());
                 self.session.connected(id);
-                self.add_app(id, socket.into(), target, true);
+                self.add_app(id, socket, target.unwrap_or_default(), true);
             }
             // The application gave up first.
             Ok(_) => {}
@@ -216,7 +213,7 @@ impl Driver {
         if let Side::Responder(responder) = &mut self.side
             && let Some(dial) = responder.dialling.remove(&id)
         {
-            dial.abort();
+            self.chores.give_up(dial);
         }
         self.app_reset(id);
     }
@@ -228,8 +225,7 @@ async fn seat(
     mut asker: Asker,
     verdict: oneshot::Receiver<Result<(), i32>>,
     target: String,
-    internal: mpsc::UnboundedSender<Internal>,
-) {
+) -> Option<Internal> {
     let verdict = tokio::select! {
         verdict = verdict => verdict,
         () = asker.gone() => Ok(Ok(())),
@@ -237,11 +233,11 @@ async fn seat(
     match verdict {
         Ok(Ok(())) => {
             let socket = asker.connected().await;
-            // The driver may have ended meanwhile; then the socket ends here.
-            let _ = internal.send(Internal::Seated { id, socket, target });
+            return Some(Internal::Seated { id, socket, target });
         }
         Ok(Err(errno)) => asker.refused(errno),
         // The session has ended, which dropping the asker tells.
         Err(_) => {}
     }
+    None
 }

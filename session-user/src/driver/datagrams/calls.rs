@@ -118,7 +118,7 @@ pub(super) fn refusals(socket: &UdpSocket, told: &mut Vec<Refusal>) {
     }
 }
 
-/// The next of them; none for one that does not come from the network.
+/// The next of them; none for one that a connected socket without `IP_RECVERR` would not be told of.
 fn refusal(socket: &UdpSocket) -> io::Result<Option<Refusal>> {
     // The start of the datagram, of which nothing is needed.
     let mut room = [0; 8];
@@ -132,8 +132,7 @@ fn refusal(socket: &UdpSocket) -> io::Result<Option<Refusal>> {
         ControlMessageOwned::Ipv6RecvErr(error, _) => Some(error),
         _ => None,
     });
-    let icmp = [libc::SO_EE_ORIGIN_ICMP, libc::SO_EE_ORIGIN_ICMP6];
-    let Some(error) = error.filter(|error| icmp.contains(&error.ee_origin)) else {
+    let Some(error) = error.filter(is_hard) else {
         return Ok(None);
     };
     let to = socket_addr(message.address)?;
@@ -141,9 +140,56 @@ fn refusal(socket: &UdpSocket) -> io::Result<Option<Refusal>> {
     Ok(Some(Refusal { to, errno }))
 }
 
+/// Whether a connected socket that has not asked for all errors would be told of it: whoever says it means the
+/// destination, and not the way there, which may soon be another (`icmp_err_convert` of net/ipv4/icmp.c, `tab_unreach` of
+/// net/ipv6/icmp.c, `__udp4_lib_err` of net/ipv4/udp.c).
+fn is_hard(error: &libc::sock_extended_err) -> bool {
+    match (error.ee_origin, error.ee_type, error.ee_code) {
+        // Destination unreachable: nobody has the protocol or the port, the network or the host is unknown, alone or
+        // closed to us. Not that there is no way there just now, or none for this service, or not for so large a packet.
+        (libc::SO_EE_ORIGIN_ICMP, 3, code) => matches!(code, 2 | 3 | 6..=10 | 13..=15),
+        // Parameter problem.
+        (libc::SO_EE_ORIGIN_ICMP, 12, _) => true,
+        // Destination unreachable, but for no route, beyond the scope of the source, no neighbour.
+        (libc::SO_EE_ORIGIN_ICMP6, 1, code) => !matches!(code, 0 | 2 | 3),
+        // Parameter problem.
+        (libc::SO_EE_ORIGIN_ICMP6, 4, _) => true,
+        // Time exceeded, a packet that is too big; and what does not come from the network.
+        _ => false,
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_is_said_of_the_way_is_no_refusal() {
+        let hard = |origin, of, code| {
+            is_hard(&libc::sock_extended_err {
+                ee_errno: 0,
+                ee_origin: origin,
+                ee_type: of,
+                ee_code: code,
+                ee_pad: 0,
+                ee_info: 0,
+                ee_data: 0,
+            })
+        };
+        let codes = |origin, of| (0..20).filter(|code| hard(origin, of, *code)).collect();
+        let (v4, v6) = (libc::SO_EE_ORIGIN_ICMP, libc::SO_EE_ORIGIN_ICMP6);
+        let unreachable: Vec<u8> = codes(v4, 3);
+        assert_eq!(unreachable, [2, 3, 6, 7, 8, 9, 10, 13, 14, 15]);
+        let unreachable: Vec<u8> = codes(v6, 1);
+        assert_eq!(
+            unreachable,
+            [1].into_iter().chain(4..20).collect::<Vec<u8>>()
+        );
+        assert!(hard(v4, 12, 0) && hard(v6, 4, 0));
+        // Time exceeded; too big; of this host itself.
+        assert!(!hard(v4, 11, 0) && !hard(v6, 3, 0) && !hard(v6, 2, 0));
+        assert!(!hard(libc::SO_EE_ORIGIN_LOCAL, 3, 3));
+    }
 
     /// `from` sends to `to`, which says what came.
     async fn carried(from: &UdpSocket, to: &UdpSocket, dscp: Dscp) -> (Vec<u8>, Dscp) {

@@ -2,22 +2,24 @@
 
 use std::collections::BTreeMap;
 use std::io;
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::task::Poll;
 
 use session_proto::session::{DatagramInfo, FlowId};
 use session_proto::wire::{Dscp, Target};
 use tokio::net::UdpSocket;
-use tokio::task::AbortHandle;
 
 use super::calls::{Came, receive, send_now, want_service};
 use super::groups::{Group, GroupKey};
 use super::waiting::Queue;
 use super::watch::ErrorWatch;
 use super::{BYTES_PER_TURN, DATAGRAM_ROOM, FlowReport, TAKEN_PER_TURN};
-use crate::dial::{DialError, FlowOpened, FlowSocket, Share, dial_flow, open_flow};
+use crate::dial::{
+    AllowList, Caller, DialError, FlowOpened, FlowSocket, Share, open_flow, resolve_flow,
+};
 use crate::driver::ready::Source;
-use crate::driver::{Driver, Internal, Name, Side};
+use crate::driver::{ChoreId, Driver, Internal, Name, Side};
 
 /// A flow that the peer opened.
 pub(super) struct FarFlow {
@@ -30,7 +32,8 @@ pub(super) struct FarFlow {
 enum End {
     /// The target's name is being resolved.
     Resolving {
-        task: AbortHandle,
+        name: Target,
+        task: ChoreId,
         queue: Queue,
         group: Option<u64>,
     },
@@ -81,6 +84,11 @@ impl Open {
 }
 
 impl FarFlow {
+    /// Where it goes, as the peer has named it.
+    pub fn target(&self) -> &str {
+        &self.target
+    }
+
     pub fn source(&self) -> Option<&Source<Name>> {
         match &self.end {
             End::Resolving { .. } | End::Grouped(_) => None,
@@ -107,28 +115,45 @@ impl FarFlow {
 impl Driver {
     /// The peer opened a flow.
     pub(super) fn flow_opened(&mut self, id: FlowId, target: Target, group: Option<u64>) {
-        let links = self.side.links();
         let Side::Responder(responder) = &mut self.side else {
             return self.far_unwanted(id, &target);
         };
-        let is_own = move |ip| links.links.iter().any(|link| link.holds(ip));
-        let (allow, caller) = (Arc::clone(&responder.allow), Arc::clone(&responder.caller));
+        let callers = responder.for_whom();
         if let Target::Addr(addr) = target {
-            let opened = open_flow(&caller, is_own, &target, &allow, &[addr], group.is_some());
-            return self.begin_far(id, target.to_string(), opened, group);
+            let opened = self.open_far(id, &callers, &target, &[addr], group);
+            return self.begin_far(id, target.to_string(), opened);
         }
-        let name = target.to_string();
-        let (timeout, internal) = (responder.dial_timeout, self.internal_tx.clone());
-        while responder.dials.try_join_next().is_some() {}
-        let task = responder.dials.spawn(async move {
-            let shared = group.is_some();
-            let result = dial_flow(&caller, is_own, &target, &allow, timeout, shared).await;
-            // The driver may have ended meanwhile; then the socket ends here.
-            let _ = internal.send(Internal::Flow { id, result });
+        let (caller, allow) = callers;
+        let timeout = responder.dial_timeout;
+        let name = target.clone();
+        let task = self.begin(async move {
+            let addresses = resolve_flow(&caller.name, &name, &allow, timeout).await;
+            Some(Internal::Flow { id, addresses })
         });
-        let queue = Queue::default();
-        let resolving = End::Resolving { task, queue, group };
-        self.insert_far(id, name, resolving);
+        let resolving = End::Resolving {
+            name: target.clone(),
+            task,
+            queue: Queue::default(),
+            group,
+        };
+        self.insert_far(id, target.to_string(), resolving);
+    }
+
+    /// What a flow of `caller` has towards `target`, whose addresses are known.
+    fn open_far(
+        &mut self,
+        id: FlowId,
+        (caller, allow): &(Arc<Caller>, Arc<AllowList>),
+        target: &Target,
+        addresses: &[SocketAddr],
+        group: Option<u64>,
+    ) -> Result<End, DialError> {
+        let links = self.side.links();
+        let is_own = |ip| links.links.iter().any(|link| link.holds(ip));
+        let shared = group.is_some();
+        let opened =
+            self.with_room(|| open_flow(caller, is_own, target, allow, addresses, shared))?;
+        self.end_of(id, opened, group, &target.to_string())
     }
 
     fn far_unwanted(&mut self, id: FlowId, target: &Target) {
@@ -150,14 +175,8 @@ impl Driver {
         self.datagrams.far.insert(id, flow);
     }
 
-    fn begin_far(
-        &mut self,
-        id: FlowId,
-        target: String,
-        opened: Result<FlowOpened, DialError>,
-        group: Option<u64>,
-    ) {
-        match opened.and_then(|opened| self.end_of(id, opened, group)) {
+    fn begin_far(&mut self, id: FlowId, target: String, opened: Result<End, DialError>) {
+        match opened {
             Ok(end) => self.insert_far(id, target, end),
             Err(error) => self.far_refused(id, &target, &error),
         }
@@ -168,6 +187,7 @@ impl Driver {
         id: FlowId,
         opened: FlowOpened,
         group: Option<u64>,
+        target: &str,
     ) -> Result<End, DialError> {
         match opened {
             FlowOpened::Own(socket) => {
@@ -176,7 +196,8 @@ impl Driver {
             }
             FlowOpened::Shared(route) => {
                 let group = group.unwrap_or_default();
-                self.join_group(id, group, &route).map(End::Grouped)
+                let joined = self.join_group(id, group, &route, target);
+                joined.map(End::Grouped)
             }
         }
     }
@@ -201,21 +222,24 @@ impl Driver {
     }
 
     /// The name of a flow's target is resolved, or not.
-    pub(in crate::driver) fn far_dialled(
+    pub(in crate::driver) fn far_resolved(
         &mut self,
         id: FlowId,
-        result: Result<FlowOpened, DialError>,
+        addresses: Result<Vec<SocketAddr>, DialError>,
     ) {
-        let Some(flow) = self.datagrams.far.get(&id) else {
+        let (Some(flow), Side::Responder(responder)) = (self.datagrams.far.get(&id), &self.side)
+        else {
             return;
         };
-        let End::Resolving { group, .. } = &flow.end else {
+        let End::Resolving { name, group, .. } = &flow.end else {
             return;
         };
-        let (group, target) = (*group, flow.target.clone());
-        let end = match result.and_then(|opened| self.end_of(id, opened, group)) {
+        let (name, group, callers) = (name.clone(), *group, responder.for_whom());
+        let opened =
+            addresses.and_then(|addresses| self.open_far(id, &callers, &name, &addresses, group));
+        let end = match opened {
             Ok(end) => end,
-            Err(error) => return self.far_refused(id, &target, &error),
+            Err(error) => return self.far_refused(id, &name.to_string(), &error),
         };
         let Some(flow) = self.datagrams.far.get_mut(&id) else {
             return;
@@ -353,7 +377,7 @@ impl Driver {
         let flow = self.datagrams.far.remove(&id);
         match flow.map(|flow| flow.end) {
             Some(End::Resolving { task, queue, .. }) => {
-                task.abort();
+                self.chores.give_up(task);
                 self.datagrams.waiting.release(queue);
             }
             Some(End::Grouped(key)) => self.leave_group(id, key),

@@ -4,11 +4,15 @@
 //! those whom it has not spoken to (REQ-8): a server that answers from another port, or somebody who was told of it.
 //! What comes from a target goes back on the target's flow, all else on the flow that the peer has used last, with its
 //! source. Nothing is kept of such sources.
+//!
+//! Two targets may have one address: two names of one host. What comes from there would be either's, so each has another
+//! socket there.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
+use std::time::Instant;
 
 use session_proto::session::{DatagramInfo, FlowId};
 use session_proto::wire::{Dscp, Target};
@@ -28,6 +32,20 @@ pub(in crate::driver) struct GroupKey {
     group: u64,
     /// Unspecified, of the targets' family, where the kernel chooses.
     from: IpAddr,
+    /// Of several, for targets that have the same address.
+    number: u32,
+}
+
+#[cfg(test)]
+impl GroupKey {
+    /// The first socket of a group.
+    pub fn of_test(group: u64) -> Self {
+        Self {
+            group,
+            from: IpAddr::from([0, 0, 0, 0]),
+            number: 0,
+        }
+    }
 }
 
 /// A socket towards the targets of several flows.
@@ -37,8 +55,8 @@ pub(super) struct Group {
     errors: ErrorWatch,
     /// Where its flows go.
     targets: BTreeMap<FlowId, SocketAddr>,
-    /// The flow to each target; if there are several, the newest.
-    flows: BTreeMap<SocketAddr, FlowId>,
+    /// The same by address. Those to one address have the same target.
+    flows: BTreeSet<(SocketAddr, FlowId)>,
     /// The flow that the peer has used last.
     last: FlowId,
     _share: Share,
@@ -54,7 +72,7 @@ impl Group {
             socket,
             source,
             targets: BTreeMap::new(),
-            flows: BTreeMap::new(),
+            flows: BTreeSet::new(),
             last: 0,
             _share: share,
         }
@@ -71,17 +89,20 @@ impl Group {
 
     fn insert(&mut self, id: FlowId, to: SocketAddr) {
         self.targets.insert(id, to);
-        self.flows.insert(to, id);
+        self.flows.insert((to, id));
         self.last = id;
     }
 
-    /// A flow is over. If another goes to the same target, what that says comes with its source from now on.
+    /// The flow to an address; if there are several, the newest.
+    fn flow_to(&self, addr: SocketAddr) -> Option<FlowId> {
+        let all = self.flows.range((addr, FlowId::MIN)..=(addr, FlowId::MAX));
+        all.map(|(_, id)| *id).next_back()
+    }
+
+    /// A flow is over.
     fn remove(&mut self, id: FlowId) {
-        let to = self.targets.remove(&id);
-        if let Some(to) = to
-            && self.flows.get(&to) == Some(&id)
-        {
-            self.flows.remove(&to);
+        if let Some(to) = self.targets.remove(&id) {
+            self.flows.remove(&(to, id));
         }
         if self.last == id
             && let Some((&newest, _)) = self.targets.last_key_value()
@@ -113,13 +134,21 @@ impl Group {
         }
     }
 
-    /// The next datagram that came, in `room`; none if there is none now: then the source is told of the next one. An
-    /// error is of an earlier datagram; what is known of it is in `told`.
-    fn receive(&mut self, room: &mut [u8], told: &mut Vec<Refusal>) -> io::Result<Option<Came>> {
+    /// What turned up of earlier datagrams is for `told`, as much of it as is read at once. If there is none, the source is
+    /// told of the next; whether there may be more.
+    fn refused(&mut self, told: &mut Vec<Refusal>) -> bool {
         let mut cx = self.source.context();
-        while (self.errors.poll_told(&self.socket, &mut cx)).is_ready() {
+        let any = (self.errors.poll_told(&self.socket, &mut cx)).is_ready();
+        if any {
             refusals(&self.socket, told);
         }
+        any
+    }
+
+    /// The next datagram that came, in `room`; none if there is none now: then the source is told of the next one. An
+    /// error is of an earlier datagram: [`Group::refused`] knows of which.
+    fn receive(&mut self, room: &mut [u8]) -> io::Result<Option<Came>> {
+        let mut cx = self.source.context();
         loop {
             match receive(&self.socket, room) {
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
@@ -127,52 +156,69 @@ impl Group {
                         return Ok(None);
                     }
                 }
-                Err(error) => {
-                    refusals(&self.socket, told);
-                    return Err(error);
-                }
-                Ok(came) => return Ok(Some(came)),
+                done => return done.map(Some),
             }
         }
     }
 }
 
 impl Driver {
-    /// A flow of a group is there: its socket is opened if it is the first.
+    /// A flow of a group to `target` is there: its socket is opened if it is the first.
     pub(super) fn join_group(
         &mut self,
         id: FlowId,
         group: u64,
         route: &FlowRoute,
+        target: &str,
     ) -> Result<GroupKey, DialError> {
-        let key = GroupKey {
-            group,
-            from: route.from,
-        };
+        let key = self.socket_for(group, route, target);
         if let Some(known) = self.datagrams.groups.get_mut(&key) {
             if let Some(local) = known.local() {
                 route.check(local)?;
+            }
+            if known.targets.is_empty() {
+                self.datagrams.lingering.remove(key);
             }
             known.insert(id, route.to);
             return Ok(key);
         }
         let peer = match &self.side {
-            Side::Responder(responder) => responder.caller.name.as_str(),
-            Side::Initiator(_) => "",
+            Side::Responder(responder) => responder.caller.name.clone(),
+            Side::Initiator(_) => String::new(),
         };
-        let opened = open_shared(peer, route)?;
+        let opened = self.with_room(|| open_shared(&peer, route))?;
         let mut fresh = Group::new(opened, self.ready.add(Name::Group(key)));
         fresh.insert(id, route.to);
         self.datagrams.groups.insert(key, fresh);
         Ok(key)
     }
 
-    /// A flow of a group is over: its socket goes with the last one.
+    /// The first socket of a group that a flow to `target` can have: where its address has no other target's flow.
+    fn socket_for(&self, group: u64, route: &FlowRoute, target: &str) -> GroupKey {
+        let from = route.from;
+        let nth = |number| GroupKey {
+            group,
+            from,
+            number,
+        };
+        let taken = |key: &GroupKey| {
+            let known = self.datagrams.groups.get(key);
+            let flow = known.and_then(|group| group.flow_to(route.to));
+            let flow = flow.and_then(|id| self.datagrams.far.get(&id));
+            flow.is_some_and(|flow| flow.target() != target)
+        };
+        // No more than there are sockets.
+        let free = (0..u32::MAX).map(nth).find(|key| !taken(key));
+        free.unwrap_or(nth(0))
+    }
+
+    /// A flow of a group is over: its socket goes some time after the last one.
     pub(super) fn leave_group(&mut self, id: FlowId, key: GroupKey) {
         if let Some(group) = self.datagrams.groups.get_mut(&key) {
             group.remove(id);
-            if group.targets.is_empty() {
-                self.datagrams.groups.remove(&key);
+            let empty = group.targets.is_empty();
+            if empty && let Some(other) = self.datagrams.lingering.add(key, Instant::now()) {
+                self.datagrams.groups.remove(&other);
             }
         }
     }
@@ -192,6 +238,9 @@ impl Driver {
         let mut scratch = std::mem::take(&mut self.datagrams.scratch);
         scratch.resize(DATAGRAM_ROOM, 0);
         let mut told = Vec::new();
+        // Whoever is sent to may refuse without end: a batch in a turn.
+        let group = self.datagrams.groups.get_mut(&key);
+        let refused = group.is_some_and(|group| group.refused(&mut told));
         let (mut more, mut bytes) = (true, 0);
         for _ in 0..TAKEN_PER_TURN {
             if bytes >= BYTES_PER_TURN {
@@ -200,13 +249,13 @@ impl Driver {
             let Some(group) = self.datagrams.groups.get_mut(&key) else {
                 break;
             };
-            match group.receive(&mut scratch, &mut told) {
+            match group.receive(&mut scratch) {
                 Ok(Some(came)) => {
                     bytes += came.bytes;
                     self.came_to_group(key, &came, &scratch[..came.bytes]);
                 }
                 Ok(None) => {
-                    more = false;
+                    more = refused;
                     break;
                 }
                 Err(error) => tracing::debug!(%error, "a target of several"),
@@ -225,8 +274,12 @@ impl Driver {
         let Some(group) = self.datagrams.groups.get(&key) else {
             return;
         };
-        let (id, source) = match group.flows.get(&came.from) {
-            Some(&id) => (id, None),
+        let (id, source) = match group.flow_to(came.from) {
+            Some(id) => (id, None),
+            None if group.targets.is_empty() => {
+                self.datagrams.counters.dropped += 1;
+                return;
+            }
             None => (group.last, Some(came.from)),
         };
         if source.is_some_and(|source| !self.may_be_heard(source)) {
@@ -253,7 +306,7 @@ impl Driver {
     fn tell_refusals(&mut self, key: GroupKey, told: &[Refusal]) {
         for refusal in told {
             let group = self.datagrams.groups.get(&key);
-            if let Some(&id) = group.and_then(|group| group.flows.get(&refusal.to)) {
+            if let Some(id) = group.and_then(|group| group.flow_to(refusal.to)) {
                 self.far_error(id, &io::Error::from_raw_os_error(refusal.errno));
             }
         }
@@ -271,20 +324,20 @@ mod tests {
             from: "127.0.0.1".parse().unwrap(),
             here: true,
         };
-        let key = GroupKey {
-            group: 1,
-            from: route.from,
-        };
         let opened = open_shared("lorry", &route).unwrap();
-        Group::new(opened, ReadySet::new().add(Name::Group(key)))
+        Group::new(
+            opened,
+            ReadySet::new().add(Name::Group(GroupKey::of_test(1))),
+        )
     }
 
-    /// Waits for what [`Group::receive`] has, as the driver does.
+    /// Waits for what the group has, as the driver does.
     async fn receive(group: &mut Group, told: &mut Vec<Refusal>) -> Option<Came> {
         let mut room = [0; 100];
         let deadline = std::time::Instant::now() + std::time::Duration::from_secs(5);
         while std::time::Instant::now() < deadline {
-            match group.receive(&mut room, told) {
+            group.refused(told);
+            match group.receive(&mut room) {
                 Ok(Some(came)) => return Some(came),
                 _ if !told.is_empty() => return None,
                 // A source's waker tells a driver, which there is none of here.
@@ -331,12 +384,26 @@ mod tests {
         for (id, to) in [0, 2, 4].into_iter().zip(targets) {
             group.insert(id, to.parse().unwrap());
         }
-        assert_eq!((group.last, group.flows.len()), (4, 2));
+        assert_eq!((group.last, group.flows.len()), (4, 3));
         group.remove(0);
-        assert_eq!(group.flows.len(), 2);
+        assert_eq!((group.last, group.flows.len()), (4, 2));
         group.remove(4);
         assert_eq!((group.last, group.flows.len()), (2, 1));
         group.remove(2);
         assert!(group.targets.is_empty() && group.flows.is_empty());
+    }
+
+    #[tokio::test]
+    async fn a_target_is_that_of_the_newest_flow_that_is_left() {
+        let mut group = group();
+        let to = "192.0.2.1:1".parse().unwrap();
+        for id in [0, 4, 2] {
+            group.insert(id, to);
+        }
+        for left in [4, 2, 0] {
+            assert_eq!(group.flow_to(to), Some(left));
+            group.remove(left);
+        }
+        assert_eq!(group.flow_to(to), None);
     }
 }

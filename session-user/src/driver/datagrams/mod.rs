@@ -6,6 +6,7 @@
 mod calls;
 mod far;
 mod groups;
+mod lingering;
 mod near;
 mod packets;
 mod silence;
@@ -17,6 +18,7 @@ mod watch;
 use std::collections::{BTreeMap, VecDeque};
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
+use std::task::{Context, Poll, ready};
 use std::time::{Duration, Instant};
 
 use bytes::BytesMut;
@@ -123,6 +125,8 @@ pub(super) struct Datagrams {
     near: Near,
     far: BTreeMap<FlowId, FarFlow>,
     groups: BTreeMap<GroupKey, Group>,
+    /// Of these, the ones that have no flow.
+    lingering: lingering::Lingering,
     /// What waits in flows whose targets' names are being resolved.
     waiting: waiting::Room,
     /// Bytes of datagrams that were given to the session since it was last asked for packets.
@@ -151,7 +155,8 @@ impl Datagrams {
 
     /// When something is to be done without anything that comes.
     pub fn deadline(&self) -> Option<Instant> {
-        self.near.deadline()
+        let deadlines = [self.near.deadline(), self.lingering.deadline()];
+        deadlines.into_iter().flatten().min()
     }
 
     pub fn source_of_path(&self, path: UdpPath) -> Option<&Source<Name>> {
@@ -169,16 +174,14 @@ impl Datagrams {
         Some(self.groups.get(&key)?.source())
     }
 
-    /// Packets for this session. Never returns where the unit does not listen. Cancel-safe.
-    pub async fn arrived(&mut self) -> Inbound {
-        let arrived = match &mut self.listening {
-            Some(listening) => listening.inbound.recv().await,
-            None => None,
+    /// Packets for this session. Never ready where the unit does not listen, nor once it ends, and the session with it.
+    pub fn poll_arrived(&mut self, cx: &mut Context<'_>) -> Poll<Inbound> {
+        let Some(listening) = &mut self.listening else {
+            return Poll::Pending;
         };
-        match arrived {
-            Some(inbound) => inbound,
-            // The unit ends, and the session with it.
-            None => std::future::pending().await,
+        match ready!(listening.inbound.poll_recv(cx)) {
+            Some(inbound) => Poll::Ready(inbound),
+            None => Poll::Pending,
         }
     }
 }
@@ -243,17 +246,6 @@ impl Driver {
     fn flow_over(&mut self, id: FlowId, errno: Option<u64>) {
         self.near_over(id, errno);
         self.far_over(id);
-    }
-
-    /// Where datagrams come in without end, other sources and deadlines get their turn here: the driver takes what it
-    /// waits for in a fixed order.
-    pub(super) fn be_fair(&mut self) {
-        if let Some(name) = self.ready.try_next() {
-            self.handle_ready(name);
-        }
-        if self.next_deadline().is_some_and(|at| Instant::now() >= at) {
-            self.handle_deadline();
-        }
     }
 
     /// Whether to log that a flow to `target` has come to an end by `why` (an errno); if so, how many such ends were not

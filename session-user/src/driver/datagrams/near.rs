@@ -33,6 +33,8 @@ struct NearFlow {
     place: Place,
     tx: (u64, u64),
     rx: (u64, u64),
+    /// Of these, what the target itself has sent.
+    answers: u64,
 }
 
 impl Near {
@@ -60,6 +62,7 @@ impl Near {
             place: self.silence.insert(id, brief, Instant::now()),
             tx: (0, 0),
             rx: (0, 0),
+            answers: 0,
         };
         self.flows.insert(id, flow);
         self.of_app.insert(app.number(), id);
@@ -72,6 +75,18 @@ impl Near {
         }
     }
 
+    /// A datagram came for an application: whom to give it to. What others than the target have sent is no use of the
+    /// flow, and no answer.
+    fn came(&mut self, id: FlowId, bytes: usize, info: &DatagramInfo) -> Option<&AppFlow> {
+        let flow = self.flows.get_mut(&id)?;
+        flow.rx = (flow.rx.0 + 1, flow.rx.1 + bytes as u64);
+        if info.source.is_none() {
+            flow.answers += 1;
+            flow.touch(id, &mut self.silence);
+        }
+        Some(&flow.app)
+    }
+
     pub fn deadline(&self) -> Option<Instant> {
         self.silence.deadline()
     }
@@ -79,7 +94,7 @@ impl Near {
 
 impl NearFlow {
     fn touch(&mut self, id: FlowId, silence: &mut Silence) {
-        let brief = is_brief(&self.app.target, self.tx.0, self.rx.0);
+        let brief = is_brief(&self.app.target, self.tx.0, self.answers);
         silence.touch(id, &mut self.place, brief, Instant::now());
     }
 }
@@ -92,7 +107,7 @@ impl Driver {
         };
         let queue = Arc::clone(&initiator.config.requests);
         let mut bytes = 0;
-        for taken in 0..TAKEN_PER_TURN {
+        for _ in 0..TAKEN_PER_TURN {
             if bytes >= BYTES_PER_TURN {
                 break;
             }
@@ -102,11 +117,9 @@ impl Driver {
                     self.carry(&app, &data, dscp);
                 }
                 Some(FlowInput::Closed(app)) => self.app_closed(&app),
-                None if taken == 0 => return,
                 None => break,
             }
         }
-        self.be_fair();
     }
 
     /// A datagram goes out on its conversation's flow, which is opened if there is none.
@@ -189,13 +202,10 @@ impl Driver {
 
     /// A datagram came from a target; false if no application here has the flow.
     pub(super) fn deliver_near(&mut self, id: FlowId, data: &[u8], info: &DatagramInfo) -> bool {
-        let near = &mut self.datagrams.near;
-        let Some(flow) = near.flows.get_mut(&id) else {
+        let Some(app) = self.datagrams.near.came(id, data.len(), info) else {
             return false;
         };
-        flow.rx = (flow.rx.0 + 1, flow.rx.1 + data.len() as u64);
-        flow.touch(id, &mut near.silence);
-        flow.app.end().deliver_with(data, info);
+        app.end().deliver_with(data, info);
         true
     }
 
@@ -213,5 +223,38 @@ impl Driver {
             }
             app.end().failed(errno);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::requests::Nobody;
+    use session_proto::wire::Target;
+
+    #[test]
+    fn what_strangers_send_makes_no_question_a_lasting_flow() {
+        let target = Target::Addr("192.0.2.1:123".parse().unwrap());
+        let app = AppFlow::new(target, "ntp".to_owned(), None, Box::new(Nobody));
+        let mut near = Near::default();
+        near.insert(0, &Arc::new(app));
+        near.sent(0, 1);
+        let (asked, stranger) = (near.deadline(), "192.0.2.9:9".parse().ok());
+        assert!(asked.is_some());
+        let mut came = |source| {
+            let info = DatagramInfo {
+                source,
+                ..DatagramInfo::default()
+            };
+            assert!(near.came(0, 10, &info).is_some());
+            near.deadline()
+        };
+        for _ in 0..5 {
+            assert_eq!(came(stranger), asked);
+        }
+        assert_eq!(came(None), asked);
+        // Now it is a conversation.
+        assert_eq!(came(None), None);
+        assert_eq!(near.reports().next().unwrap().rx, (7, 70));
     }
 }

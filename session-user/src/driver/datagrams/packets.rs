@@ -104,7 +104,6 @@ impl Driver {
         if let Some(inbound) = next {
             self.take_inbound(inbound);
         }
-        self.be_fair();
     }
 
     fn take_inbound(&mut self, mut inbound: Inbound) {

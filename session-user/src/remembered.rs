@@ -21,8 +21,10 @@ pub fn read<T: DeserializeOwned + Default>(path: &Path) -> io::Result<T> {
 pub fn write(path: &Path, what: &impl Serialize) -> io::Result<()> {
     let folder = path.parent().unwrap_or(Path::new("."));
     let mut file = tempfile::NamedTempFile::new_in(folder)?;
-    serde_json::to_writer_pretty(&mut file, what)?;
-    file.write_all(b"\n")?;
+    // At once: the writer asks for a few bytes at a time.
+    let mut text = serde_json::to_vec_pretty(what)?;
+    text.push(b'\n');
+    file.write_all(&text)?;
     file.as_file().sync_all()?;
     file.persist(path)?;
     Ok(())

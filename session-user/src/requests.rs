@@ -13,9 +13,12 @@ use std::sync::{Arc, Mutex, PoisonError};
 use session_proto::wire::Target;
 use tokio::sync::{Notify, oneshot};
 
+#[cfg(test)]
+pub use flow::Nobody;
 pub use flow::{AppFlow, FlowEnd, FlowInput, FlowQueue};
 pub use marked::Taken;
-pub use stream::AppStream;
+pub(crate) use marked::register;
+pub use stream::{AppStream, PastTcp};
 
 /// Most requests that wait for one peer. Beyond it the oldest waiters keep their place and new ones
 /// are refused: an application that connects in a loop must not use up the agent's descriptors.

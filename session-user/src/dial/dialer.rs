@@ -13,13 +13,13 @@ use std::time::Duration;
 
 use nix::sys::socket::{setsockopt, sockopt};
 use session_proto::wire::Target;
-use socket2::SockRef;
-use tokio::io::AsyncWriteExt as _;
-use tokio::net::{TcpSocket, TcpStream};
+use socket2::{Domain, Protocol as Transport, Socket, Type};
+use tokio::io::Interest;
 use tokio::time::{Instant, timeout_at};
 
 use super::shares::Shares;
 use super::{AllowList, Denied, Protocol, SeenAs};
+use crate::requests::{AppStream, register};
 
 /// Addresses of one name that are tried; more only help somebody who wants to keep us busy.
 const ADDRESSES_MAX: usize = 16;
@@ -120,7 +120,7 @@ pub async fn dial_target(
     target: &Target,
     allow: &AllowList,
     timeout: Duration,
-) -> Result<TcpStream, DialError> {
+) -> Result<AppStream, DialError> {
     let peer = caller.name.as_str();
     let deadline = Instant::now() + timeout;
     let late = |doing| DialError::Timeout {
@@ -229,40 +229,51 @@ async fn connect(
     addr: SocketAddr,
     source: Option<IpAddr>,
     header: Option<&Caller>,
-) -> io::Result<TcpStream> {
-    let mut stream = match source {
-        None => TcpStream::connect(addr).await?,
-        Some(source) => bound(source)?.connect(addr).await?,
-    };
-    if stream.local_addr()? == addr {
+) -> io::Result<AppStream> {
+    let kind = Type::STREAM.cloexec().nonblocking();
+    let socket = Socket::new(Domain::for_address(addr), kind, Some(Transport::TCP))?;
+    if let Some(source) = source {
+        bind(&socket, source)?;
+    }
+    socket.set_tcp_nodelay(true)?;
+    socket.set_linger(Some(Duration::ZERO))?;
+    match socket.connect(&addr.into()) {
+        Err(error) if error.raw_os_error() != Some(libc::EINPROGRESS) => return Err(error),
+        _ => {}
+    }
+    let fd = register(socket)?;
+    // Nothing has been written: it becomes writable when it is connected, or has failed.
+    drop(fd.writable().await?);
+    if let Some(error) = fd.get_ref().take_error()? {
+        return Err(error);
+    }
+    let local = fd.get_ref().local_addr()?.as_socket();
+    if local == Some(addr) {
         // TCP's simultaneous open with itself: the kernel chose the very port that was dialled,
         // and nobody listens there.
         return Err(io::Error::from_raw_os_error(libc::ECONNREFUSED));
     }
-    stream.set_nodelay(true)?;
-    SockRef::from(&stream).set_linger(Some(Duration::ZERO))?;
-    if let Some(caller) = header {
-        let header = proxy_header(caller, stream.local_addr()?, addr)?;
-        stream.write_all(&header).await?;
+    if let (Some(caller), Some(local)) = (header, local) {
+        let mut header = &proxy_header(caller, local, addr)?[..];
+        while !header.is_empty() {
+            let send = |socket: &Socket| socket.send_with_flags(header, libc::MSG_NOSIGNAL);
+            let sent = fd.async_io(Interest::WRITABLE, send).await?;
+            header = &header[sent..];
+        }
     }
-    Ok(stream)
+    Ok(AppStream::dialled(fd, addr))
 }
 
-/// A socket bound to an address, whose port is chosen when it connects: there are as many of them for
-/// each target as there are ports.
-fn bound(source: IpAddr) -> io::Result<TcpSocket> {
-    let socket = match source {
-        IpAddr::V4(_) => TcpSocket::new_v4(),
-        IpAddr::V6(_) => TcpSocket::new_v6(),
-    }?;
+/// Binds a socket to an address; its port is chosen when it connects: there are as many of them for each target as there
+/// are ports.
+fn bind(socket: &Socket, source: IpAddr) -> io::Result<()> {
     if source.is_ipv6() {
         // A network that is this host's by a local route has no single addresses, and IPv6 asks for one.
-        SockRef::from(&socket).set_freebind_v6(true)?;
+        socket.set_freebind_v6(true)?;
     }
     // IPv6 sockets have it as well (ip(7), Linux 4.2).
-    setsockopt(&socket, sockopt::IpBindAddressNoPort, &true)?;
-    socket.bind(SocketAddr::new(source, 0))?;
-    Ok(socket)
+    setsockopt(socket, sockopt::IpBindAddressNoPort, &true)?;
+    socket.bind(&SocketAddr::new(source, 0).into())
 }
 
 /// Version 2 of the PROXY protocol (HAProxy's proxy-protocol.txt): the caller's address in place of ours, and its

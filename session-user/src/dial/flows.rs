@@ -33,6 +33,12 @@ static SOCKETS: LazyLock<Shares> = LazyLock::new(|| {
     Shares::new(all, all.div_ceil(PEER_PART))
 });
 
+/// Has `peer` no further socket of a flow, as long as the result is kept.
+#[cfg(test)]
+pub fn exhaust(peer: &str) -> Vec<tokio::sync::OwnedSemaphorePermit> {
+    SOCKETS.exhaust(peer)
+}
+
 /// The socket of a flow, which counts among those that this process may have.
 #[derive(Debug)]
 pub struct FlowSocket {
@@ -114,24 +120,20 @@ pub fn open_shared(peer: &str, route: &FlowRoute) -> Result<FlowSocket, DialErro
     Ok(FlowSocket { socket, share })
 }
 
-/// Opens the socket of a flow to `target`, a name, for `caller` within `timeout`; `is_own` says which addresses are
-/// this host's, and `shared` that it is to have no socket of its own.
-pub async fn dial_flow(
-    caller: &Caller,
-    is_own: impl Fn(IpAddr) -> bool,
+/// The addresses of `target`, a name that `peer` opens a flow to, found out within `timeout`.
+pub async fn resolve_flow(
+    peer: &str,
     target: &Target,
     allow: &AllowList,
     timeout: Duration,
-    shared: bool,
-) -> Result<FlowOpened, DialError> {
+) -> Result<Vec<SocketAddr>, DialError> {
     let deadline = Instant::now() + timeout;
-    let peer = caller.name.as_str();
-    let found = addresses_of(peer, Protocol::Udp, target, allow, deadline, timeout).await?;
-    open_flow(caller, is_own, target, allow, &found, shared)
+    addresses_of(peer, Protocol::Udp, target, allow, deadline, timeout).await
 }
 
-/// The same where the addresses of `target` are known: nothing is waited for. Of several, the first that this host has
-/// a route to: who answers, nobody can know before.
+/// Opens the socket of a flow of `caller` to `target`, which has these addresses: of several, the first that this host
+/// has a route to, as nobody can know before who answers. `is_own` says which addresses are this host's, and `shared`
+/// that it is to have no socket of its own. Nothing is waited for.
 pub fn open_flow(
     caller: &Caller,
     is_own: impl Fn(IpAddr) -> bool,
@@ -151,17 +153,26 @@ pub fn open_flow(
     {
         return Ok(FlowOpened::Shared(towards(only).1));
     }
-    let share = (SOCKETS.try_acquire(&caller.name)).ok_or_else(|| DialError::TooMany {
-        target: target.to_string(),
-    })?;
+    // What finds out which address has a route is gone at once: only a socket of its own counts.
+    let share = (!shared).then(|| {
+        let share = SOCKETS.try_acquire(&caller.name);
+        share.ok_or_else(|| DialError::TooMany {
+            target: target.to_string(),
+        })
+    });
+    let share = share.transpose()?;
     let mut last = io::Error::from_raw_os_error(libc::EHOSTUNREACH);
     let mut tried = SocketAddr::from(([0, 0, 0, 0], 0));
     for addr in allowed {
         tried = addr;
         let (from, route) = towards(addr);
         match connected(addr, from) {
-            Ok(_) if shared => return Ok(FlowOpened::Shared(route)),
-            Ok(socket) => return Ok(FlowOpened::Own(FlowSocket { socket, share })),
+            Ok(socket) => {
+                return Ok(match share {
+                    Some(share) => FlowOpened::Own(FlowSocket { socket, share }),
+                    None => FlowOpened::Shared(route),
+                });
+            }
             Err(error) => last = error,
         }
     }
@@ -252,6 +263,27 @@ mod tests {
         assert_eq!(route("192.0.2.2:9"), ("10.64.0.9".to_owned(), false));
     }
 
+    #[tokio::test]
+    async fn a_flow_that_shares_a_socket_takes_no_share_of_its_own() {
+        let peer = "greedy";
+        let taken: Vec<_> = std::iter::from_fn(|| SOCKETS.try_acquire(peer)).collect();
+        assert!(!taken.is_empty());
+        let rule = AllowRule {
+            peer: peer.to_owned(),
+            to: vec!["127.0.0.0/8:*/udp".to_owned()],
+        };
+        let rules = AllowList::parse(&[rule]).unwrap();
+        let caller = Caller {
+            name: peer.to_owned(),
+            ..Caller::default()
+        };
+        let addresses = ["127.0.0.1:9", "127.0.0.2:9"].map(|addr| addr.parse().unwrap());
+        let target = Target::Name("two.test".to_owned(), 9);
+        let open = |shared| open_flow(&caller, |_| false, &target, &rules, &addresses, shared);
+        assert!(matches!(open(true), Ok(FlowOpened::Shared(_))));
+        assert!(matches!(open(false), Err(DialError::TooMany { .. })));
+    }
+
     #[test]
     fn a_shared_socket_is_no_target_of_its_own() {
         let route = FlowRoute::new("127.0.0.1:9".parse().unwrap(), None, true);
@@ -283,7 +315,8 @@ mod tests {
         let target = Target::Name("localhost".to_owned(), port);
         let dial = async |rules: AllowList| {
             let second = Duration::from_secs(1);
-            dial_flow(&caller(), |_| false, &target, &rules, second, false).await
+            let found = resolve_flow("lorry", &target, &rules, second).await?;
+            open_flow(&caller(), |_| false, &target, &rules, &found, false)
         };
         let opened = dial(allow(&format!("127.0.0.0/8:{port}"))).await.unwrap();
         let (socket, _share) = own(opened).into_parts();

@@ -9,6 +9,8 @@ mod special;
 
 pub use authz::{AllowList, AllowRule, Denied, Protocol, RuleError, WhyDenied};
 pub use dialer::{Caller, DialError, dial_target};
-pub use flows::{FlowOpened, FlowRoute, FlowSocket, dial_flow, open_flow, open_shared};
+#[cfg(test)]
+pub use flows::exhaust;
+pub use flows::{FlowOpened, FlowRoute, FlowSocket, open_flow, open_shared, resolve_flow};
 pub use peer_addresses::{BookError, PeerAddresses, SeenAs};
 pub use shares::Share;

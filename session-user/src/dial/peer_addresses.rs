@@ -11,7 +11,7 @@
 //! { "127.64.0.0/10": { "spiffe://fleet.example/lorry-17": "127.81.4.200" } }
 //! ```
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -83,7 +83,19 @@ pub struct PeerAddresses {
     networks: Vec<IpNet>,
     /// None where nothing can be remembered.
     file: Option<PathBuf>,
-    book: Mutex<Book>,
+    book: Mutex<Kept>,
+    /// The version of the book that the file has. Whoever writes holds it, and writes for all that wait meanwhile:
+    /// where thousands of units come at once, the file is not written for each.
+    written: Mutex<u64>,
+}
+
+/// The book as it is, and how often it has changed.
+#[derive(Debug)]
+struct Kept {
+    book: Book,
+    /// The addresses that units have, for each network.
+    taken: BTreeMap<IpNet, BTreeSet<IpAddr>>,
+    version: u64,
 }
 
 impl PeerAddresses {
@@ -107,22 +119,30 @@ impl PeerAddresses {
         Ok(Self {
             networks: networks.iter().map(IpNet::trunc).collect(),
             file,
-            book: Mutex::new(book),
+            book: Mutex::new(Kept {
+                taken: taken(&book),
+                book,
+                version: 0,
+            }),
+            written: Mutex::new(0),
         })
     }
 
     /// The addresses of a unit, which it has from now on if it had none. Reads and writes a file.
     pub fn of(&self, unit: &str) -> SeenAs {
-        let mut book = self.book.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut locked = self.book.lock().unwrap_or_else(PoisonError::into_inner);
+        let kept = &mut *locked;
         let mut addresses = Vec::new();
         let mut new = false;
         for &network in &self.networks {
-            let known = book.entry(network).or_default();
+            let known = kept.book.entry(network).or_default();
+            let taken = kept.taken.entry(network).or_default();
             match known.get(unit) {
                 Some(&address) => addresses.push(address),
-                None => match draw(unit, network, known) {
+                None => match draw(unit, network, taken) {
                     Some(address) => {
                         known.insert(unit.to_owned(), address);
+                        taken.insert(address);
                         addresses.push(address);
                         new = true;
                     }
@@ -132,20 +152,37 @@ impl PeerAddresses {
                 },
             }
         }
+        kept.version += u64::from(new);
+        let version = kept.version;
+        drop(locked);
         if let Some(file) = self.file.as_ref().filter(|_| new)
-            && let Err(error) = remembered::write(file, &*book)
+            && let Err(error) = self.write(file, version)
         {
             tracing::error!(%error, path = %file.display(), "the address of a peer cannot be remembered");
         }
         SeenAs { addresses }
     }
 
+    /// Returns when the file has at least this version of the book.
+    fn write(&self, file: &Path, version: u64) -> io::Result<()> {
+        let mut written = self.written.lock().unwrap_or_else(PoisonError::into_inner);
+        if *written >= version {
+            return Ok(());
+        }
+        let kept = self.book.lock().unwrap_or_else(PoisonError::into_inner);
+        let (book, latest) = (kept.book.clone(), kept.version);
+        drop(kept);
+        remembered::write(file, &book)?;
+        *written = latest;
+        Ok(())
+    }
+
     /// All units that have addresses, and which.
     pub fn all(&self) -> Vec<(String, Vec<IpAddr>)> {
-        let book = self.book.lock().unwrap_or_else(PoisonError::into_inner);
+        let kept = self.book.lock().unwrap_or_else(PoisonError::into_inner);
         let mut units: BTreeMap<&String, Vec<IpAddr>> = BTreeMap::new();
         for network in &self.networks {
-            for (unit, address) in book.get(network).into_iter().flatten() {
+            for (unit, address) in kept.book.get(network).into_iter().flatten() {
                 units.entry(unit).or_default().push(*address);
             }
         }
@@ -156,7 +193,7 @@ impl PeerAddresses {
 
 /// The first free address from the one that the unit's name leads to. The first and the last of a network are left out,
 /// for they mean something else in IPv4 (and an anycast address in IPv6, RFC 4291 section 2.6.1).
-fn draw(unit: &str, network: IpNet, taken: &BTreeMap<String, IpAddr>) -> Option<IpAddr> {
+fn draw(unit: &str, network: IpNet, taken: &BTreeSet<IpAddr>) -> Option<IpAddr> {
     let host_bits = u32::from(network.max_prefix_len() - network.prefix_len());
     // Of larger networks this part is enough, and hosts are counted without overflow.
     let hosts = 1_u64.checked_shl(host_bits.min(62))?.checked_sub(2)?;
@@ -167,10 +204,17 @@ fn draw(unit: &str, network: IpNet, taken: &BTreeMap<String, IpAddr>) -> Option<
     let mut first = [0; 8];
     first.copy_from_slice(&hash.as_ref()[..8]);
     let first = u64::from_be_bytes(first) % hosts;
-    let taken: std::collections::BTreeSet<IpAddr> = taken.values().copied().collect();
     (0..=taken.len() as u64)
         .map(|step| nth(network, 1 + (first + step) % hosts))
         .find(|address| !taken.contains(address))
+}
+
+fn taken(book: &Book) -> BTreeMap<IpNet, BTreeSet<IpAddr>> {
+    let addresses = |units: &BTreeMap<String, IpAddr>| units.values().copied().collect();
+    let networks = book.iter();
+    networks
+        .map(|(network, units)| (*network, addresses(units)))
+        .collect()
 }
 
 /// The address `n` places behind a network's first.
@@ -240,6 +284,25 @@ mod tests {
     }
 
     #[test]
+    fn what_many_at_once_were_given_is_in_the_file() {
+        let dir = tempfile::tempdir().unwrap();
+        let nets = networks(&["127.64.0.0/10"]);
+        let addresses = PeerAddresses::open(dir.path(), &nets).unwrap();
+        let seen = |unit: usize| addresses.of(&format!("unit-{unit}"));
+        let given: Vec<SeenAs> = std::thread::scope(|scope| {
+            let threads: Vec<_> = (0..32)
+                .map(|unit| scope.spawn(move || seen(unit)))
+                .collect();
+            threads.into_iter().map(|t| t.join().unwrap()).collect()
+        });
+        let again = PeerAddresses::open(dir.path(), &nets).unwrap();
+        assert_eq!(again.all().len(), 32);
+        for (unit, given) in given.iter().enumerate() {
+            assert_eq!(again.of(&format!("unit-{unit}")), *given);
+        }
+    }
+
+    #[test]
     fn a_full_network_has_no_address_and_nobody_shares_one() {
         let dir = tempfile::tempdir().unwrap();
         let addresses = PeerAddresses::open(dir.path(), &networks(&["10.0.0.0/29"])).unwrap();
@@ -278,7 +341,7 @@ mod tests {
                 IpNet::new(IpAddr::from([10, 1, 2, 3]), prefix).unwrap().trunc(),
                 IpNet::new("2001:db8::7".parse().unwrap(), v6).unwrap().trunc(),
             ] {
-                let address = draw(&unit, network, &BTreeMap::new()).unwrap();
+                let address = draw(&unit, network, &BTreeSet::new()).unwrap();
                 prop_assert!(network.contains(&address) && address != network.network());
                 prop_assert!(address != network.broadcast());
             }

@@ -51,6 +51,13 @@ impl Shares {
         })
     }
 
+    /// All that `peer` may have, and nobody else's: whoever tests need not wait for each other.
+    #[cfg(test)]
+    pub fn exhaust(&self, peer: &str) -> Vec<OwnedSemaphorePermit> {
+        let row = self.of(peer);
+        std::iter::from_fn(|| Arc::clone(&row).try_acquire_owned().ok()).collect()
+    }
+
     fn of(&self, peer: &str) -> Arc<Semaphore> {
         let mut peers = self.peers.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(known) = peers.get(peer).and_then(Weak::upgrade) {

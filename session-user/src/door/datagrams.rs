@@ -219,14 +219,7 @@ pub(super) fn send_now(socket: &UdpSocket, to: SocketAddr, data: &[u8]) -> io::R
 mod tests {
     use super::*;
     use crate::door::{At, Leads};
-    use crate::requests::FlowInput;
-
-    struct Nobody;
-
-    impl FlowEnd for Nobody {
-        fn deliver(&self, _data: &[u8]) {}
-        fn failed(&self, _errno: i32) {}
-    }
+    use crate::requests::{FlowInput, Nobody};
 
     fn flow(_: &Arc<Heard>) -> AppFlow {
         let target = Target::Addr("192.0.2.1:9".parse().unwrap());

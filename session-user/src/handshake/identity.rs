@@ -44,14 +44,20 @@ pub struct IdentityError {
 pub(super) struct Material {
     pub chain: Vec<CertificateDer<'static>>,
     pub key: PrivateKeyDer<'static>,
+    trust: Arc<Trust>,
+    own: PeerIdentity,
+}
+
+/// Whom a unit believes.
+struct Trust {
     roots: Vec<TrustAnchor<'static>>,
     crls: Vec<CertRevocationList<'static>>,
-    own: PeerIdentity,
 }
 
 /// A unit's identity. Shared by all sessions; can be read anew while they run.
 pub struct Identity {
-    paths: IdentityPaths,
+    /// None for one that is in memory alone.
+    paths: Option<IdentityPaths>,
     pub(super) provider: Arc<CryptoProvider>,
     material: RwLock<Arc<Material>>,
 }
@@ -80,15 +86,41 @@ impl Identity {
         let provider = provider();
         let material = Material::read(paths, &provider)?;
         Ok(Self {
-            paths: paths.clone(),
+            paths: Some(paths.clone()),
             provider,
+            material: RwLock::new(Arc::new(material)),
+        })
+    }
+
+    /// Another unit with this certificate and key, in memory alone, that believes whom this one believes: what plays a
+    /// fleet has one for each unit.
+    pub fn of_fellow(
+        &self,
+        certificate: CertificateDer<'static>,
+        key: PrivateKeyDer<'static>,
+    ) -> Result<Self, CertificateFault> {
+        let chain = vec![certificate];
+        let own = PeerIdentity::of(&chain, Usage::Client).map_err(CertificateFault::Other)?;
+        check_pair(&chain, &key, &self.provider).map_err(CertificateFault::Other)?;
+        let material = Material {
+            chain,
+            key,
+            trust: Arc::clone(&self.material().trust),
+            own,
+        };
+        Ok(Self {
+            paths: None,
+            provider: Arc::clone(&self.provider),
             material: RwLock::new(Arc::new(material)),
         })
     }
 
     /// Reads the files anew; on an error the old contents stay.
     pub fn reload(&self) -> Result<(), IdentityError> {
-        let new = Material::read(&self.paths, &self.provider)?;
+        let Some(paths) = &self.paths else {
+            return Ok(());
+        };
+        let new = Material::read(paths, &self.provider)?;
         *self
             .material
             .write()
@@ -120,7 +152,7 @@ impl Identity {
     ) -> Result<(), CertificateFault> {
         let material = self.material();
         let cert = EndEntityCert::try_from(leaf).map_err(fault_of)?;
-        let crls: Vec<&CertRevocationList<'_>> = material.crls.iter().collect();
+        let crls: Vec<&CertRevocationList<'_>> = material.trust.crls.iter().collect();
         let revocation = RevocationOptionsBuilder::new(&crls).ok().map(|options| {
             options
                 .with_depth(RevocationCheckDepth::EndEntity)
@@ -139,7 +171,7 @@ impl Identity {
         let time = UnixTime::since_unix_epoch(since);
         cert.verify_for_usage(
             algorithms,
-            &material.roots,
+            &material.trust.roots,
             intermediates,
             time,
             usage,
@@ -190,8 +222,7 @@ impl Material {
         Ok(Self {
             chain,
             key,
-            roots,
-            crls,
+            trust: Arc::new(Trust { roots, crls }),
             own,
         })
     }

@@ -6,6 +6,7 @@
 
 mod files;
 mod ledger;
+mod mint;
 #[cfg(test)]
 mod tests;
 
@@ -13,15 +14,17 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
 use rcgen::{
-    BasicConstraints, CertificateParams, CertificateRevocationListParams, DistinguishedName,
-    DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyIdMethod, KeyPair, KeyUsagePurpose,
-    PKCS_ED25519, RevocationReason, RevokedCertParams, SanType, SerialNumber, string::Ia5String,
+    BasicConstraints, Certificate, CertificateParams, CertificateRevocationListParams,
+    DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyIdMethod, KeyPair,
+    KeyUsagePurpose, PKCS_ED25519, RevocationReason, RevokedCertParams, SanType, SerialNumber,
+    string::Ia5String,
 };
 use ring::rand::{SecureRandom, SystemRandom};
 use time::OffsetDateTime;
 
 use crate::handshake::PeerName;
 use ledger::{Entry, Ledger};
+pub use mint::{Mint, Minted};
 
 /// Certificates are valid from a little before now: clocks differ.
 const BACKDATE: Duration = Duration::from_secs(3600);
@@ -147,20 +150,7 @@ pub fn issue(
             return Err(PkiError::Exists(path.clone()));
         }
     }
-    let key = KeyPair::generate_for(&PKCS_ED25519)?;
-    let (serial_hex, serial) = serial()?;
-    let mut params = CertificateParams::default();
-    params.distinguished_name = name(&name_of_unit.name);
-    params.subject_alt_names = vec![uri_of(&name_of_unit.uri())?];
-    params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
-    params.extended_key_usages = vec![
-        ExtendedKeyUsagePurpose::ClientAuth,
-        ExtendedKeyUsagePurpose::ServerAuth,
-    ];
-    params.use_authority_key_identifier_extension = true;
-    (params.not_before, params.not_after) = times(now, validity);
-    params.serial_number = Some(serial);
-    let made = params.signed_by(&key, &paths.issuer()?)?;
+    let (made, key, serial_hex) = certify(&paths.issuer()?, &name_of_unit, validity, now)?;
     files::make_private_dir(out)?;
     files::write_key(&key_path, &key.serialize_pem())?;
     files::write_public(&certificate, &made.pem())?;
@@ -177,6 +167,29 @@ pub fn issue(
         serial: serial_hex,
         uri: name_of_unit.uri(),
     })
+}
+
+/// A certificate for `unit` with a key of its own, and its serial number in hexadecimal.
+fn certify(
+    issuer: &Issuer<'static, KeyPair>,
+    unit: &PeerName,
+    validity: Duration,
+    now: SystemTime,
+) -> Result<(Certificate, KeyPair, String), PkiError> {
+    let key = KeyPair::generate_for(&PKCS_ED25519)?;
+    let (serial_hex, serial) = serial()?;
+    let mut params = CertificateParams::default();
+    params.distinguished_name = name(&unit.name);
+    params.subject_alt_names = vec![uri_of(&unit.uri())?];
+    params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
+    params.extended_key_usages = vec![
+        ExtendedKeyUsagePurpose::ClientAuth,
+        ExtendedKeyUsagePurpose::ServerAuth,
+    ];
+    params.use_authority_key_identifier_extension = true;
+    (params.not_before, params.not_after) = times(now, validity);
+    params.serial_number = Some(serial);
+    Ok((params.signed_by(&key, issuer)?, key, serial_hex))
 }
 
 /// Revokes every certificate of a unit, one by its serial number, or the one in a file; returns

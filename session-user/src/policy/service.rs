@@ -98,15 +98,17 @@ impl<F: FnOnce() -> Option<String>> Asked<F> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use session_proto::wire::Mode;
+    use session_proto::wire::{Mode, Packing};
 
     const REDUNDANT: Service = Service {
         mode: Mode::Redundant,
         own_lane: false,
+        packing: Packing::Unsaid,
     };
     const BONDED: Service = Service {
         mode: Mode::Bonded,
         own_lane: false,
+        packing: Packing::Unsaid,
     };
 
     fn rule(

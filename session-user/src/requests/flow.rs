@@ -200,16 +200,19 @@ impl Waiting {
     }
 }
 
+/// An end that nobody listens at.
+#[cfg(test)]
+pub struct Nobody;
+
+#[cfg(test)]
+impl FlowEnd for Nobody {
+    fn deliver(&self, _data: &[u8]) {}
+    fn failed(&self, _errno: i32) {}
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    struct Nobody;
-
-    impl FlowEnd for Nobody {
-        fn deliver(&self, _data: &[u8]) {}
-        fn failed(&self, _errno: i32) {}
-    }
 
     fn flow() -> Arc<AppFlow> {
         let target = Target::Name("clock.example".to_owned(), 123);

@@ -21,10 +21,11 @@ use bytes::BufMut;
 use socket2::Socket;
 use tokio::io::unix::{AsyncFd, AsyncFdReadyGuard};
 use tokio::io::{Interest, Ready};
-use tokio::net::TcpStream;
 
 /// asm-generic/sockios.h.
 const SIOCATMARK: libc::Ioctl = 0x8905;
+/// How often a read is made that signals keep from passing the mark. Each call has the signal before it delivered.
+const ATTEMPTS: u32 = 8;
 
 /// What one read brought.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -39,6 +40,8 @@ pub struct Taken {
 #[derive(Debug)]
 pub(super) struct MarkedSocket {
     pub(super) fd: Arc<AsyncFd<Socket>>,
+    /// What is sent to it may come past TCP, with no marks. There are two queues then, and a short read has emptied one.
+    pub(super) past_tcp: bool,
     /// The latest read was full.
     full: bool,
     /// Nobody has read, or written, yet. Both are tried without waiting for the first event: a socket that has just been
@@ -48,23 +51,32 @@ pub(super) struct MarkedSocket {
 }
 
 impl MarkedSocket {
-    /// Registers the socket anew, in the current runtime.
-    pub fn new(socket: TcpStream) -> io::Result<Self> {
-        let socket = Socket::from(socket.into_std()?);
-        socket.set_out_of_band_inline(true)?;
-        let interest = Interest::READABLE | Interest::WRITABLE | Interest::PRIORITY;
-        // SAFETY: a `Socket` keeps its descriptor for its whole life, and the registration owns it.
-        let fd = unsafe { AsyncFd::register_with_interest(socket, interest) }?;
+    /// Registers a socket that does not block, in the current runtime.
+    pub fn new(socket: Socket, past_tcp: bool) -> io::Result<Self> {
         Ok(Self {
-            fd: Arc::new(fd),
-            full: false,
+            past_tcp,
             unread: true,
             unwritten: true,
+            ..Self::registered(register(socket)?)
         })
+    }
+
+    /// One that [`register`] has registered before its connect() was through: events tell of all that comes.
+    pub fn registered(fd: AsyncFd<Socket>) -> Self {
+        Self {
+            fd: Arc::new(fd),
+            past_tcp: false,
+            full: false,
+            unread: false,
+            unwritten: false,
+        }
     }
 
     /// Reads what there is, up to the urgent byte or beginning with it. `buf` must have room.
     pub fn try_read(&mut self, buf: &mut impl BufMut) -> io::Result<Taken> {
+        if self.past_tcp {
+            return self.try_read_unmarked(buf);
+        }
         let fd = &*self.fd;
         // What is known before the read is what may be forgotten behind it.
         let mut told = urgent_told(fd);
@@ -78,10 +90,10 @@ impl MarkedSocket {
                 return Err(io::ErrorKind::WouldBlock.into());
             }
             let urgent = ioctl_int(socket, SIOCATMARK)? != 0;
-            let bytes = match receive(socket, buf) {
-                // A signal for this thread keeps it from passing the mark, once.
-                Err(error) if urgent && would_block(&error) => receive(socket, buf)?,
-                received => received?,
+            let bytes = if urgent {
+                receive_past_mark(socket, buf)?
+            } else {
+                receive(socket, buf)?
             };
             let urgent = urgent && bytes > 0;
             taken = Some(Taken { bytes, urgent });
@@ -115,9 +127,28 @@ impl MarkedSocket {
         Ok(taken)
     }
 
-    /// As [`TcpStream::try_write_vectored`].
+    /// Reads until there is nothing, whatever is urgent.
+    fn try_read_unmarked(&mut self, buf: &mut impl BufMut) -> io::Result<Taken> {
+        let mut read = |socket: &Socket| receive_past_mark(socket, buf);
+        let bytes = if std::mem::take(&mut self.unread) {
+            read(self.fd.get_ref())?
+        } else {
+            // WouldBlock ends the readiness, and what waits already brings it back no more.
+            self.fd.try_io(Interest::READABLE, read)?
+        };
+        Ok(Taken {
+            bytes,
+            urgent: false,
+        })
+    }
+
+    /// As [`tokio::net::TcpStream::try_write_vectored`].
     pub fn try_write_vectored(&mut self, slices: &[IoSlice<'_>]) -> io::Result<usize> {
-        self.write(|socket| socket.send_vectored_with_flags(slices, libc::MSG_NOSIGNAL))
+        self.write(|socket| match slices {
+            // What is said is short for the most part, and the kernel has less to do for one slice.
+            [one] => socket.send_with_flags(one, libc::MSG_NOSIGNAL),
+            several => socket.send_vectored_with_flags(several, libc::MSG_NOSIGNAL),
+        })
     }
 
     /// Writes a byte as urgent data.
@@ -133,7 +164,7 @@ impl MarkedSocket {
         self.fd.try_io(Interest::WRITABLE, write)
     }
 
-    /// As [`TcpStream::poll_read_ready`].
+    /// As [`tokio::net::TcpStream::poll_read_ready`].
     pub fn poll_read_ready(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         if self.unread {
             return Poll::Ready(Ok(()));
@@ -141,13 +172,21 @@ impl MarkedSocket {
         self.fd.poll_read_ready(cx).map_ok(drop)
     }
 
-    /// As [`TcpStream::poll_write_ready`].
+    /// As [`tokio::net::TcpStream::poll_write_ready`].
     pub fn poll_write_ready(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         if self.unwritten {
             return Poll::Ready(Ok(()));
         }
         self.fd.poll_write_ready(cx).map_ok(drop)
     }
+}
+
+/// Registers a socket that does not block in the current runtime, for all that a [`MarkedSocket`] is to be told.
+pub(crate) fn register(socket: Socket) -> io::Result<AsyncFd<Socket>> {
+    socket.set_out_of_band_inline(true)?;
+    let interest = Interest::READABLE | Interest::WRITABLE | Interest::PRIORITY;
+    // SAFETY: a `Socket` keeps its descriptor for its whole life, and the registration owns it.
+    Ok(unsafe { AsyncFd::register_with_interest(socket, interest) }?)
 }
 
 fn would_block(error: &io::Error) -> bool {
@@ -182,7 +221,21 @@ fn ioctl_int(socket: &Socket, request: libc::Ioctl) -> io::Result<c_int> {
     Ok(answer)
 }
 
-/// As [`TcpStream::try_read_buf`], whatever events have said.
+/// As [`receive`], where the next byte may be urgent. A signal for this thread keeps a read from passing the mark, and has
+/// it say that there is nothing (`tcp_recvmsg_locked`).
+fn receive_past_mark(socket: &Socket, buf: &mut impl BufMut) -> io::Result<usize> {
+    let mut received = receive(socket, buf);
+    for _ in 1..ATTEMPTS {
+        let nothing = received.as_ref().is_err_and(would_block);
+        if !nothing || ioctl_int(socket, SIOCATMARK)? == 0 {
+            break;
+        }
+        received = receive(socket, buf);
+    }
+    received
+}
+
+/// As [`tokio::net::TcpStream::try_read_buf`], whatever events have said.
 fn receive(socket: &Socket, buf: &mut impl BufMut) -> io::Result<usize> {
     // SAFETY: nothing that is not initialised is read from it, or written to it.
     let room = unsafe { buf.chunk_mut().as_uninit_slice_mut() };
@@ -198,6 +251,10 @@ mod tests {
     use std::future::poll_fn;
     use std::io::Write as _;
     use std::net::TcpStream as StdStream;
+    use std::sync::atomic::{AtomicBool, Ordering};
+    use std::time::{Duration, Instant};
+
+    use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, Signal, sigaction};
     use tokio::net::TcpListener;
 
     const ROOM: usize = 4096;
@@ -209,7 +266,8 @@ mod tests {
         let far = StdStream::connect(addr).unwrap();
         far.set_nodelay(true).unwrap();
         let (near, _) = listener.accept().await.unwrap();
-        (far, MarkedSocket::new(near).unwrap())
+        let near = Socket::from(near.into_std().unwrap());
+        (far, MarkedSocket::new(near, false).unwrap())
     }
 
     async fn read(near: &mut MarkedSocket, room: usize) -> (Vec<u8>, bool) {
@@ -311,7 +369,7 @@ mod tests {
     async fn what_is_written_as_urgent_is_urgent() {
         let (far, mut near) = connection().await;
         far.set_nonblocking(true).unwrap();
-        let mut far = MarkedSocket::new(TcpStream::from_std(far).unwrap()).unwrap();
+        let mut far = MarkedSocket::new(Socket::from(far), false).unwrap();
         let before = [IoSlice::new(b"be"), IoSlice::new(b"fore")];
         assert_eq!(near.try_write_vectored(&before).unwrap(), 6);
         poll_fn(|cx| near.poll_write_ready(cx)).await.unwrap();
@@ -345,5 +403,72 @@ mod tests {
         assert_eq!(read(&mut near, ROOM).await, (b"more".to_vec(), false));
         drop(far);
         assert_eq!(read(&mut near, ROOM).await, (Vec::new(), false));
+    }
+
+    /// Sends signals to a thread until it is dropped.
+    struct Signals {
+        stop: Arc<AtomicBool>,
+        sender: Option<std::thread::JoinHandle<()>>,
+    }
+
+    impl Signals {
+        /// One every some microseconds: so many that some come in the middle of a read, and few enough that it gets on.
+        fn to_this_thread() -> Self {
+            let nothing = SigHandler::Handler(nothing);
+            let action = SigAction::new(nothing, SaFlags::SA_RESTART, SigSet::empty());
+            // SAFETY: the handler does nothing, which any thread may do at any time.
+            unsafe { sigaction(Signal::SIGUSR1, &action) }.unwrap();
+            let (process, thread) = (std::process::id(), nix::unistd::gettid());
+            let stop = Arc::new(AtomicBool::new(false));
+            let stopped = Arc::clone(&stop);
+            let sender = std::thread::spawn(move || {
+                while !stopped.load(Ordering::Relaxed) {
+                    // Not made up for where this thread had no processor: many at once leave none of the reads alone.
+                    let next = Instant::now() + Duration::from_micros(20);
+                    while Instant::now() < next {
+                        std::hint::spin_loop();
+                    }
+                    // SAFETY: the call takes numbers alone, and the thread waits for this one before it ends.
+                    unsafe {
+                        libc::syscall(libc::SYS_tgkill, process, thread.as_raw(), libc::SIGUSR1)
+                    };
+                }
+            });
+            Self {
+                stop,
+                sender: Some(sender),
+            }
+        }
+    }
+
+    impl Drop for Signals {
+        fn drop(&mut self) {
+            self.stop.store(true, Ordering::Relaxed);
+            let ended = self.sender.take().map(std::thread::JoinHandle::join);
+            assert!(ended.is_some_and(|ended| ended.is_ok()) || std::thread::panicking());
+        }
+    }
+
+    extern "C" fn nothing(_: c_int) {}
+
+    /// A read that a signal keeps from passing the mark says that there is nothing; whoever believed it would wait for ever.
+    #[tokio::test]
+    async fn signals_hide_no_urgent_byte() {
+        for past_tcp in [true, false] {
+            let (far, mut near) = connection().await;
+            near.past_tcp = past_tcp;
+            let _signals = Signals::to_this_thread();
+            for round in 0..20_000 {
+                urgent(&far);
+                while ioctl_int(near.fd.get_ref(), libc::FIONREAD).unwrap() == 0 {
+                    std::hint::spin_loop();
+                }
+                poll_fn(|cx| near.poll_read_ready(cx)).await.unwrap();
+                let taken = near.try_read(&mut &mut [0; 8][..]);
+                let taken = taken.unwrap_or_else(|error| panic!("{past_tcp}, {round}: {error}"));
+                let urgent = !past_tcp;
+                assert_eq!(taken, Taken { bytes: 1, urgent }, "{round}");
+            }
+        }
     }
 }

@@ -9,7 +9,8 @@ use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use bytes::{Buf, BufMut, Bytes};
-use socket2::SockRef;
+use socket2::{SockRef, Socket};
+use tokio::io::unix::AsyncFd;
 use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf};
 use tokio::net::{TcpStream, UnixStream};
 
@@ -19,10 +20,14 @@ use super::marked::{MarkedSocket, Taken};
 #[derive(Debug)]
 pub struct AppStream {
     socket: AppSocket,
+    /// The other end, where it is known.
+    peer: Option<SocketAddr>,
     /// What was read from the socket already, and comes before the rest.
     read_already: Bytes,
     /// Waits for an error where nobody reads any more.
     watch: Option<ErrorWatch>,
+    /// Is told how much is read: see [`Self::past_tcp`]. Behind the socket, and so dropped after it.
+    tally: Option<Box<dyn PastTcp>>,
     /// What must live as long as the connection does.
     #[expect(dead_code, reason = "dropped with it, not read")]
     kept: Option<Box<dyn Any + Send + Sync>>,
@@ -35,6 +40,14 @@ impl std::fmt::Debug for ErrorWatch {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str("ErrorWatch")
     }
+}
+
+/// Is told of reads: see [`AppStream::past_tcp`].
+pub trait PastTcp: std::fmt::Debug + Send + Sync {
+    /// The socket is about to be read.
+    fn about_to_read(&self);
+    /// So many bytes were read from it.
+    fn have_read(&self, bytes: usize);
 }
 
 /// What kind of socket it is.
@@ -60,6 +73,29 @@ macro_rules! each {
 }
 
 impl AppStream {
+    /// A TCP socket that `peer` has connected to and that does not block, [`Self::marked`] in the current runtime.
+    pub fn accepted(socket: Socket, peer: SocketAddr) -> io::Result<Self> {
+        let socket = MarkedSocket::new(socket, false)?;
+        Ok(Self::with(AppSocket::Marked(socket), Some(peer)))
+    }
+
+    /// One that has connected to `peer`, and was [registered](super::register) in the current runtime before it had.
+    pub fn dialled(fd: AsyncFd<Socket>, peer: SocketAddr) -> Self {
+        let socket = MarkedSocket::registered(fd);
+        Self::with(AppSocket::Marked(socket), Some(peer))
+    }
+
+    fn with(socket: AppSocket, peer: Option<SocketAddr>) -> Self {
+        Self {
+            socket,
+            peer,
+            read_already: Bytes::new(),
+            watch: None,
+            tally: None,
+            kept: None,
+        }
+    }
+
     /// The same with bytes that were read from the socket already.
     pub fn behind(self, read_already: Bytes) -> Self {
         Self {
@@ -76,13 +112,29 @@ impl AppStream {
         }
     }
 
+    /// The same for a socket whose bytes may come past TCP; `tally` is told of all that are read. Where they do the kernel
+    /// answers neither how many wait nor which of them is urgent, so none is.
+    pub fn past_tcp(self, tally: impl PastTcp + 'static) -> Self {
+        Self {
+            tally: Some(Box::new(tally)),
+            ..self
+        }
+    }
+
     /// The same for one who minds urgent data: reads tell of it, and it can be written. Only in the runtime in which the
     /// socket is used from here on. After an error the socket is gone.
     pub fn marked(self) -> io::Result<Self> {
         let socket = match self.socket {
-            AppSocket::Tcp(socket) => AppSocket::Marked(MarkedSocket::new(socket)?),
+            AppSocket::Tcp(socket) => {
+                let socket = Socket::from(socket.into_std()?);
+                AppSocket::Marked(MarkedSocket::new(socket, self.tally.is_some())?)
+            }
+            AppSocket::Marked(mut socket) => {
+                socket.past_tcp = self.tally.is_some();
+                AppSocket::Marked(socket)
+            }
             // A Unix stream knows none.
-            other => other,
+            other @ AppSocket::Unix(_) => other,
         };
         Ok(Self { socket, ..self })
     }
@@ -90,21 +142,27 @@ impl AppStream {
     /// As [`TcpStream::try_read_buf`]. Once [`Self::marked`], a read ends before an urgent byte, and the next one begins
     /// with it and says so. `buf` must have room.
     pub fn try_read(&mut self, buf: &mut impl BufMut) -> io::Result<Taken> {
-        let bytes = if !self.read_already.is_empty() {
-            let n = self.read_already.len().min(buf.remaining_mut());
-            buf.put((&mut self.read_already).take(n));
-            n
-        } else {
-            match &mut self.socket {
-                AppSocket::Tcp(socket) => socket.try_read_buf(buf)?,
-                AppSocket::Marked(socket) => return socket.try_read(buf),
-                AppSocket::Unix(socket) => socket.try_read_buf(buf)?,
-            }
-        };
-        Ok(Taken {
+        let plain = |bytes| Taken {
             bytes,
             urgent: false,
-        })
+        };
+        if !self.read_already.is_empty() {
+            let n = self.read_already.len().min(buf.remaining_mut());
+            buf.put((&mut self.read_already).take(n));
+            return Ok(plain(n));
+        }
+        if let Some(tally) = &self.tally {
+            tally.about_to_read();
+        }
+        let taken = match &mut self.socket {
+            AppSocket::Tcp(socket) => plain(socket.try_read_buf(buf)?),
+            AppSocket::Marked(socket) => socket.try_read(buf)?,
+            AppSocket::Unix(socket) => plain(socket.try_read_buf(buf)?),
+        };
+        if let Some(tally) = &self.tally {
+            tally.have_read(taken.bytes);
+        }
+        Ok(taken)
     }
 
     /// As [`TcpStream::try_write_vectored`].
@@ -134,11 +192,12 @@ impl AppStream {
 
     /// Address of the other end, if it has one.
     pub fn peer_addr(&self) -> Option<SocketAddr> {
-        self.tcp()?.peer_addr().ok()?.as_socket()
+        let asked = || self.tcp()?.peer_addr().ok()?.as_socket();
+        self.peer.or_else(asked)
     }
 
     /// The socket, if it is one of TCP.
-    fn tcp(&self) -> Option<SockRef<'_>> {
+    pub(crate) fn tcp(&self) -> Option<SockRef<'_>> {
         match &self.socket {
             AppSocket::Tcp(socket) => Some(SockRef::from(socket)),
             AppSocket::Marked(socket) => Some(SockRef::from(socket.fd.get_ref())),
@@ -194,9 +253,13 @@ impl AppStream {
     /// Bounds what the kernel takes of an application on this host before it is read, in bytes (`SO_RCVBUF`, socket(7)).
     /// On a way that leaves the host the kernel knows better what it needs, and nothing changes.
     pub fn bound_unread(&self, bytes: usize) -> io::Result<()> {
-        let here = |addr: SocketAddr| addr.ip().to_canonical().is_loopback();
+        // What is dialled as no address in particular is this host.
+        let here = |addr: SocketAddr| {
+            let ip = addr.ip().to_canonical();
+            ip.is_loopback() || ip.is_unspecified()
+        };
         match self.tcp() {
-            Some(socket) if socket.peer_addr()?.as_socket().is_some_and(here) => {
+            Some(socket) if self.peer_addr().is_some_and(here) => {
                 socket.set_recv_buffer_size(bytes)
             }
             _ => Ok(()),
@@ -260,23 +323,13 @@ impl AsyncWrite for AppStream {
 
 impl From<TcpStream> for AppStream {
     fn from(socket: TcpStream) -> Self {
-        Self {
-            socket: AppSocket::Tcp(socket),
-            read_already: Bytes::new(),
-            watch: None,
-            kept: None,
-        }
+        Self::with(AppSocket::Tcp(socket), None)
     }
 }
 
 impl From<UnixStream> for AppStream {
     fn from(socket: UnixStream) -> Self {
-        Self {
-            socket: AppSocket::Unix(socket),
-            read_already: Bytes::new(),
-            watch: None,
-            kept: None,
-        }
+        Self::with(AppSocket::Unix(socket), None)
     }
 }
 

@@ -19,10 +19,11 @@ pub use error::TransportError;
 pub use info::{TcpInfo, tcp_info};
 pub use pacing::{Losses, Paced, Pacing};
 pub use packets::{Batch, PacketSocket, ReceiveRoom, WRITE_BYTES_MAX};
+use ring::rand::{SecureRandom as _, SystemRandom};
 use socket2::{Domain, Protocol, SockRef, Socket, TcpKeepalive, Type};
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
 pub use window::{InitialWindow, WindowError};
-pub use write::{slices_within, write_apart};
+pub use write::{slices_within, write_apart, write_together};
 
 /// Connections that wait for `accept()`: a gateway whose clients all come back at once after an
 /// outage must not refuse any.
@@ -44,12 +45,13 @@ pub struct TransportOptions {
     /// stream can pass it.
     pub notsent_lowat: u32,
     /// `TCP_USER_TIMEOUT` (RFC 5482): how long sent bytes may stay unacknowledged before the
-    /// kernel gives the connection up.
+    /// kernel gives the connection up. It counts while there are some ([`be_patient`]).
     pub user_timeout: Duration,
     /// `TCP_CONGESTION`. Where the kernel refuses it, the host's default stays.
     pub congestion: Congestion,
     /// Idle time before the first keep-alive probe: it finds a peer that vanished, and no more
-    /// often than a NAT's usual timeout asks for.
+    /// often than a NAT's usual timeout asks for. Each transport has a time of its own, up to a quarter less: those
+    /// of many that were made at once would come at once, and be lost together.
     pub keepalive_idle: Duration,
     /// Time between keep-alive probes.
     pub keepalive_interval: Duration,
@@ -98,6 +100,29 @@ impl Default for TransportOptions {
             keepalive_probes: 3,
             fast_open: true,
         }
+    }
+}
+
+impl TransportOptions {
+    /// `TCP_USER_TIMEOUT` of a connection that waits for nothing. Where it is set, the kernel ends a connection at the first
+    /// unanswered keep-alive probe after it, however many it was told to send (`tcp_keepalive_timer` in
+    /// net/ipv4/tcp_timer.c): it has to be longer than all of them take.
+    fn idle_timeout(&self) -> Duration {
+        let all_probes = self.keepalive_idle + self.keepalive_interval * self.keepalive_probes;
+        self.user_timeout.max(all_probes)
+    }
+
+    /// When the first keep-alive probe of one connection is due. The kernel's timers of a minute are two seconds
+    /// coarse.
+    fn keepalive_idle_of_one(&self) -> Duration {
+        let mut drawn = [0; 4];
+        if SystemRandom::new().fill(&mut drawn).is_err() {
+            return self.keepalive_idle;
+        }
+        let less = self.keepalive_idle / 4 * (u32::from_ne_bytes(drawn) >> 24) / 255;
+        // The kernel counts whole seconds.
+        let idle = self.keepalive_idle.saturating_sub(less);
+        Duration::from_secs(idle.as_secs().max(1))
     }
 }
 
@@ -173,7 +198,7 @@ fn open_window(socket: &impl std::os::fd::AsFd) {
 fn tune(socket: SockRef<'_>, options: &TransportOptions) -> std::io::Result<()> {
     socket.set_tcp_nodelay(true)?;
     socket.set_tcp_notsent_lowat(options.notsent_lowat)?;
-    socket.set_tcp_user_timeout(Some(options.user_timeout))?;
+    socket.set_tcp_user_timeout(Some(options.idle_timeout()))?;
     if let Some(name) = options.congestion.at_first()
         && let Err(error) = socket.set_tcp_congestion(name.as_bytes())
     {
@@ -183,10 +208,25 @@ fn tune(socket: SockRef<'_>, options: &TransportOptions) -> std::io::Result<()> 
         });
     }
     let keepalive = TcpKeepalive::new()
-        .with_time(options.keepalive_idle)
+        .with_time(options.keepalive_idle_of_one())
         .with_interval(options.keepalive_interval)
         .with_retries(options.keepalive_probes);
     socket.set_tcp_keepalive(&keepalive)
+}
+
+/// `patient`: `stream` waits for nothing, and ends when no keep-alive probe is answered; otherwise it ends when
+/// what it sends is not acknowledged for [`TransportOptions::user_timeout`]. A new transport is patient.
+pub fn be_patient(
+    stream: &TcpStream,
+    patient: bool,
+    options: &TransportOptions,
+) -> std::io::Result<()> {
+    let timeout = if patient {
+        options.idle_timeout()
+    } else {
+        options.user_timeout
+    };
+    SockRef::from(stream).set_tcp_user_timeout(Some(timeout))
 }
 
 /// Limits how fast `stream` sends, and with it what the kernel takes beyond what it has sent.

@@ -14,10 +14,15 @@ use super::TcpInfo;
 
 /// A delay of so much beyond the least one is a queue, or an eighth of the least one if that is more.
 const QUEUE: Duration = Duration::from_millis(4);
+/// Or, if that is more, so many times as much as round trips differ while none stands: Wi-Fi and mobile networks jitter by
+/// 10 ms and more. Evenly spread delays are on average 2 mean deviations longer than the least.
+const JITTER: u32 = 3;
 /// Least time between two looks.
 const LOOK: Duration = Duration::from_millis(5);
 /// Bytes that a transport must have sent since the last look for the look to tell anything.
 const BUSY_BYTES: u64 = 16 * 1024;
+/// Or what goes out in two of the shortest round trips at the limit, where that is less, but at least so much.
+const BUSY_BYTES_MIN: u64 = 6 * 1024;
 /// So many rounds in a row that drain nothing: the delay is the path's own, or another's queue.
 const STUCK_MAX: u32 = 5;
 /// Rounds between two attempts to have more than the link was seen to carry: at first, and at most, when
@@ -54,6 +59,12 @@ pub struct Pacing {
     /// Rounds in a row in which the queue did not shrink.
     stuck: u32,
     last_rtt: Duration,
+    /// The limit of the last look: what is delivered is what was sent by then.
+    last_limit: Option<u64>,
+    /// Mean deviation of the round trips while no queue stands.
+    jitter: Duration,
+    /// What was delivered when the queue came, in bytes a second.
+    delivered_then: u64,
     /// What was delivered in the latest rounds, in bytes a second.
     recent: [u64; RECENT],
     /// A queue stands: the limit of before.
@@ -74,6 +85,10 @@ pub struct Pacing {
     paired: bool,
     looked_at: Instant,
     sent_then: u64,
+    /// Bytes that were in the socket then, and not sent.
+    unsent_then: u64,
+    /// Segments that had been delivered then.
+    segments_then: u32,
 }
 
 /// Whether a path loses packets for other reasons than a full queue.
@@ -120,6 +135,9 @@ impl Pacing {
             base: None,
             stuck: 0,
             last_rtt: Duration::ZERO,
+            last_limit: known,
+            jitter: Duration::ZERO,
+            delivered_then: 0,
             recent: [0; RECENT],
             before_queue: None,
             link_rate: None,
@@ -131,6 +149,8 @@ impl Pacing {
             paired: false,
             looked_at: now,
             sent_then: 0,
+            unsent_then: 0,
+            segments_then: 0,
         }
     }
 
@@ -192,11 +212,29 @@ impl Pacing {
     /// Whether it is time to look, `sent` bytes having been given to the socket so far.
     pub fn is_due(&self, sent: u64, now: Instant) -> bool {
         let wait = self.base.unwrap_or(LOOK).max(LOOK);
-        sent >= self.sent_then + BUSY_BYTES && now >= self.looked_at + wait
+        now >= self.looked_at + wait && sent >= self.sent_then + self.busy_bytes(wait)
+    }
+
+    fn busy_bytes(&self, base: Duration) -> u64 {
+        let micros = u64::try_from(base.as_micros() * 2).unwrap_or(u64::MAX);
+        let of_limit = |limit: u64| limit.saturating_mul(micros) / 1_000_000;
+        // A queue that drains is given its time.
+        match self.limit.filter(|_| self.before_queue.is_none()) {
+            Some(limit) => of_limit(limit).clamp(BUSY_BYTES_MIN, BUSY_BYTES),
+            None => BUSY_BYTES,
+        }
     }
 
     /// Takes in what the kernel says; returns what to tell it, if that has changed.
     pub fn look(&mut self, info: &TcpInfo, sent: u64, now: Instant) -> Option<Paced> {
+        let time = now.saturating_duration_since(self.looked_at);
+        // What has left the socket, whatever had been given to it.
+        let unsent = u64::from(info.notsent);
+        let left = (sent + self.unsent_then).saturating_sub(self.sent_then + unsent);
+        let sent_rate = per_second(left, time);
+        self.unsent_then = unsent;
+        let segments = u64::from(info.delivered.wrapping_sub(self.segments_then));
+        self.segments_then = info.delivered;
         self.looked_at = now;
         self.sent_then = sent;
         if info.rtt.is_zero() || info.delivery_rate == 0 {
@@ -206,26 +244,47 @@ impl Pacing {
         let base = self.base.unwrap_or(known.unwrap_or(info.rtt)).min(info.rtt);
         self.base = Some(base);
         let before = self.limit;
-        if info.app_limited && !(self.paired && self.fills_limit(info.delivery_rate)) {
+        // The kernel counts whole segments: small ones, such as those of answers to a transfer the other way, look like far
+        // more than was ever sent, and fill a window that does not grow with them.
+        // While a queue drains, the limit is that low.
+        let limits = [self.limit, self.last_limit].into_iter().flatten();
+        let might = limits.fold(info.delivery_rate, u64::min);
+        let app_limited = info.app_limited || sent_rate < might / 2;
+        if app_limited && !(self.paired && self.fills_limit(info.delivery_rate)) {
             // It says what the application does, not what the path takes. Where a queue was not ours, the
-            // limit is what it was.
+            // limit is what it was; otherwise it is what the link was seen to carry.
             let before = self.before_queue.take();
-            if self.link_rate.take().is_none() {
-                self.limit = before.or(self.limit);
-            }
+            self.limit = match self.link_rate.take() {
+                Some(link) => self.limit.map(|limit| limit.max(link - link / 50)),
+                None => before.or(self.limit),
+            };
         } else {
+            // The kernel's rate may be of before: a first burst that overran the queue is answered by what was left of it, and
+            // none of that is a new sample.
+            let counted = per_second(segments * u64::from(info.snd_mss), time).min(sent_rate);
+            let first = self.recent.contains(&0);
             self.recent.rotate_right(1);
-            self.recent[0] = info.delivery_rate;
-            if info.rtt.saturating_sub(base) > QUEUE.max(base / 8) {
+            self.recent[0] = if first {
+                info.delivery_rate.max(counted)
+            } else {
+                info.delivery_rate
+            };
+            let usual = QUEUE.max(base / 8).max(self.jitter * JITTER);
+            if info.rtt.saturating_sub(base) > usual {
                 self.drain(info, base);
             } else {
-                self.probe(info.delivery_rate);
+                self.jitter = match self.jitter {
+                    Duration::ZERO => info.rttvar,
+                    known => (known * 7 + info.rttvar) / 8,
+                };
+                self.probe(info);
             }
         }
-        if !info.app_limited && !self.certain {
+        if !app_limited && !self.certain {
             self.carried = info.delivery_rate.max(self.carried - self.carried / 16);
         }
         self.last_rtt = info.rtt;
+        self.last_limit = before;
         let limit = self.limit.filter(|_| self.limit != before)?;
         Some(Paced::at(limit))
     }
@@ -236,6 +295,13 @@ impl Pacing {
         self.limit.is_some_and(|limit| rate >= limit - limit / part)
     }
 
+    /// What is delivered, as far as the kernel's samples tell: they are of whole segments, few of which are under way on a
+    /// slow link, and acknowledged in pairs.
+    fn seen_of_late(&self, info: &TcpInfo) -> u64 {
+        let best = self.recent.iter().copied().max().unwrap_or_default();
+        best.saturating_add(per_round_trip(info.snd_mss.into(), info))
+    }
+
     /// A queue stands. Where more was sent than is delivered, it is of our making: what is delivered is
     /// what the link carries, and for a while less is to come. Where it is not, a little less tells whether
     /// some of it was.
@@ -244,30 +310,34 @@ impl Pacing {
         if self.before_queue.is_none() {
             // Without a limit, what is delivered is all that is known.
             self.before_queue = Some(self.limit.unwrap_or(delivered));
+            self.delivered_then = delivered;
         }
         // The limit says what is sent only where the congestion window allows as much.
         let window = u64::from(info.snd_cwnd) * u64::from(info.snd_mss);
-        let micros = info.rtt.as_micros().max(1) as u64;
-        let sends = (self.limit.unwrap_or(u64::MAX)).min(window.saturating_mul(1_000_000) / micros);
+        let window_rate = per_round_trip(window, info);
+        let limits = [self.limit, self.last_limit].into_iter().flatten();
+        let sends = (limits.min().unwrap_or(u64::MAX)).min(window_rate);
         if self.link_rate.is_none() && sends > delivered + delivered / 20 {
             self.link_rate = Some(delivered);
         }
-        let shrinks = info.rtt + QUEUE / 8 < self.last_rtt;
+        // A delay that comes and goes by itself shrinks every other time, a little.
+        let shrinks = info.rtt + self.jitter.max(info.rttvar) + QUEUE / 8 < self.last_rtt;
         self.stuck = if shrinks { 0 } else { self.stuck + 1 };
         if self.stuck > STUCK_MAX {
             self.stuck = 0;
             self.base = Some(info.rtt);
+            // So less was sent in vain.
             let before = self.before_queue.take();
-            let before = before.filter(|_| self.link_rate.take().is_none());
-            let most = delivered.max(LIMIT_MIN);
-            self.limit = Some(before.unwrap_or(most).clamp(LIMIT_MIN, most));
-            self.link_rate = None;
+            let known = self.link_rate.take().or(before).unwrap_or(delivered);
+            let most = delivered.max(self.delivered_then).max(LIMIT_MIN);
+            self.limit = Some(known.clamp(LIMIT_MIN, most));
             return;
         }
         let (rate, part) = match self.link_rate {
             Some(link) => {
                 // Not even that comes through which is sent: the link carries less than was thought.
-                let slower = self.limit.is_some_and(|l| delivered < l - l / 10);
+                let slower =
+                    (self.limit).is_some_and(|l| delivered < l - l / 10 && window_rate >= l);
                 let link = if slower {
                     delivered
                 } else {
@@ -285,7 +355,7 @@ impl Pacing {
 
     /// None stands. Behind one of our making, the link's rate is known, and just below it none builds
     /// up; otherwise, if it is the limit that holds the transport back, there may be more to have.
-    fn probe(&mut self, rate: u64) {
+    fn probe(&mut self, info: &TcpInfo) {
         self.stuck = 0;
         let Some(limit) = self.limit else { return };
         let before = self.before_queue.take();
@@ -304,8 +374,8 @@ impl Pacing {
             self.limit = Some((before - before / 32).max(limit));
         } else if self.held > 0 {
             self.held -= 1;
-        } else if self.fills_limit(rate) {
-            self.carried = self.carried.max(rate);
+        } else if self.fills_limit(self.seen_of_late(info)) {
+            self.carried = self.carried.max(info.delivery_rate);
             self.held = SEEN_AFTER;
             if self.raised > 0 {
                 self.hold = HELD_MIN;
@@ -316,6 +386,16 @@ impl Pacing {
             self.limit = Some(limit.saturating_add(limit / part));
         }
     }
+}
+
+/// So many bytes in each round trip, by the second.
+fn per_round_trip(bytes: u64, info: &TcpInfo) -> u64 {
+    per_second(bytes, info.rtt)
+}
+
+fn per_second(bytes: u64, time: Duration) -> u64 {
+    let micros = time.as_micros().max(1) as u64;
+    bytes.saturating_mul(1_000_000) / micros
 }
 
 impl Paced {

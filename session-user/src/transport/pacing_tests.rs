@@ -12,6 +12,14 @@ struct Model {
     queue: f64,
     base: f64,
     rate: f64,
+    /// Packets wait for up to so long for other reasons than a queue, each for another time; what the kernel says of them is
+    /// smoothed as RFC 6298 has it.
+    jitter: f64,
+    smooth: f64,
+    deviation: f64,
+    noise: u64,
+    /// Delivery rates lack more than a segment of each round trip.
+    whole_segments: bool,
     /// What is seen a round trip later: delay and delivery rate of each millisecond.
     seen: std::collections::VecDeque<(f64, f64)>,
 }
@@ -26,8 +34,29 @@ impl Model {
             queue: 0.0,
             base: 0.040,
             rate: RATE,
+            jitter: 0.0,
+            smooth: 0.0,
+            deviation: 0.0,
+            noise: 7,
+            whole_segments: false,
             seen: std::collections::VecDeque::new(),
         }
+    }
+
+    fn part(&self) -> f64 {
+        (self.noise >> 40) as f64 / f64::from(1 << 24)
+    }
+
+    /// How long packets of this millisecond wait, smoothed.
+    fn wait(&mut self) -> f64 {
+        // Knuth's MMIX.
+        self.noise = (self.noise.wrapping_mul(6_364_136_223_846_793_005))
+            .wrapping_add(1_442_695_040_888_963_407);
+        let part = self.part();
+        let error = part * self.jitter - self.smooth;
+        self.smooth += error / 8.0;
+        self.deviation += (error.abs() - self.deviation) / 4.0;
+        self.smooth
     }
 
     /// Lets a millisecond pass; returns the bytes that came through.
@@ -40,7 +69,7 @@ impl Model {
         self.queue += rate * dt - through;
         self.now += Duration::from_millis(1);
         let sent = self.sent as u64;
-        let rtt = self.base + self.queue / self.rate;
+        let rtt = self.base + self.queue / self.rate + self.wait();
         self.seen.push_back((rtt, through / dt));
         let news = (self.seen.len() > 40)
             .then(|| self.seen.pop_front())
@@ -48,9 +77,16 @@ impl Model {
         if let Some((rtt, rate)) = news
             && self.pacing.is_due(sent, self.now)
         {
+            let missing = if self.whole_segments {
+                (1.0 + 0.4 * self.part()) * 1448.0 / rtt
+            } else {
+                0.0
+            };
+            let rate = (rate - missing).max(1.0);
             let info = TcpInfo {
                 rtt: Duration::from_secs_f64(rtt),
-                min_rtt: Duration::from_millis(40),
+                rttvar: Duration::from_secs_f64(self.deviation),
+                min_rtt: Duration::from_secs_f64(self.base.min(0.040)),
                 delivery_rate: rate as u64,
                 snd_cwnd: 1000,
                 snd_mss: 1448,
@@ -115,6 +151,47 @@ fn what_waits_on_the_way_back_does_not_make_it_slow() {
     }
     let (rate, _) = model.run(1000);
     assert!(rate > 0.85 * RATE, "{} of the link", rate / RATE);
+}
+
+/// On a slow link few segments are under way, and the kernel's samples are of whole ones: some say much less than is sent.
+#[test]
+fn samples_of_few_segments_do_not_keep_a_slow_link_slow() {
+    for first in 0..20 {
+        let mut model = Model::new();
+        model.rate = 1_250_000.0;
+        model.base = 0.020;
+        model.noise = first;
+        model.whole_segments = true;
+        model.run(1000);
+        // The limit is far too low, for whatever reason.
+        model.pacing.limit = Some(400_000);
+        model.pacing.before_queue = None;
+        model.pacing.link_rate = None;
+        model.run(6000);
+        let (rate, _) = model.run(2000);
+        let part = rate / model.rate;
+        assert!(part > 0.85, "{part} of the link, noise {first}");
+    }
+}
+
+/// A delay that comes and goes by itself is about as long as what is taken for a queue.
+#[test]
+fn a_path_that_jitters_is_used() {
+    for jitter_ms in [4.0, 8.0, 12.0, 20.0, 40.0] {
+        for first in 0..20 {
+            let mut model = Model::new();
+            model.jitter = jitter_ms / 1000.0;
+            model.noise = first;
+            model.run(2000);
+            let (rate, queue) = model.run(6000);
+            let part = rate / RATE;
+            assert!(part > 0.9, "{part} of the link, jitter {jitter_ms} ms");
+            assert!(
+                queue < 0.025 + model.jitter,
+                "a queue of {queue} s, jitter {jitter_ms} ms"
+            );
+        }
+    }
 }
 
 #[test]
@@ -217,4 +294,56 @@ fn the_socket_is_told_whatever_limit_holds() {
         assert_eq!(told, pacing.limit(), "round {round}");
     }
     assert!(told.is_some());
+}
+
+/// Answers to a transfer the other way: 16 KiB in more than a second, in segments of 80 bytes, behind its queue.
+#[test]
+fn what_hardly_sends_says_nothing_of_the_link() {
+    let mut now = Instant::now();
+    let mut pacing = Pacing::new(Some(1_150_000), now);
+    let mut sent = 0;
+    for round in 0..40 {
+        now += Duration::from_millis(1600);
+        sent += 16 * 1024;
+        assert!(pacing.is_due(sent, now));
+        let info = TcpInfo {
+            rtt: Duration::from_millis(if round % 3 == 0 { 20 } else { 70 }),
+            min_rtt: Duration::from_millis(20),
+            delivery_rate: 290_000,
+            snd_cwnd: 10,
+            snd_mss: 1448,
+            ..TcpInfo::default()
+        };
+        pacing.look(&info, sent, now);
+    }
+    assert_eq!(pacing.limit(), Some(1_150_000));
+    assert_eq!(pacing.rate(), None);
+}
+
+/// A first window overruns the queue. What is left of it comes through at the link's rate, while the kernel still has the
+/// rate of the handshake.
+#[test]
+fn a_burst_that_was_lost_in_part_is_no_slow_link() {
+    let mut now = Instant::now();
+    let mut pacing = Pacing::new(None, now);
+    let mut info = TcpInfo {
+        rtt: Duration::from_millis(32),
+        min_rtt: Duration::from_millis(20),
+        delivery_rate: 60_307,
+        app_limited: true,
+        snd_cwnd: 263,
+        snd_mss: 1448,
+        delivered: 5,
+        ..TcpInfo::default()
+    };
+    now += Duration::from_millis(30);
+    pacing.look(&info, 60_000, now);
+    info.app_limited = false;
+    info.rtt = Duration::from_millis(50);
+    info.snd_cwnd = 5;
+    info.delivered += 60;
+    now += Duration::from_millis(100);
+    pacing.look(&info, 260_000, now);
+    let limit = pacing.limit().unwrap();
+    assert!((300_000..1_250_000).contains(&limit), "{limit}");
 }

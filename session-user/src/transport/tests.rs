@@ -9,7 +9,8 @@ use socket2::SockRef;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use super::{
-    Congestion, DialSpec, TcpInfo, TransportError, TransportOptions, dial, listen, tcp_info,
+    Congestion, DialSpec, TcpInfo, TransportError, TransportOptions, be_patient, dial, listen,
+    tcp_info,
 };
 
 /// Longer than anything here takes on a busy machine.
@@ -104,12 +105,18 @@ fn two_links_carry_two_connections_to_one_address() {
             assert_eq!(device, link.name().as_bytes());
             assert!(socket.tcp_nodelay().unwrap());
             assert_eq!(socket.tcp_notsent_lowat().unwrap(), 77_000);
-            assert_eq!(
-                socket.tcp_user_timeout().unwrap(),
-                Some(options.user_timeout)
-            );
+            // Longer than four keep-alive probes take.
+            let idle = Duration::from_secs(61 + 4 * 11);
+            assert_eq!(socket.tcp_user_timeout().unwrap(), Some(idle));
+            be_patient(stream, false, &options).unwrap();
+            let busy = socket.tcp_user_timeout().unwrap();
+            assert_eq!(busy, Some(options.user_timeout));
             assert!(socket.keepalive().unwrap());
-            assert_eq!(socket.tcp_keepalive_time().unwrap(), options.keepalive_idle);
+            let probes_after = socket.tcp_keepalive_time().unwrap();
+            assert!(
+                (45..=61).contains(&probes_after.as_secs()),
+                "{probes_after:?}"
+            );
             assert_eq!(
                 socket.tcp_keepalive_interval().unwrap(),
                 options.keepalive_interval
@@ -117,6 +124,60 @@ fn two_links_carry_two_connections_to_one_address() {
             assert_eq!(socket.tcp_keepalive_retries().unwrap(), 4);
         }
     });
+}
+
+/// A probe or two may be lost, with all else, for as long as a link is silent.
+#[test]
+fn an_idle_transport_outlives_a_lost_keep_alive() {
+    let lab = lab();
+    let remote = echo_server(&lab);
+    let options = TransportOptions {
+        user_timeout: Duration::from_millis(500),
+        keepalive_idle: Duration::from_secs(1),
+        keepalive_interval: Duration::from_secs(1),
+        keepalive_probes: 10,
+        ..TransportOptions::default()
+    };
+    let dialled = options.clone();
+    let (idle, busy) = on_client(&lab, move || async move {
+        let spec = over(LinkName::Lte, remote);
+        let idle = dial(&spec, &dialled).await.unwrap();
+        let busy = dial(&spec, &dialled).await.unwrap();
+        be_patient(&busy, false, &dialled).unwrap();
+        (idle.into_std().unwrap(), busy.into_std().unwrap())
+    });
+    lab.blackhole(LinkName::Lte, Direction::Down).unwrap();
+    on_client(&lab, move || async move {
+        let mut busy = tokio::net::TcpStream::from_std(busy).unwrap();
+        let ended = tokio::time::timeout(PATIENCE, busy.read_u8()).await;
+        let error = ended.expect("it ends by itself").unwrap_err();
+        assert_eq!(error.kind(), std::io::ErrorKind::TimedOut);
+    });
+    // By now the other has lost as many.
+    lab.unblackhole(LinkName::Lte).unwrap();
+    on_client(&lab, move || async move {
+        let mut idle = tokio::net::TcpStream::from_std(idle).unwrap();
+        idle.write_all(b"a").await.unwrap();
+        assert_eq!(idle.read_u8().await.unwrap(), b'a');
+    });
+}
+
+#[test]
+fn keep_alives_of_many_are_spread() {
+    let options = TransportOptions::default();
+    let drawn: Vec<u64> = (0..1000)
+        .map(|_| options.keepalive_idle_of_one().as_secs())
+        .collect();
+    assert!(drawn.iter().all(|s| (45..=60).contains(s)));
+    for second in 45..60 {
+        let at_once = drawn.iter().filter(|s| **s == second).count();
+        assert!(at_once < 200, "{at_once} of 1000 after {second} s");
+    }
+    let often = TransportOptions {
+        keepalive_idle: Duration::from_secs(1),
+        ..options
+    };
+    assert_eq!(often.keepalive_idle_of_one(), Duration::from_secs(1));
 }
 
 #[test]

@@ -68,9 +68,11 @@ fn connects_by_address_and_sets_the_socket_up() {
                 dial_target(&caller(), nobody, &Target::Addr(addr), &allow(&rules), LONG).await;
             let stream = stream.unwrap();
             assert_eq!(stream.peer_addr().unwrap(), addr);
-            assert!(stream.nodelay().unwrap());
-            let linger = SockRef::from(&stream).linger().unwrap();
-            assert_eq!(linger, Some(Duration::ZERO));
+            let (sent, _) = listener.accept().unwrap();
+            assert!(sent.peer_addr().unwrap().ip().is_loopback());
+            let socket = stream.tcp().unwrap();
+            assert!(socket.tcp_nodelay().unwrap());
+            assert_eq!(socket.linger().unwrap(), Some(Duration::ZERO));
         }
     });
 }

@@ -218,9 +218,13 @@ impl Acceptor {
             self.common.clone(),
             Side::Responder(Box::new(responder)),
         );
-        let ended = driver.run(&mut inbox).await;
-        self.registry.remove(id);
-        tracing::info!(%peer, session = %hex::encode(id), ?ended, "a session has ended");
+        // A task of its own: this one has the room that a handshake takes, and a session lasts.
+        let registry = self.registry;
+        tokio::spawn(async move {
+            let ended = driver.run(&mut inbox).await;
+            registry.remove(id);
+            tracing::info!(%peer, session = %hex::encode(id), ?ended, "a session has ended");
+        });
     }
 
     /// The peer, as one for whom targets are dialled.

@@ -68,14 +68,16 @@ pub enum Error {
 }
 
 impl Captures {
-    /// Starts the task. Captured sockets go where the routes say.
+    /// Starts the task. Captured sockets go where the routes say; a flow of theirs without a datagram for `flow_idle` is
+    /// over.
     pub fn start(
         capture: Capture,
         routes: Routes,
         links: watch::Receiver<Arc<LinkSnapshot>>,
+        flow_idle: Duration,
     ) -> Self {
         let (requests, inbox) = mpsc::channel(16);
-        tokio::spawn(serve(capture, routes, links, inbox));
+        tokio::spawn(serve(capture, routes, links, flow_idle, inbox));
         Self { requests }
     }
 
@@ -139,6 +141,7 @@ async fn serve(
     mut capture: Capture,
     routes: Routes,
     mut links: watch::Receiver<Arc<LinkSnapshot>>,
+    flow_idle: Duration,
     mut inbox: mpsc::Receiver<Request>,
 ) {
     let watch = CgroupWatch::new();
@@ -149,7 +152,7 @@ async fn serve(
     // A task of its own, so that bulk delays no connection. It ends with this one.
     let mut datagrams = JoinSet::new();
     if let Some(taken) = capture.take_datagrams() {
-        datagrams.spawn(taken.run(routes.clone()));
+        datagrams.spawn(taken.run(routes.clone(), flow_idle));
     }
     let mut gate = capture.take_gate();
     let mut held = HeldConnections::default();

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
+use session_proto::session::SharedMemory;
 use tokio::sync::{oneshot, watch};
 
 use super::captures::{self, Captures};
@@ -17,7 +18,7 @@ use crate::capture::{Destination, Filter};
 use crate::config::{Config, Listen};
 use crate::control::{
     CaptureReport, ControlError, ControlHandler, Credentials, DoorReport, ErrorCode, LinkReport,
-    Permissions, Request, Response, StatusReport, UnitReport,
+    MemoryReport, Permissions, Request, Response, StatusReport, UnitReport,
 };
 use crate::dial::PeerAddresses;
 use crate::driver::{CarrierReport, Command, Common};
@@ -52,6 +53,8 @@ pub(super) struct Shared {
     pub addresses: Option<Arc<PeerAddresses>>,
     pub started: Instant,
     pub runs: Runs,
+    /// What sessions have together.
+    pub memory: SharedMemory,
 }
 
 fn failed(message: impl Into<String>, advice: &str) -> ControlError {
@@ -219,6 +222,13 @@ impl Shared {
                 udp_stray: state.counters.udp_stray,
                 udp_flows: state.counters.udp_flows,
                 udp_dropped: state.counters.udp_dropped,
+                bypassed: state.counters.bypassed,
+                not_bypassed: state.counters.not_bypassed,
+            }),
+            memory: Some(MemoryReport {
+                total_bytes: self.memory.total_bytes(),
+                unacknowledged_bytes: self.memory.sending_bytes(),
+                window_bytes: self.memory.receiving_bytes(),
             }),
             packets_unknown: super::packets::dropped().0,
             packets_overflowed: super::packets::dropped().1,

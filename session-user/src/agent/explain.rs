@@ -6,7 +6,7 @@ use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::time::Instant;
 
-use session_proto::wire::Target;
+use session_proto::wire::{Packing, Target};
 
 use super::commands::{Shared, capture_failed};
 use super::reports::{mode_word, peer_report};
@@ -224,6 +224,12 @@ impl Shared {
             line,
             links: mode_word(service.mode).to_owned(),
             own_lane: service.own_lane,
+            compression: match service.packing {
+                Packing::Unsaid => self.config.transport.compression.packing(),
+                packing => packing,
+            }
+            .name()
+            .to_owned(),
         }
     }
 }

@@ -156,7 +156,8 @@ impl HeldConnections {
             return Some(captured);
         };
         let lease = held.lease.clone();
-        let socket = AppStream::from(captured.socket).keeping(lease);
+        let hop = captured.hop;
+        let socket = captured.into_stream().keeping(lease);
         match held.step {
             // If nobody takes it, the session has ended, and the socket is reset with it.
             Step::Admitted(seat) => drop(seat.send(socket)),
@@ -165,7 +166,7 @@ impl HeldConnections {
                     forget,
                     arrived: Some(socket),
                 };
-                self.held.insert(captured.hop, Held { step, ..held });
+                self.held.insert(hop, Held { step, ..held });
             }
         }
         None

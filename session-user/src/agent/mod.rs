@@ -11,6 +11,7 @@ mod acceptor;
 mod captures;
 mod cgroup_watch;
 mod commands;
+mod compression;
 mod explain;
 mod held;
 mod native;
@@ -30,8 +31,8 @@ use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use ring::rand::{SecureRandom, SystemRandom};
-use session_proto::session::Compression;
-use session_proto::wire::{Codec, Service, close_code};
+use session_proto::session::SharedMemory;
+use session_proto::wire::{Service, close_code};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinSet;
@@ -117,6 +118,7 @@ impl Agent {
             expiry_grace: config.session.expiry_grace,
         };
         let session = session_config(&config)?;
+        let memory = session.shared_memory.clone();
         let admit = Acceptor::admission();
         let mut tasks = JoinSet::new();
         let accepting = Accepting {
@@ -155,6 +157,7 @@ impl Agent {
             addresses,
             started: Instant::now(),
             runs: runs::Runs::default(),
+            memory,
         });
         tasks.spawn(crate::control::serve(control, Arc::clone(&shared)));
         tasks.spawn(wake::watch(shared.registry.clone()));
@@ -237,6 +240,7 @@ impl Agent {
         self.shared.registry.tell_all(close).await;
         let gone = async {
             while !self.shared.registry.all().is_empty() {
+                // Sessions leave the registry one by one, and nobody tells of the last.
                 tokio::time::sleep(Duration::from_millis(10)).await;
             }
         };
@@ -285,10 +289,11 @@ fn session_config(config: &Config) -> anyhow::Result<session_proto::session::Con
         instance,
         software: format!("holdfast {}", env!("CARGO_PKG_VERSION")),
         memory_bytes: config.session.memory_bytes,
+        shared_memory: SharedMemory::new(memory_total(&config.session)),
         max_streams: config.accept.as_ref().map_or(4096, |a| a.max_streams),
         rekey_records: config.session.rekey_records,
         rekey_after: config.session.rekey_after,
-        compression: compression(config),
+        compression: compression::of_all(config),
         // Without [accept] nobody is dialled for.
         max_flows: config.accept.as_ref().map_or(0, |a| a.max_flows),
         flow_idle: config.session.flow_idle,
@@ -296,14 +301,16 @@ fn session_config(config: &Config) -> anyhow::Result<session_proto::session::Con
     })
 }
 
-fn compression(config: &Config) -> Compression {
-    use crate::config::Compression as Typed;
-    match config.transport.compression {
-        Typed::Auto => Compression::AUTO,
-        Typed::Lz4 => Compression::only(Codec::Lz4),
-        Typed::Zstd => Compression::only(Codec::Zstd),
-        Typed::Off => Compression::default(),
-    }
+/// Bytes that all sessions may hold: as the operator says, or a part of what the host has.
+fn memory_total(session: &crate::config::Session) -> usize {
+    let of_host = || {
+        let info = nix::sys::sysinfo::sysinfo().ok()?;
+        usize::try_from(info.ram_total() / 4).ok()
+    };
+    session
+        .memory_total_bytes
+        .or_else(of_host)
+        .map_or(usize::MAX, |bytes| bytes.max(session.memory_bytes))
 }
 
 /// The lift of initial windows; without it transports start as slowly as the kernel has them start.
@@ -354,14 +361,17 @@ pub(crate) fn service_rules(config: &Config) -> ServiceRules {
         to: s.to.clone(),
         ports: s.ports.clone(),
         cgroups: s.cgroups.clone(),
-        service: s.service,
+        service: compression::said(config, s.service),
     };
     ServiceRules {
         rules: config.streams.iter().map(rule).collect(),
-        default: Service {
-            own_lane: config.transport.lanes == crate::config::Lanes::PerStream,
-            ..Service::default()
-        },
+        default: compression::said(
+            config,
+            Service {
+                own_lane: config.transport.lanes == crate::config::Lanes::PerStream,
+                ..Service::default()
+            },
+        ),
     }
 }
 
@@ -461,7 +471,10 @@ fn keep_sessions(
             lanes: lanes(config.transport.lanes),
             registry: registry.clone(),
             common: common.clone(),
-            session: session.clone(),
+            session: session_proto::session::Config {
+                codecs_on_request: compression::on_request(config),
+                ..session.clone()
+            },
             dial_timeout: config.transport.dial_timeout,
             handshake_timeout: HANDSHAKE_TIMEOUT,
             peer_gone_after: config.session.peer_gone_after,
@@ -538,6 +551,7 @@ async fn start_capture(
         gate: true,
         names: reserved.is_some(),
         pin_at,
+        bypass: config.agent.local_bypass,
     });
     let capture = match loaded {
         Err(error) if serves_without_capture(config) => {
@@ -546,7 +560,7 @@ async fn start_capture(
         }
         loaded => loaded?,
     };
-    let captures = Captures::start(capture, routes, links);
+    let captures = Captures::start(capture, routes, links, config.session.flow_idle);
     for cgroup in &config.agent.capture_cgroups {
         captures
             .attach(cgroup, &Filter::default())

@@ -139,6 +139,16 @@ impl Registry {
             .collect()
     }
 
+    /// Sessions accepted from `peer`, but for `new`. The others are not copied: there may be very many.
+    fn others_of(&self, peer: &str, new: [u8; 16]) -> Vec<Entry> {
+        let tables = self.lock();
+        let others = tables
+            .sessions
+            .iter()
+            .filter(|(id, entry)| **id != new && !entry.initiator && entry.peer == peer);
+        others.map(|(_, entry)| entry.clone()).collect()
+    }
+
     /// How many sessions were accepted from peers.
     pub fn accepted(&self) -> usize {
         self.lock()
@@ -152,10 +162,7 @@ impl Registry {
     /// unit, and more of this one than a unit can need.
     pub async fn supersede(&self, new: [u8; 16], peer: &str, instance: [u8; 16]) {
         let mut same = 0;
-        for (id, entry) in self.all() {
-            if id == new || entry.initiator || entry.peer != peer {
-                continue;
-            }
+        for entry in self.others_of(peer, new) {
             same += usize::from(entry.instance == instance);
             let (code, reason) = if entry.instance != instance {
                 (close_code::NEW_INSTANCE, "the peer was started anew")

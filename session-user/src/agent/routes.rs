@@ -15,7 +15,7 @@ use crate::names::{
     Answers, Book, BookError, Conversation, Decision, Lease, Listening, NameRules, Place, Ranges,
     Resolver, Way,
 };
-use crate::requests::{AppStream, FlowQueue, RequestQueue, StreamRequest, Supply};
+use crate::requests::{FlowQueue, RequestQueue, StreamRequest, Supply};
 
 /// Where this host says which resolvers it asks.
 const RESOLV_CONF: &str = "/etc/resolv.conf";
@@ -234,9 +234,9 @@ impl Routes {
         let Ok((route, lease)) = self.find(captured.original, captured.peer, Protocol::Tcp) else {
             return;
         };
-        let socket = AppStream::from(captured.socket).keeping(lease);
-        let app = captured.app.to_string();
-        self.ask(route, app, captured.cgroup, Supply::Connected(socket));
+        let (app, cgroup) = (captured.app.to_string(), captured.cgroup);
+        let socket = captured.into_stream().keeping(lease);
+        self.ask(route, app, cgroup, Supply::Connected(socket));
     }
 }
 

@@ -19,6 +19,8 @@ use crate::stdio::print;
 const SOON_S: u64 = 7 * 24 * 3600;
 /// Descriptors for a thousand streams, each with a socket, and the rest of the agent.
 const DESCRIPTORS_MIN: u64 = 4096;
+/// What the agent has beside one for each transport, stream and flow.
+const DESCRIPTORS_BESIDE: u64 = 300;
 
 /// One finding.
 #[derive(Debug, Serialize)]
@@ -128,8 +130,11 @@ fn descriptors() -> Finding {
         Ok((soft, hard)) => Finding::new(
             "open files",
             hard >= DESCRIPTORS_MIN,
-            format!("{soft}, which the agent may raise to {hard}"),
-            "set LimitNOFILE=65536 in the agent's unit: each stream needs a descriptor",
+            format!(
+                "{soft}, which the agent raises to {hard} when it starts: enough for {} transports, streams and flows together",
+                hard.saturating_sub(DESCRIPTORS_BESIDE)
+            ),
+            "set LimitNOFILE=65536 in the agent's unit, or 1048576 at a large gateway: each transport and each stream needs a descriptor",
         ),
         Err(error) => Finding::new("open files", false, error.to_string(), ""),
     }

@@ -267,7 +267,10 @@ fn stream_text(stream: &ServiceReport) -> String {
         (Some(number), Some(at)) => format!("by [[stream]] {number}, line {at}"),
         _ => "by default".to_owned(),
     };
-    format!("links {}, lane {lane}  ({rule})", stream.links)
+    format!(
+        "links {}, lane {lane}, compression {}  ({rule})",
+        stream.links, stream.compression
+    )
 }
 
 #[cfg(test)]
@@ -309,7 +312,7 @@ mod tests {
                 "passed": [{"number": 1, "line": 9, "why": "port 443 is not in 22"}],
                 "filter_keeps": true,
                 "peer": {"name": "gateway", "state": "up", "link": "wlan0", "reason": null, "waiting": 0},
-                "stream": {"number": null, "line": null, "links": "single", "own_lane": false},
+                "stream": {"number": null, "line": null, "links": "single", "own_lane": false, "compression": "auto"},
             }],
         }))
         .unwrap();
@@ -323,7 +326,7 @@ mod tests {
              \x20 filter    --only 198.51.100.0/24  keeps it\n\
              \x20 no agent  direct\n\
              \x20 peer      gateway, up over wlan0\n\
-             \x20 stream    links single, lane shared  (by default)\n"
+             \x20 stream    links single, lane shared, compression auto  (by default)\n"
         );
     }
 }

@@ -85,6 +85,10 @@ pub fn status(control: &Path, as_json: bool) -> Result<ExitCode, Failure> {
     Ok(ExitCode::SUCCESS)
 }
 
+fn mebibytes(bytes: usize) -> String {
+    format!("{:.1} MiB", bytes as f64 / f64::from(1 << 20))
+}
+
 fn status_text(status: &StatusReport) -> String {
     let mut out = format!(
         "{}  holdfast {}  pid {}  up {}\ncertificate valid for {}\n",
@@ -113,6 +117,15 @@ fn status_text(status: &StatusReport) -> String {
         "accepted sessions: {}\n",
         status.accepted_sessions
     ));
+    if let Some(memory) = &status.memory {
+        out.push_str(&format!(
+            "memory: {} of {} unacknowledged, {} of {} granted as windows\n",
+            mebibytes(memory.unacknowledged_bytes),
+            mebibytes(memory.total_bytes / 2),
+            mebibytes(memory.window_bytes),
+            mebibytes(memory.total_bytes / 2),
+        ));
+    }
     for door in &status.doors {
         out.push_str(&format!(
             "door: {} leads to {} through {}\n",
@@ -134,6 +147,12 @@ fn status_text(status: &StatusReport) -> String {
                 capture.udp_dropped + capture.udp_stray,
                 capture.udp_full
             ));
+            if capture.bypassed + capture.not_bypassed > 0 {
+                out.push_str(&format!(
+                    "local bypass: {} messages past TCP, {} by TCP\n",
+                    capture.bypassed, capture.not_bypassed
+                ));
+            }
             for cgroup in &capture.cgroups {
                 out.push_str(&format!("  {}\n", cgroup.display()));
             }

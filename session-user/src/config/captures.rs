@@ -9,7 +9,7 @@ use toml::Spanned;
 use super::sections::{network, ports};
 use super::source::Source;
 use super::{Capture, Peer, Result, raw};
-use crate::capture::{self, Action, CaptureRule, Protocols};
+use crate::capture::{self, Action, CaptureRule, LocalBypass, Protocols};
 
 /// The highest user id: the one above it means "none" (chown(2)).
 const UID_MAX: u32 = u32::MAX - 1;
@@ -227,6 +227,16 @@ fn captured(
         fail_closed,
         early,
     })
+}
+
+/// `local_bypass`.
+pub(super) fn local_bypass(text: &str) -> std::result::Result<LocalBypass, String> {
+    match text {
+        "off" => Ok(LocalBypass::Off),
+        "auto" => Ok(LocalBypass::Auto),
+        "on" => Ok(LocalBypass::On),
+        other => Err(format!("`{other}` is none of \"off\", \"auto\" and \"on\"")),
+    }
 }
 
 /// `"1000"`, `"1000-1999"` or a user's name, which is looked up now: a rule does not follow a user who is renamed.

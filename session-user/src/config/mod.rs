@@ -15,7 +15,7 @@ mod units;
 use std::path::Path;
 use std::time::Duration;
 
-use captures::captures;
+use captures::{captures, local_bypass};
 use dns::dns;
 use listen::listens;
 use sections::{accept, peers, session, streams, transport};
@@ -128,6 +128,12 @@ impl Config {
                 log: raw.agent.log.unwrap_or_else(|| "info".to_owned()),
                 capture_cgroups: raw.agent.capture_cgroups,
                 bpffs: raw.agent.bpffs.unwrap_or_else(|| DEFAULT_BPFFS.into()),
+                local_bypass: source.or(
+                    "agent.local_bypass",
+                    raw.agent.local_bypass.as_ref(),
+                    crate::capture::LocalBypass::Off,
+                    local_bypass,
+                )?,
             },
             captures: captures(&source, &raw.capture, &peers)?,
             dns: dns(&source, &raw.dns)?,

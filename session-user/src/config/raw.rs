@@ -54,6 +54,7 @@ pub(super) struct Agent {
     #[serde(default)]
     pub capture_cgroups: Vec<PathBuf>,
     pub bpffs: Option<PathBuf>,
+    pub local_bypass: Option<Text>,
 }
 
 #[derive(Debug, Deserialize)]
@@ -120,6 +121,7 @@ pub(super) struct Stream {
     pub cgroups: Vec<String>,
     pub links: Option<Text>,
     pub lane: Option<Text>,
+    pub compression: Option<Text>,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -170,6 +172,7 @@ pub(super) struct Session {
     pub hold: Option<Text>,
     pub peer_gone_after: Option<Text>,
     pub memory: Option<Text>,
+    pub memory_total: Option<Text>,
     pub rekey_records: Option<Spanned<u64>>,
     pub rekey_after: Option<Text>,
     pub reauth_after: Option<Text>,

@@ -8,7 +8,7 @@ use ipnet::{IpNet, Ipv4Net};
 
 use super::source::Source;
 use session_proto::limits::LANES_MAX;
-use session_proto::wire::{Mode, Service};
+use session_proto::wire::{Mode, Packing, Service};
 use toml::Spanned;
 
 use super::{
@@ -107,13 +107,34 @@ fn stream(source: &Source<'_>, raw: &Spanned<raw::Stream>, lanes: Lanes) -> Resu
             other => Err(format!("`{other}` is neither \"shared\" nor \"own\"")),
         },
     )?;
+    let said = raw.compression.as_ref();
+    let said = said.map(|text| source.one("stream.compression", text, compression));
+    let packing = said
+        .transpose()?
+        .map_or(Packing::Unsaid, Compression::packing);
     Ok(Stream {
         to: source.all("stream.to", &raw.to, network)?,
         ports: source.all("stream.ports", &raw.ports, ports)?,
         cgroups: raw.cgroups.clone(),
-        service: Service { mode, own_lane },
+        service: Service {
+            mode,
+            own_lane,
+            packing,
+        },
         line,
     })
+}
+
+fn compression(text: &str) -> std::result::Result<Compression, String> {
+    match text {
+        "auto" => Ok(Compression::Auto),
+        "lz4" => Ok(Compression::Lz4),
+        "zstd" => Ok(Compression::Zstd),
+        "off" => Ok(Compression::Off),
+        _ => Err(format!(
+            "`{text}` is not \"auto\", \"lz4\", \"zstd\" or \"off\""
+        )),
+    }
 }
 
 /// Checks an entry that names targets; it stays as it was written.
@@ -211,6 +232,13 @@ pub(super) fn session(source: &Source<'_>, raw: &raw::Session) -> Result<Session
         bytes if bytes < 1 << 20 => Err(format!("`{text}` is too little: expected at least 1MiB")),
         bytes => Ok(bytes),
     };
+    let memory_bytes = source.or("session.memory", raw.memory.as_ref(), 64 << 20, memory)?;
+    let total = |text: &str| match memory(text)? {
+        bytes if bytes < memory_bytes => Err(format!(
+            "`{text}` is too little: expected at least as much as one session's `memory`"
+        )),
+        bytes => Ok(Some(bytes)),
+    };
     Ok(Session {
         hold: source.or("session.hold", raw.hold.as_ref(), hours(24), duration)?,
         peer_gone_after: source.or(
@@ -219,7 +247,13 @@ pub(super) fn session(source: &Source<'_>, raw: &raw::Session) -> Result<Session
             Duration::from_secs(30),
             duration,
         )?,
-        memory_bytes: source.or("session.memory", raw.memory.as_ref(), 64 << 20, memory)?,
+        memory_bytes,
+        memory_total_bytes: source.or(
+            "session.memory_total",
+            raw.memory_total.as_ref(),
+            None,
+            total,
+        )?,
         rekey_records: source.within(
             "session.rekey_records",
             raw.rekey_records.as_ref(),
@@ -268,15 +302,6 @@ pub(super) fn transport(source: &Source<'_>, raw: &raw::Transport) -> Result<Tra
         _ if (1..16).contains(&text.len()) => Ok(text.to_owned()),
         _ => Err(format!(
             "`{text}` is not the name of a congestion control, nor \"auto\" or \"host\""
-        )),
-    };
-    let compression = |text: &str| match text {
-        "auto" => Ok(Compression::Auto),
-        "lz4" => Ok(Compression::Lz4),
-        "zstd" => Ok(Compression::Zstd),
-        "off" => Ok(Compression::Off),
-        _ => Err(format!(
-            "`{text}` is not \"auto\", \"lz4\", \"zstd\" or \"off\""
         )),
     };
     let lanes = match raw.lanes.as_ref().map(|l| (l.get_ref(), l.span())) {

@@ -39,8 +39,16 @@ fn errors_name_file_line_key_and_what_was_expected() {
             "test.toml:6: session.memory: `1KiB` is too little",
         ),
         (
+            "[session]\nmemory_total = \"63MiB\"\n",
+            "test.toml:6: session.memory_total: `63MiB` is too little: expected at least as much",
+        ),
+        (
             "[transport]\ncompression = \"gzip\"\n",
             "test.toml:6: transport.compression: `gzip` is not \"auto\", \"lz4\", \"zstd\" or \"off\"",
+        ),
+        (
+            "[[stream]]\ncompression = \"on\"\n",
+            "test.toml:6: stream.compression: `on` is not \"auto\", \"lz4\", \"zstd\" or \"off\"",
         ),
         (
             "[[peer]]\nname = \"gw\"\naddresses = [\"192.0.2.1\"]\n",
@@ -87,6 +95,10 @@ fn errors_name_file_line_key_and_what_was_expected() {
             "test.toml:12: listen.group: only a Unix socket has a group",
         ),
         ("[agent]\ncolour = \"red\"\n", "test.toml:6: colour"),
+        (
+            "[agent]\nlocal_bypass = \"yes\"\n",
+            "test.toml:6: agent.local_bypass: `yes` is none of \"off\", \"auto\" and \"on\"",
+        ),
         ("[agent]\nlog = 7\n", "test.toml:6: "),
         ("[agent\n", "test.toml:5: "),
     ] {

@@ -6,9 +6,9 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
-use session_proto::wire::Service;
+use session_proto::wire::{Codec, Packing, Service};
 
-use crate::capture::CaptureRule;
+use crate::capture::{CaptureRule, LocalBypass};
 use crate::door::{At, Leads};
 
 /// Files of this unit's identity.
@@ -39,6 +39,8 @@ pub struct Agent {
     pub capture_cgroups: Vec<PathBuf>,
     /// Where a BPF file system is mounted, for rules that refuse while the agent is dead.
     pub bpffs: PathBuf,
+    /// Whether what captured applications send comes past TCP.
+    pub local_bypass: LocalBypass,
 }
 
 /// A unit to reach.
@@ -111,7 +113,7 @@ pub struct Stream {
     pub ports: Vec<RangeInclusive<u16>>,
     /// Names or patterns of cgroups; empty means all.
     pub cgroups: Vec<String>,
-    /// What they get.
+    /// What they get; its packing is [`Packing::Unsaid`] where the rule does not say how they are compressed.
     pub service: Service,
     /// Its line in the file, from 1.
     pub line: usize,
@@ -170,6 +172,8 @@ pub struct Session {
     pub peer_gone_after: Duration,
     /// Memory of one session, in bytes.
     pub memory_bytes: usize,
+    /// Memory of all sessions together, in bytes. `None`: a quarter of the host's.
+    pub memory_total_bytes: Option<usize>,
     /// Records sealed in one key epoch.
     pub rekey_records: u64,
     /// Age of a key epoch.
@@ -193,6 +197,18 @@ pub enum Compression {
     Zstd,
     /// Never, in neither direction.
     Off,
+}
+
+impl Compression {
+    /// The same as the wish of a stream.
+    pub const fn packing(self) -> Packing {
+        match self {
+            Self::Auto => Packing::Auto,
+            Self::Lz4 => Packing::Only(Codec::Lz4),
+            Self::Zstd => Packing::Only(Codec::Zstd),
+            Self::Off => Packing::Off,
+        }
+    }
 }
 
 /// Options of transports.

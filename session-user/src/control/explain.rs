@@ -125,4 +125,7 @@ pub struct ServiceReport {
     pub links: String,
     /// Whether it has a lane to itself.
     pub own_lane: bool,
+    /// `auto`, `lz4`, `zstd` or `off`.
+    #[serde(default)]
+    pub compression: String,
 }

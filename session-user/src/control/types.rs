@@ -151,6 +151,9 @@ pub struct StatusReport {
     pub peers: Vec<PeerReport>,
     /// Sessions that peers made with this unit.
     pub accepted_sessions: usize,
+    /// What all sessions together have of `memory_total`; none from an agent before that.
+    #[serde(default)]
+    pub memory: Option<MemoryReport>,
     /// The capture, if there are `[[capture]]` rules.
     pub capture: Option<CaptureReport>,
     /// Doors for applications that are not captured.
@@ -162,6 +165,17 @@ pub struct StatusReport {
     /// Packets that came faster than their session took them.
     #[serde(default)]
     pub packets_overflowed: u64,
+}
+
+/// Memory of all sessions together. They may have half of it for what they send, and half for what they receive.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MemoryReport {
+    /// `memory_total` of `[session]`, in bytes.
+    pub total_bytes: usize,
+    /// Bytes that wait for acknowledgements.
+    pub unacknowledged_bytes: usize,
+    /// Windows of all streams, in bytes: at most so much is held for applications that do not read.
+    pub window_bytes: usize,
 }
 
 /// A unit that this one knows.
@@ -252,6 +266,12 @@ pub struct CaptureReport {
     /// Captured datagrams, and answers to them, that the agent dropped.
     #[serde(default)]
     pub udp_dropped: u64,
+    /// Messages that came past TCP (`local_bypass`).
+    #[serde(default)]
+    pub bypassed: u64,
+    /// Messages of the same connections that came by TCP.
+    #[serde(default)]
+    pub not_bypassed: u64,
 }
 
 /// A link.

@@ -24,6 +24,12 @@ fn log_filter() -> String {
     std::env::var("HOLDFAST_BENCH_LOG").map_or_else(|_| String::new(), |f| format!("log = {f:?}\n"))
 }
 
+/// The local bypass of the client's agent, as HOLDFAST_BENCH_LOCAL_BYPASS says: off, auto or on.
+fn local_bypass() -> String {
+    let typed = std::env::var("HOLDFAST_BENCH_LOCAL_BYPASS");
+    typed.map_or_else(|_| String::new(), |b| format!("local_bypass = {b:?}\n"))
+}
+
 /// A program that is ended with this value.
 pub struct Running {
     child: Child,
@@ -268,12 +274,13 @@ impl Bed {
             .collect();
         let users = users.join(", ");
         format!(
-            "{}[agent]\ncontrol = \"{}\"\n{}capture_cgroups = [\"{}\"]\nrun_users = [{users}]\n[[peer]]\nname = \"gateway\"\naddresses = [{gateways}]\n\
+            "{}[agent]\ncontrol = \"{}\"\n{}capture_cgroups = [\"{}\"]\nrun_users = [{users}]\n{}[[peer]]\nname = \"gateway\"\naddresses = [{gateways}]\n\
              {}[[capture]]\npeer = \"gateway\"\nto = [\"{}\", \"{}\"]\n{}[links]\nprefer = [\"{wifi}\", \"{lte}\"]\n{}",
             self.identity("client"),
             control.display(),
             log_filter(),
             self.cgroup.path().display(),
+            local_bypass(),
             self.config.capture_before,
             Lab::target(false),
             Lab::target(true),

@@ -14,6 +14,7 @@ use session_lab::Lab;
 
 use super::bed::{Bed, BedConfig, own_program};
 use super::progress::progress;
+use super::scratch::Scratch;
 use super::stats::Summary;
 use crate::capture::program_names;
 use crate::stdio::print_line;
@@ -104,7 +105,7 @@ pub fn run(args: &CaptureArgs) -> anyhow::Result<ExitCode> {
         nix::unistd::geteuid().is_root(),
         "it makes network namespaces: it needs root"
     );
-    let (usual, early) = (super::scratch()?, super::scratch()?);
+    let (usual, early) = (Scratch::new()?, Scratch::new()?);
     let bed = Bed::new(usual.path(), BedConfig::new(own_program()?))?;
     let early_bed = Bed::new(
         early.path(),

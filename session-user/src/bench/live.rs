@@ -16,6 +16,7 @@ use super::cuts::{Conditions, Cut, Ends, row};
 use super::programs::Client;
 use super::progress::progress;
 use super::report::Row;
+use super::scratch::Scratch;
 use crate::control::{Client as Control, Request, Response, SessionReport, TransportReport};
 use crate::stdio::say;
 
@@ -112,7 +113,7 @@ pub fn run(
         link == used,
         "{link} is not in use ({used} is): `holdfast handover {link}` moves the session to it"
     );
-    let dir = super::scratch()?;
+    let dir = Scratch::new()?;
     let pace = Pace::PerMillisecond(PACED_BYTES);
     let mut clients = Vec::new();
     for direction in [Direction::Download, Direction::Echo] {

@@ -14,6 +14,7 @@ use super::progress::progress;
 use super::rates::Rates;
 use super::report::{Key, Links, Row};
 use super::scenario::Scenario;
+use super::scratch::Scratch;
 
 /// The undisturbed time that each cut is compared with.
 pub const CONTROL_WINDOW: Duration = Duration::from_millis(300);
@@ -122,7 +123,7 @@ impl Plan {
 
 /// Measures Holdfast; a row for each direction.
 pub fn measure(plan: &Plan) -> anyhow::Result<Vec<Row>> {
-    let dir = super::scratch()?;
+    let dir = Scratch::new()?;
     let mut config = BedConfig {
         v6: plan.v6,
         shapes: plan.shapes(),

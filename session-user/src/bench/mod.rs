@@ -13,6 +13,7 @@ mod host;
 mod html;
 mod keeper;
 mod live;
+mod load;
 mod measure;
 mod output;
 mod pattern;
@@ -26,6 +27,7 @@ mod rates;
 mod report;
 mod rowfile;
 mod scenario;
+mod scratch;
 mod stats;
 mod text;
 mod window;
@@ -69,6 +71,18 @@ pub enum Bench {
     /// The application that holds idle connections.
     #[command(hide = true)]
     AppHold(perf::HoldArgs),
+    /// The application that moves text or noise.
+    #[command(hide = true)]
+    AppLoad(perf::LoadArgs),
+    /// A fleet of units with sessions of their own.
+    #[command(hide = true)]
+    AppSessions(load::FleetArgs),
+    /// Servers for very many connections.
+    #[command(hide = true)]
+    AppEcho(load::EchoArgs),
+    /// The application that has very many connections.
+    #[command(hide = true)]
+    AppMany(load::ManyArgs),
     /// The plain proxy.
     #[command(hide = true)]
     AppProxy(proxy::ProxyArgs),
@@ -91,18 +105,13 @@ pub fn run(bench: &Bench, control: &Path) -> anyhow::Result<ExitCode> {
         Bench::AppConnects(args) => perf::app_connects(args),
         Bench::AppFirstByte(args) => perf::app_first_byte(args),
         Bench::AppHold(args) => perf::app_hold(args),
+        Bench::AppLoad(args) => perf::app_load(args),
+        Bench::AppSessions(args) => load::app_sessions(args),
+        Bench::AppEcho(args) => load::app_echo(args),
+        Bench::AppMany(args) => load::app_many(args),
         Bench::Perf(args) => perf::run(args),
         Bench::AppProxy(args) => proxy::run(args),
         Bench::Peer(program) => peers::run_program(program),
         Bench::Window(args) => window::run(args),
     }
-}
-
-/// A folder for this measurement, removed with it. HOLDFAST_BENCH_KEEP keeps it, to look at the
-/// agents' logs.
-fn scratch() -> anyhow::Result<tempfile::TempDir> {
-    let mut builder = tempfile::Builder::new();
-    builder.prefix("holdfast-bench-");
-    builder.disable_cleanup(std::env::var_os("HOLDFAST_BENCH_KEEP").is_some());
-    Ok(builder.tempdir()?)
 }

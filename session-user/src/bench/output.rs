@@ -1,6 +1,6 @@
 //! How rows are shown, whether they were measured just now or come from files.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 use anyhow::{Context, ensure};
@@ -29,15 +29,7 @@ pub struct Output {
 impl Output {
     /// Better told before hours of measurement than after.
     pub fn check(&self) -> anyhow::Result<()> {
-        let folder = self.html.as_deref().and_then(Path::parent);
-        if let Some(folder) = folder.filter(|f| !f.as_os_str().is_empty()) {
-            ensure!(
-                folder.is_dir(),
-                "{}: there is no such folder",
-                folder.display()
-            );
-        }
-        Ok(())
+        self.html.as_deref().map_or(Ok(()), html::check_folder)
     }
 
     /// Shows them.

@@ -17,6 +17,7 @@ use super::arrivals::Arrivals;
 use super::bed::{Bed, BedConfig, own_program};
 use super::programs::{Client, Server};
 use super::progress::bar;
+use super::scratch::Scratch;
 use crate::control::TransportReport;
 use crate::stdio::{print, print_line};
 use crate::transport::Congestion;
@@ -93,7 +94,7 @@ pub fn run(args: &WindowArgs) -> anyhow::Result<ExitCode> {
 }
 
 fn measure(congestion: &str, args: &WindowArgs) -> anyhow::Result<Row> {
-    let dir = super::scratch()?;
+    let dir = Scratch::new()?;
     let rtt = Duration::from_millis(args.rtt.into());
     let shape = Shape {
         delay: rtt / 2,

@@ -95,6 +95,19 @@ pub fn rules(systems: usize) -> (String, String) {
     (light, dark)
 }
 
+/// The same for what is filled with their colours.
+pub fn fills(systems: usize) -> String {
+    let mut dark = String::new();
+    for number in 0..systems {
+        let lighter = COLOURS_DARK[number % COLOURS_DARK.len()];
+        dark.push_str(&format!(
+            "svg [fill=\"{}\"]{{fill:{lighter}}}\n",
+            hex(colour(number))
+        ));
+    }
+    format!("@media (prefers-color-scheme:dark){{\n{dark}}}\n")
+}
+
 /// Rows of one scenario, pace and kind of links: what can be compared.
 #[derive(Clone, Debug)]
 pub struct Group<'a> {

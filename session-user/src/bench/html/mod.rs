@@ -2,11 +2,17 @@
 //! nothing is loaded from elsewhere.
 
 mod axis;
+mod bars;
 mod figures;
 mod groups;
+mod perf;
 mod plot;
 mod steady;
 mod tables;
+
+use std::path::Path;
+
+use anyhow::ensure;
 
 use super::goals;
 use super::report::{Row, RowError};
@@ -15,8 +21,13 @@ use figures::Figure;
 use groups::{Group, System};
 use plot::{GRID, INK, MARK};
 
+pub use perf::page as perf_page;
+
 /// The page's style.
 const STYLE: &str = include_str!("page.css");
+
+/// The end of a page.
+const FOOT: &str = "</main></body></html>\n";
 
 /// What the figures mean.
 const METHOD: &str = "\
@@ -39,7 +50,7 @@ pub fn page(kept: &[Kept]) -> anyhow::Result<String> {
     let rows: Vec<&Row> = kept.iter().map(|k| &k.row).collect();
     let systems = groups::systems(&rows);
     let groups = groups::groups(&rows, &systems);
-    let mut out = head(&systems);
+    let mut out = head("Holdfast: handovers measured", systems.len(), "");
     out.push_str("<header><h1>Handovers measured</h1>\n");
     out.push_str(&format!(
         "<p class=\"lead\">{}</p></header>\n",
@@ -55,23 +66,37 @@ pub fn page(kept: &[Kept]) -> anyhow::Result<String> {
     for scenario in groups.chunk_by(|a, b| a.scenario == b.scenario) {
         out.push_str(&section(scenario, &systems)?);
     }
-    out.push_str("</main></body></html>\n");
+    out.push_str(FOOT);
     Ok(out)
 }
 
-fn head(systems: &[System]) -> String {
-    let (light, dark) = groups::rules(systems.len());
+/// Fails if a page could not be written there.
+pub fn check_folder(page: &Path) -> anyhow::Result<()> {
+    let folder = page.parent().filter(|f| !f.as_os_str().is_empty());
+    if let Some(folder) = folder {
+        ensure!(
+            folder.is_dir(),
+            "{}: there is no such folder",
+            folder.display()
+        );
+    }
+    Ok(())
+}
+
+/// The beginning of a page with lines of so many systems; `more` is for its style sheet.
+fn head(title: &str, systems: usize, more: &str) -> String {
+    let (light, dark) = groups::rules(systems);
     let [ink, grid, mark] = [INK, GRID, MARK].map(groups::hex);
     format!(
         "<!DOCTYPE html>\n<html lang=\"en\"><head><meta charset=\"utf-8\">\n\
          <meta name=\"viewport\" content=\"width=device-width, initial-scale=1\">\n\
          <meta name=\"color-scheme\" content=\"light dark\">\n\
-         <title>Holdfast: handovers measured</title>\n<style>\n{STYLE}\
+         <title>{title}</title>\n<style>\n{STYLE}\
          svg [fill=\"{ink}\"]{{fill:var(--soft)}}\n\
          svg [stroke=\"{grid}\"]{{stroke:var(--line)}}\n\
          svg [stroke=\"{mark}\"]{{stroke:var(--soft);stroke-dasharray:2 8;stroke-linecap:round}}\n\
          {light}@media (prefers-color-scheme:dark){{\n{dark}}}\n\
-         </style></head>\n<body><main>\n"
+         {more}</style></head>\n<body><main>\n"
     )
 }
 

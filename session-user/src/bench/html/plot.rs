@@ -52,14 +52,7 @@ impl Plot {
     pub fn svg(&self) -> anyhow::Result<String> {
         let mut text = String::new();
         self.draw(SVGBackend::with_string(&mut text, SIZE))?;
-        // The page is HTML: the name space of a file of its own is not wanted, nor its fixed size.
-        let inside = text.split_once('>').map_or("", |(_, inside)| inside);
-        Ok(format!(
-            "<svg viewBox=\"0 0 {} {}\" role=\"img\" aria-label=\"{}\">{inside}",
-            SIZE.0,
-            SIZE.1,
-            super::escape(&self.title)
-        ))
+        Ok(svg_element(&text, SIZE, &self.title))
     }
 
     fn draw(&self, backend: SVGBackend<'_>) -> anyhow::Result<()> {
@@ -90,6 +83,17 @@ impl Plot {
         root.present()?;
         Ok(())
     }
+}
+
+/// A file of its own as an element of the page, which is HTML: the file's name space is not wanted, nor its fixed size.
+pub fn svg_element(file: &str, size: (u32, u32), title: &str) -> String {
+    let inside = file.split_once('>').map_or("", |(_, inside)| inside);
+    format!(
+        "<svg viewBox=\"0 0 {} {}\" role=\"img\" aria-label=\"{}\">{inside}",
+        size.0,
+        size.1,
+        super::escape(title)
+    )
 }
 
 fn style(line: &Line) -> ShapeStyle {

@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 
 use super::super::goals::goal_ms;
+use super::super::host::Host;
 use super::super::report::{Links, Row};
 use super::super::rowfile::Kept;
 use super::super::stats::Summary;
@@ -93,12 +94,29 @@ pub fn conditions(kept: &[Kept]) -> String {
             hosts.push(&one.host);
         }
     }
+    let rows = |host: &Host| kept.iter().filter(|k| k.host == *host).count();
+    let hosts: Vec<(&Host, usize)> = hosts.into_iter().map(|h| (h, rows(h))).collect();
+    let mut out = conditions_of(&hosts);
+    let all = |of: fn(&Row) -> String| {
+        let found: BTreeSet<String> = kept.iter().map(|k| of(&k.row)).collect();
+        escape(&found.into_iter().collect::<Vec<_>>().join("; "))
+    };
+    out.push_str(&format!(
+        "<p>Links, by round-trip time and rate: {}. Modes: {}. The application sends: {}.</p>\n",
+        all(|r| r.links().label()),
+        all(|r| r.mode.clone()),
+        all(|r| r.pace.clone()),
+    ));
+    out
+}
+
+/// Hosts, with how many rows were measured there.
+pub fn conditions_of(hosts: &[(&Host, usize)]) -> String {
     let mut out = String::from(
         "<div class=\"scroll\"><table class=\"words\"><thead><tr><th>Date (UTC)</th><th>Version</th>\
          <th>Kernel</th><th>Processors</th><th>Rows</th><th>Command</th></tr></thead><tbody>\n",
     );
-    for host in hosts {
-        let rows = kept.iter().filter(|k| k.host == *host).count();
+    for (host, rows) in hosts {
         let processors = format!("{} \u{d7} {}", host.processors, host.processor);
         out.push_str(&format!(
             "<tr><td>{}</td><td>{}</td><td>{}</td><td>{}</td><td>{rows}</td>\
@@ -111,16 +129,6 @@ pub fn conditions(kept: &[Kept]) -> String {
         ));
     }
     out.push_str("</tbody></table></div>\n");
-    let all = |of: fn(&Row) -> String| {
-        let found: BTreeSet<String> = kept.iter().map(|k| of(&k.row)).collect();
-        escape(&found.into_iter().collect::<Vec<_>>().join("; "))
-    };
-    out.push_str(&format!(
-        "<p>Links, by round-trip time and rate: {}. Modes: {}. The application sends: {}.</p>\n",
-        all(|r| r.links().label()),
-        all(|r| r.mode.clone()),
-        all(|r| r.pace.clone()),
-    ));
     out
 }
 

@@ -13,6 +13,7 @@ use super::super::measure::{AFTER_MOVE, CONTROL_WINDOW, LATENESS_MAX, Plan};
 use super::super::progress::progress;
 use super::super::report::Row;
 use super::super::scenario::Scenario;
+use super::super::scratch::Scratch;
 use super::Peer;
 use super::attempt::{Attempt, Death, carried};
 use super::site::LOOK;
@@ -48,7 +49,7 @@ enum Readiness {
 /// Measures `peer`; a row for each direction. Whenever its connections have died or do not come back
 /// to the preferred link, the next cut is that of fresh ones.
 pub fn measure(peer: &dyn Peer, plan: &Plan) -> anyhow::Result<Vec<Row>> {
-    let dir = super::super::scratch()?;
+    let dir = Scratch::new()?;
     let mut config = BedConfig {
         v6: plan.v6,
         holdfast: false,
@@ -230,6 +231,7 @@ impl Run<'_> {
             Ok([wifi?, lte?])
         };
         let before = count()?;
+        // A rate is what is measured.
         std::thread::sleep(COUNTED);
         let after = count()?;
         let wifi = after[0].saturating_sub(before[0]);

@@ -10,6 +10,7 @@ use session_lab::Shape;
 
 use super::super::app::Direction;
 use super::super::bed::BedConfig;
+use super::names::FIRST_BYTE;
 use super::rows::{Figures, Row};
 use super::stand::Stand;
 use super::systems::System;
@@ -59,11 +60,10 @@ pub fn app(args: &FirstByteArgs) -> anyhow::Result<ExitCode> {
 
 /// Measures it directly, captured, and captured with `connect = "early"`.
 pub fn rows(passes: u16) -> anyhow::Result<Vec<Row>> {
-    let mut ways = vec![
-        way("direct", System::Direct, "")?,
-        way("holdfast", System::Holdfast, "")?,
-        way("holdfast, early", System::Holdfast, "connect = \"early\"\n")?,
-    ];
+    let mut ways = Vec::new();
+    for system in [System::Direct, System::Holdfast, System::Early] {
+        ways.push(way(system)?);
+    }
     for _ in 0..passes {
         for (figures, stand) in &mut ways {
             let seen: FirstBytes = stand.run("app-first-byte", &["--connects", CONNECTS])?;
@@ -71,26 +71,19 @@ pub fn rows(passes: u16) -> anyhow::Result<Vec<Row>> {
             figures.values.extend(seen.ms);
         }
     }
-    let direct = ways.first().map(|(figures, _)| ("direct", figures));
+    let direct = ways.first().map(|(figures, _)| (figures.system, figures));
     Ok(ways
         .iter()
         .map(|(figures, _)| figures.row(direct))
         .collect())
 }
 
-fn way(name: &'static str, system: System, capture: &str) -> anyhow::Result<(Figures, Stand)> {
+fn way(system: System) -> anyhow::Result<(Figures, Stand)> {
     let stand = Stand::with(system, |config: &mut BedConfig| {
         config.shapes = [Shape {
             delay: RTT / 2,
             ..Shape::default()
         }; 2];
-        capture.clone_into(&mut config.capture_extra);
     })?;
-    let figures = Figures {
-        measure: "first_byte_at_40_ms",
-        system: name,
-        unit: "ms",
-        values: Vec::new(),
-    };
-    Ok((figures, stand))
+    Ok((Figures::new(FIRST_BYTE, system.name()), stand))
 }

@@ -12,6 +12,8 @@ use anyhow::{Context, ensure};
 
 use super::super::app::Direction;
 use super::super::programs::raise_descriptors;
+use super::memory::resident;
+use super::names::{IDLE_CPU, IDLE_STREAM, IDLE_WAKE_UPS, Name};
 use super::rows::{Figures, Row};
 use super::stand::Stand;
 use super::systems::System;
@@ -56,8 +58,8 @@ pub fn app(args: &HoldArgs) -> anyhow::Result<ExitCode> {
 pub fn rows(passes: u16) -> anyhow::Result<Vec<Row>> {
     let stand = Stand::new(System::Holdfast)?;
     let agents = stand.agents();
-    let mut wakes = ends(&agents, "idle_wake_ups", "1/s");
-    let mut cpu = ends(&agents, "idle_cpu", "% of a core");
+    let mut wakes = ends(&agents, IDLE_WAKE_UPS);
+    let mut cpu = ends(&agents, IDLE_CPU);
     // The session has just begun: what that leaves to do is not idleness.
     std::thread::sleep(SETTLED);
     for _ in 0..passes {
@@ -78,25 +80,20 @@ pub fn rows(passes: u16) -> anyhow::Result<Vec<Row>> {
     Ok(all.map(|figures| figures.row(None)).collect())
 }
 
-fn ends(agents: &[(&'static str, u32)], measure: &'static str, unit: &'static str) -> Vec<Figures> {
-    let figures = |(system, _): &(&'static str, u32)| Figures {
-        measure,
-        system,
-        unit,
-        values: Vec::new(),
-    };
+fn ends(agents: &[(&'static str, u32)], name: Name) -> Vec<Figures> {
+    let figures = |(system, _): &(&'static str, u32)| Figures::new(name, system);
     agents.iter().map(figures).collect()
 }
 
 /// Memory outside of the kernel that one idle stream takes at each agent.
 fn memory(stand: &Stand, agents: &[(&'static str, u32)]) -> anyhow::Result<Vec<Figures>> {
-    let mut figures = ends(agents, "memory_of_an_idle_stream", "KiB");
+    let mut figures = ends(agents, IDLE_STREAM);
     let _first = hold(stand, FIRST)?;
-    let before: Vec<f64> = resident(agents)?;
+    let before: Vec<f64> = resident_of(agents)?;
     let _rest = hold(stand, STREAMS)?;
     // What was needed only to open them is given back by then.
     std::thread::sleep(SETTLED);
-    for (index, after) in resident(agents)?.into_iter().enumerate() {
+    for (index, after) in resident_of(agents)?.into_iter().enumerate() {
         figures[index]
             .values
             .push((after - before[index]) / STREAMS as f64);
@@ -185,13 +182,8 @@ fn between(before: &Spent, after: &Spent) -> Used {
     sum
 }
 
-/// Resident memory that is the process's own, in KiB (proc_pid_status(5), `RssAnon`).
-fn resident(agents: &[(&'static str, u32)]) -> anyhow::Result<Vec<f64>> {
-    let of = |(_, pid): &(&'static str, u32)| {
-        let status = fs::read_to_string(format!("/proc/{pid}/status"))?;
-        let line = status.lines().find_map(|l| l.strip_prefix("RssAnon:"));
-        let word = line.and_then(|l| l.split_whitespace().next());
-        Ok(word.context("the kernel tells no RssAnon")?.parse()?)
-    };
+/// Memory of each agent, in KiB.
+fn resident_of(agents: &[(&'static str, u32)]) -> anyhow::Result<Vec<f64>> {
+    let of = |(_, pid): &(&'static str, u32)| Ok(resident(*pid)?.kib);
     agents.iter().map(of).collect()
 }

@@ -2,13 +2,20 @@
 
 use std::collections::BTreeMap;
 
+use clap::ValueEnum;
+use clap::builder::PossibleValue;
+
 use super::super::ping::Pinged;
 use super::connects::Connected;
+use super::names::{
+    CONNECTIONS, CPU_ALL, CPU_ENDS, GOODPUT, Name, PING_P50, PING_P99, REQUESTS, SLOWEST, STREAMS,
+};
 use super::stand::Stand;
 use super::streams::Streamed;
+use super::systems::System;
 
 /// A group of figures that one run of an application's program gives.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, clap::ValueEnum)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, ValueEnum)]
 pub enum Group {
     /// One stream as fast as it goes, and the processor time that it costs.
     Throughput,
@@ -22,46 +29,95 @@ pub enum Group {
     FirstByte,
     /// What Holdfast costs while nothing happens, and the memory of idle streams.
     Idle,
+    /// A log over a link of 10 Mbit/s, by codec, to what the codecs by themselves make of it; and what does not shrink.
+    Compression,
+    /// One gateway with very many sessions and streams: what it holds, and what each costs. Takes minutes.
+    Scale,
+    /// Very many new streams of one session at once.
+    Burst,
+    /// A cut of the link under a session with very many streams, as often as there are passes, next to one stream.
+    Many,
+    /// One stream's goodput beside very many whose readers are stuck.
+    Stuck,
+}
+
+/// What is asked for on the command line.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Wanted {
+    /// Every group.
+    All,
+    /// One.
+    One(Group),
+}
+
+impl ValueEnum for Wanted {
+    fn value_variants<'a>() -> &'a [Self] {
+        const ALL: [Wanted; Group::ALL.len() + 1] = {
+            let mut all = [Wanted::All; Group::ALL.len() + 1];
+            let mut at = 0;
+            while at < Group::ALL.len() {
+                all[at + 1] = Wanted::One(Group::ALL[at]);
+                at += 1;
+            }
+            all
+        };
+        &ALL
+    }
+
+    fn to_possible_value(&self) -> Option<PossibleValue> {
+        match self {
+            Self::All => Some(PossibleValue::new("all").help("Everything. Takes half an hour")),
+            Self::One(group) => group.to_possible_value(),
+        }
+    }
 }
 
 impl Group {
     /// All of them.
-    pub const ALL: [Self; 6] = [
+    pub const ALL: [Self; 11] = [
         Self::Throughput,
         Self::Streams,
         Self::Latency,
         Self::Requests,
         Self::FirstByte,
         Self::Idle,
+        Self::Compression,
+        Self::Scale,
+        Self::Burst,
+        Self::Many,
+        Self::Stuck,
     ];
+
+    /// All of them, but those that are about numbers.
+    pub fn usual() -> Vec<Self> {
+        let about_numbers =
+            |group: &Self| matches!(group, Self::Scale | Self::Burst | Self::Many | Self::Stuck);
+        Self::ALL
+            .into_iter()
+            .filter(|g| !about_numbers(g))
+            .collect()
+    }
+
+    /// As on the command line.
+    pub fn name(self) -> String {
+        let value = self.to_possible_value();
+        value.map_or_else(String::new, |value| value.get_name().to_owned())
+    }
 
     /// Whether it is measured of every system in turn.
     pub const fn is_of_all(self) -> bool {
-        !matches!(self, Self::FirstByte | Self::Idle)
+        matches!(
+            self,
+            Self::Throughput | Self::Streams | Self::Latency | Self::Requests
+        )
+    }
+
+    /// Whether it is measured of `system`, if it is of every system in turn: how a connection is made tells only where
+    /// connections are.
+    pub const fn is_of(self, system: System) -> bool {
+        matches!(self, Self::Requests) || !matches!(system, System::Early)
     }
 }
-
-/// One figure: its measure, and the unit.
-pub type Name = (&'static str, &'static str);
-
-/// One stream's goodput.
-pub const GOODPUT: Name = ("goodput", "MB/s");
-/// Application, both ends and server.
-pub const CPU_ALL: Name = ("cpu_all_processes", "s/GB");
-/// Both ends.
-pub const CPU_ENDS: Name = ("cpu_both_ends", "s/GB");
-/// The total of sixteen.
-pub const STREAMS: Name = ("goodput_16_streams", "MB/s");
-/// The slowest of the sixteen to their mean.
-pub const SLOWEST: Name = ("slowest_of_16_to_mean", "1");
-/// Median of the round trip.
-pub const PING_P50: Name = ("ping_64_bytes_p50", "us");
-/// Its 99th percentile.
-pub const PING_P99: Name = ("ping_64_bytes_p99", "us");
-/// Questions of 1 KiB on one connection.
-pub const REQUESTS: Name = ("requests_1_kib", "1/s");
-/// Connections, each with one question.
-pub const CONNECTIONS: Name = ("connections", "1/s");
 
 /// Streams of [`Group::Streams`].
 const MANY: usize = 16;
@@ -80,7 +136,7 @@ pub fn measure(
         Group::Latency => latency(stand, millis / SHORT),
         Group::Requests => requests(stand, millis / SHORT),
         // These have set-ups of their own.
-        Group::FirstByte | Group::Idle => Ok(BTreeMap::new()),
+        _ => Ok(BTreeMap::new()),
     }
 }
 
@@ -123,13 +179,16 @@ fn latency(stand: &mut Stand, millis: u64) -> anyhow::Result<BTreeMap<Name, f64>
 
 fn requests(stand: &mut Stand, millis: u64) -> anyhow::Result<BTreeMap<Name, f64>> {
     let millis = millis.to_string();
-    let words = ["--bytes", "1024", "--millis", millis.as_str()];
-    let asked: Pinged = stand.run("app-ping", &words)?;
-    stand.await_served(1)?;
+    let mut values = BTreeMap::new();
+    // On a connection that stands nothing is left of how it was made.
+    if stand.system != System::Early {
+        let words = ["--bytes", "1024", "--millis", millis.as_str()];
+        let asked: Pinged = stand.run("app-ping", &words)?;
+        stand.await_served(1)?;
+        values.insert(REQUESTS, asked.rounds_per_s);
+    }
     let seen: Connected = stand.run("app-connects", &["--millis", &millis])?;
     stand.await_served(seen.connections)?;
-    Ok(BTreeMap::from([
-        (REQUESTS, asked.rounds_per_s),
-        (CONNECTIONS, seen.connections as f64 / seen.seconds),
-    ]))
+    values.insert(CONNECTIONS, seen.connections as f64 / seen.seconds);
+    Ok(values)
 }

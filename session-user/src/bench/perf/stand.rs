@@ -6,13 +6,14 @@ use std::time::Duration;
 
 use anyhow::{Context, ensure};
 use serde::de::DeserializeOwned;
-use session_lab::Lab;
-use tempfile::TempDir;
+use session_lab::{Lab, Netns};
 
 use super::super::bed::{Bed, BedConfig, Running, own_program};
 use super::super::peers::{Site, Way};
 use super::super::programs::Server;
+use super::super::scratch::Scratch;
 use super::cpu::tree_seconds;
+use super::names::{CLIENT, GATEWAY};
 use super::systems::System;
 
 /// Time for the server to say what it saw of a connection that has ended.
@@ -25,7 +26,7 @@ pub struct Stand {
     way: Option<Way>,
     server: Server,
     bed: Bed,
-    _dir: TempDir,
+    _dir: Scratch,
 }
 
 /// Processor time so far, in seconds.
@@ -45,9 +46,12 @@ impl Stand {
 
     /// The same in a bed that is changed first.
     pub fn with(system: System, change: impl FnOnce(&mut BedConfig)) -> anyhow::Result<Self> {
-        let dir = super::super::scratch()?;
+        let dir = Scratch::new()?;
         let mut config = BedConfig::new(own_program()?);
-        config.holdfast = system == System::Holdfast;
+        config.holdfast = system.is_own();
+        if system == System::Early {
+            config.capture_extra.push_str("connect = \"early\"\n");
+        }
         change(&mut config);
         let bed = Bed::new(dir.path(), config)?;
         let server = Server::start(SocketAddr::new(Lab::target(false), 0), dir.path(), |c| {
@@ -119,7 +123,7 @@ impl Stand {
         command.args(arguments);
         command.stdin(Stdio::piped()).stdout(Stdio::piped());
         command.stderr(Stdio::piped());
-        let child = if self.system == System::Holdfast {
+        let child = if self.system.is_own() {
             self.bed.spawn_captured(command)?
         } else {
             self.bed.lab.client().spawn(command)?
@@ -127,12 +131,32 @@ impl Stand {
         Ok(child)
     }
 
+    /// Starts any program where applications are captured.
+    pub fn spawn_captured(&self, command: Command) -> anyhow::Result<Child> {
+        Ok(self.bed.spawn_captured(command)?)
+    }
+
+    /// Where the application's server is.
+    pub fn server_netns(&self) -> &Netns {
+        self.bed.lab.server()
+    }
+
     /// Our agents and their processes; none for another system.
     pub fn agents(&self) -> Vec<(&'static str, u32)> {
         let named = |name, agent: &Option<Running>| Some((name, agent.as_ref()?.pid()));
-        let client = named("holdfast, client", &self.bed.client_agent);
-        let gateway = named("holdfast, gateway", &self.bed.gateway_agent);
+        let client = named(CLIENT, &self.bed.client_agent);
+        let gateway = named(GATEWAY, &self.bed.gateway_agent);
         client.into_iter().chain(gateway).collect()
+    }
+
+    /// What the client's session and the gateway's hold for the peer and for applications, in bytes.
+    pub fn held_bytes(&self) -> anyhow::Result<[usize; 2]> {
+        let sessions = [self.bed.session(), self.bed.gateway_session()];
+        let held = sessions.map(|s| s.map(|s| s.memory_bytes));
+        match held {
+            [Some(client), Some(gateway)] => Ok([client, gateway]),
+            _ => anyhow::bail!("no session stands"),
+        }
     }
 
     /// Waits until the server has seen so many connections end.

@@ -30,6 +30,9 @@ pub enum System {
     Proxy,
     /// Holdfast, with capture.
     Holdfast,
+    /// The same with `connect = "early"`. It goes with the other.
+    #[value(skip)]
+    Early,
     /// A pair of stunnel with TLS 1.3.
     Stunnel,
     /// A pair of HAProxy with TLS 1.3.
@@ -48,10 +51,11 @@ pub enum System {
 
 impl System {
     /// All of them, in the order of reports.
-    pub const ALL: [Self; 10] = [
+    pub const ALL: [Self; 11] = [
         Self::Direct,
         Self::Proxy,
         Self::Holdfast,
+        Self::Early,
         Self::Stunnel,
         Self::Haproxy,
         Self::Shadowsocks,
@@ -67,6 +71,7 @@ impl System {
             Self::Direct => "direct",
             Self::Proxy => "proxy",
             Self::Holdfast => "holdfast",
+            Self::Early => "holdfast, early",
             Self::Stunnel => "stunnel",
             Self::Haproxy => "haproxy",
             Self::Shadowsocks => "shadowsocks",
@@ -77,15 +82,28 @@ impl System {
         }
     }
 
+    /// Whether it is ours.
+    pub const fn is_own(self) -> bool {
+        matches!(self, Self::Holdfast | Self::Early)
+    }
+
     /// Whether it encrypts, and is another's.
     pub const fn is_rival(self) -> bool {
-        !matches!(self, Self::Direct | Self::Proxy | Self::Holdfast)
+        !self.is_own() && !matches!(self, Self::Direct | Self::Proxy)
+    }
+
+    /// Whether it is one of the others that relay connections by programs in user space, and encrypt.
+    pub const fn is_relay(self) -> bool {
+        matches!(
+            self,
+            Self::Stunnel | Self::Haproxy | Self::Shadowsocks | Self::Ssh | Self::Quic
+        )
     }
 
     /// The programs in between; None where there are none, or they are ours.
     pub fn peer(self) -> Option<Box<dyn Peer>> {
         Some(match self {
-            Self::Direct | Self::Holdfast => return None,
+            Self::Direct | Self::Holdfast | Self::Early => return None,
             Self::Proxy => Box::new(Proxy),
             Self::Stunnel => Box::new(Stunnel),
             Self::Haproxy => Box::new(Haproxy),

@@ -1,10 +1,8 @@
 //! The whole core without sockets: write, seal, one copy in place of the network, open, put in
 //! order, deliver, acknowledge, free.
 
-mod pair;
-
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
-use pair::Pair;
+use session_benches::Pair;
 use session_proto::seal::Aead;
 
 fn throughput(c: &mut Criterion) {
@@ -23,5 +21,19 @@ fn throughput(c: &mut Criterion) {
     group.finish();
 }
 
-criterion_group!(benches, throughput);
+/// A question and its answer, each a record, with the acknowledgements that they take.
+fn questions(c: &mut Criterion) {
+    let mut group = c.benchmark_group("core question and answer");
+    group.throughput(Throughput::Elements(1));
+    for bytes in [64, 1024] {
+        let data = vec![0x5a; bytes];
+        group.bench_function(format!("{bytes} bytes"), |b| {
+            let mut pair = Pair::new(Aead::Aes128Gcm);
+            b.iter(|| pair.ask(&data));
+        });
+    }
+    group.finish();
+}
+
+criterion_group!(benches, throughput, questions);
 criterion_main!(benches);

@@ -1,10 +1,8 @@
 //! Putting a stream's bytes in order: records as they were sent, and the other way round, which is
 //! the worst that two transports can do.
 
-mod pair;
-
 use criterion::{BatchSize, Criterion, Throughput, criterion_group, criterion_main};
-use pair::Pair;
+use session_benches::Pair;
 use session_proto::seal::Aead;
 
 const RECORDS: usize = 64;

@@ -16,6 +16,9 @@ pub struct ConformanceArgs {
     /// Only in this family: v4, v6 or mapped.
     #[arg(long)]
     family: Option<String>,
+    /// With this `local_bypass` in the client's configuration: off, auto or on.
+    #[arg(long, value_name = "SETTING", conflicts_with = "write_docs")]
+    local_bypass: Option<String>,
     /// Write the table of docs/conformance.md.
     #[arg(long, conflicts_with_all = ["filter", "family"])]
     write_docs: bool,
@@ -39,10 +42,18 @@ pub fn run(root: &Path, args: &ConformanceArgs) -> anyhow::Result<()> {
     sh::run(&mut sh::command(root, "cargo", &build))?;
     let program = root.join("target/debug/conformance");
     let program = program.display().to_string();
+    // By env, for sudo hands on no other variables.
+    let setting = args.local_bypass.as_ref();
+    let setting = setting.map(|on| format!("HOLDFAST_BENCH_LOCAL_BYPASS={on}"));
+    let words: Vec<&str> = setting
+        .iter()
+        .map(String::as_str)
+        .chain([&*program])
+        .collect();
     let mut command = if sh::is_root() {
-        sh::command(root, &program, &[])
+        sh::command(root, "env", &words)
     } else {
-        sh::command(root, "sudo", &[&program])
+        sh::command(root, "sudo", &[&["env"], &words[..]].concat())
     };
     command.arg("run");
     if args.json {

@@ -7,6 +7,7 @@ mod checks;
 mod conformance;
 mod demo;
 mod ebpf;
+mod guard;
 mod lab;
 mod setup;
 mod sh;

@@ -29,8 +29,8 @@ const BASE_PACKAGES: [&str; 9] = [
     "procps",
     "ca-certificates",
 ];
-/// Real programs that the system tests run.
-const TEST_PACKAGES: [&str; 15] = [
+/// Real programs that the system tests run, and what `bench guard` counts with.
+const TEST_PACKAGES: [&str; 16] = [
     "nginx-light",
     "curl",
     "openssh-server",
@@ -46,6 +46,7 @@ const TEST_PACKAGES: [&str; 15] = [
     "iperf3",
     "mosh",
     "python3",
+    "valgrind",
 ];
 /// The suites of Debian's own Python, where no other version is found.
 const PYTHON_SUITES: &str = "libpython3.11-testsuite";

@@ -5,12 +5,13 @@ use std::time::Instant;
 
 use anyhow::bail;
 
-use crate::{build, setup, sh};
+use crate::{build, guard, setup, sh};
 
 /// Crates whose tests need nothing but the crate; the system tests come after them.
-const UNIT_PACKAGES: [&str; 4] = [
+const UNIT_PACKAGES: [&str; 5] = [
     "session-ebpf-common",
     "session-user",
+    "session-benches",
     "session-lab",
     "xtask",
 ];
@@ -63,7 +64,7 @@ pub fn sim(root: &Path, args: &SimArgs) -> anyhow::Result<()> {
 pub fn run(root: &Path, yes: bool, filter: Option<&str>) -> anyhow::Result<()> {
     setup::run(yes)?;
     build::run(root)?;
-    let mut failed = Vec::new();
+    let (mut failed, mut not_compared) = (Vec::new(), None);
     let mut step = |name: &str, done: anyhow::Result<()>, began: Instant| {
         let verdict = if done.is_ok() { "passed" } else { "FAILED" };
         eprintln!(
@@ -109,6 +110,14 @@ pub fn run(root: &Path, yes: bool, filter: Option<&str>) -> anyhow::Result<()> {
             sh::run(&mut sh::command(root, "cargo", &benches)),
             began,
         );
+        let began = Instant::now();
+        let counted = guard::run(root, false, false);
+        let name = match &counted {
+            Ok(Some(_)) => "instructions of the core (NOT COMPARED)",
+            Ok(None) | Err(_) => "instructions of the core",
+        };
+        not_compared = counted.as_ref().ok().cloned().flatten();
+        step(name, counted.map(drop), began);
     }
     let began = Instant::now();
     if sh::is_root() {
@@ -128,6 +137,9 @@ pub fn run(root: &Path, yes: bool, filter: Option<&str>) -> anyhow::Result<()> {
             )),
             began,
         );
+    }
+    if let Some(why) = not_compared {
+        eprintln!("instructions of the core: NOT COMPARED: {why}");
     }
     if !failed.is_empty() {
         bail!("failed: {}", failed.join(", "));

@@ -1,27 +1,30 @@
 //! Two sessions in one process, with a pipe between them instead of sockets.
 
-#![allow(dead_code)] // Each bench uses a part of it.
-
 use std::io::IoSlice;
 
 use bytes::{BufMut, BytesMut};
 use session_proto::Time;
 use session_proto::limits::RECORD_HEADER_BYTES;
 use session_proto::seal::{Aead, Secret, SessionSecret};
-use session_proto::session::{Config, Event, Handle, SendBuf, Session, StreamId};
+use session_proto::session::{Config, Event, Handle, Session, StreamId};
 use session_proto::wire::{RecordHeader, Target};
 
 /// One end: a session, its transport, and what was read for it.
 pub struct End {
+    /// The session.
     pub session: Session,
+    /// Its transport.
     pub handle: Handle,
     input: BytesMut,
 }
 
 /// Both ends and a stream that the client opened.
 pub struct Pair {
+    /// The initiator.
     pub client: End,
+    /// The responder.
     pub server: End,
+    /// The stream.
     pub stream: StreamId,
     now: u64,
 }
@@ -64,6 +67,53 @@ impl End {
                 .expect("honest bytes");
         }
         carried
+    }
+
+    /// The records that are ready, one by one.
+    fn records(&mut self, now: Time) -> Vec<Vec<u8>> {
+        let mut wire = BytesMut::new();
+        while self.session.prepare(now, self.handle) {
+            let mut slices = [IoSlice::new(&[]); 64];
+            let filled = self.session.slices(self.handle, &mut slices);
+            let before = wire.len();
+            for slice in &slices[..filled] {
+                wire.put_slice(slice);
+            }
+            self.session
+                .transmitted(now, self.handle, wire.len() - before);
+        }
+        let mut records = Vec::new();
+        while let Some(header) = wire.first_chunk() {
+            let header = RecordHeader::parse(header).expect("honest bytes");
+            let record = wire.split_to(RECORD_HEADER_BYTES + header.payload_bytes);
+            records.push(record.to_vec());
+        }
+        records
+    }
+
+    /// Reads `bytes`.
+    fn takes(&mut self, now: Time, bytes: &[u8]) {
+        self.input.extend_from_slice(bytes);
+        self.session
+            .handle_bytes(now, self.handle, &mut self.input)
+            .expect("honest bytes");
+    }
+
+    /// The application writes `data`, for which there is room.
+    fn write(&mut self, now: Time, stream: StreamId, data: &[u8]) {
+        let data = self.session.send_copy(data);
+        self.session
+            .write(now, stream, data)
+            .expect("there is capacity");
+    }
+
+    /// The application takes all that is there; returns how much.
+    fn take_all(&mut self, stream: StreamId) -> usize {
+        while self.session.poll_event().is_some() {}
+        let taken = self.session.readable(stream).map(<[u8]>::len).sum();
+        self.session.consume(stream, taken);
+        self.session.take_end(stream);
+        taken
     }
 }
 
@@ -129,10 +179,7 @@ impl Pair {
             }
             let (now, later) = rest.split_at(room);
             let at = Time::from_nanos(self.now);
-            self.client
-                .session
-                .write(at, self.stream, SendBuf::copy_of(now))
-                .expect("there is capacity");
+            self.client.write(at, self.stream, now);
             rest = later;
         }
         taken
@@ -140,12 +187,19 @@ impl Pair {
 
     /// The server's application takes all that is there; returns how much.
     pub fn read_all(&mut self) -> usize {
-        let session = &mut self.server.session;
-        while session.poll_event().is_some() {}
-        let taken = session.readable(self.stream).map(|b| b.len()).sum();
-        session.consume(self.stream, taken);
-        session.take_end(self.stream);
-        taken
+        self.server.take_all(self.stream)
+    }
+
+    /// The client's application asks, and the server's answers with as much.
+    pub fn ask(&mut self, data: &[u8]) {
+        let stream = self.stream;
+        self.client.write(Time::from_nanos(self.now), stream, data);
+        let now = self.time();
+        self.client.send_to(&mut self.server, now);
+        assert_eq!(self.server.take_all(stream), data.len());
+        self.server.write(now, stream, data);
+        self.server.send_to(&mut self.client, now);
+        assert_eq!(self.client.take_all(stream), data.len());
     }
 
     /// Delivers `bytes` in writes of `data`: seal, pipe, open, put in order, acknowledge.
@@ -168,36 +222,27 @@ impl Pair {
     /// The records that the client has ready, one by one.
     pub fn client_records(&mut self) -> Vec<Vec<u8>> {
         let now = self.time();
-        let end = &mut self.client;
-        let mut wire = BytesMut::new();
-        while end.session.prepare(now, end.handle) {
-            let mut slices = [IoSlice::new(&[]); 64];
-            let filled = end.session.slices(end.handle, &mut slices);
-            let before = wire.len();
-            for slice in &slices[..filled] {
-                wire.put_slice(slice);
-            }
-            end.session
-                .transmitted(now, end.handle, wire.len() - before);
-        }
-        let mut records = Vec::new();
-        while let Some(header) = wire.first_chunk() {
-            let header = RecordHeader::parse(header).expect("honest bytes");
-            let record = wire.split_to(RECORD_HEADER_BYTES + header.payload_bytes);
-            records.push(record.to_vec());
-        }
-        records
+        self.client.records(now)
+    }
+
+    /// The same of the server.
+    pub fn server_records(&mut self) -> Vec<Vec<u8>> {
+        // An acknowledgement that waits for company has waited for long enough.
+        (0..10).for_each(|_| _ = self.time());
+        let now = self.time();
+        self.server.records(now)
     }
 
     /// The server reads `records`, whatever their order.
     pub fn server_takes(&mut self, records: &[Vec<u8>]) {
         let now = Time::from_nanos(self.now);
-        let end = &mut self.server;
         for record in records {
-            end.input.extend_from_slice(record);
-            end.session
-                .handle_bytes(now, end.handle, &mut end.input)
-                .expect("honest bytes");
+            self.server.takes(now, record);
         }
+    }
+
+    /// The client reads `bytes`.
+    pub fn client_takes(&mut self, bytes: &[u8]) {
+        self.client.takes(Time::from_nanos(self.now), bytes);
     }
 }

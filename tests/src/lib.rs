@@ -6,6 +6,7 @@ mod captures;
 pub mod conformance;
 mod cutter;
 mod lacking;
+mod measured;
 mod mounts;
 mod reader;
 mod servers;
@@ -22,6 +23,7 @@ pub use both::{Both, Said};
 pub use captures::Captures;
 pub use cutter::Cutter;
 pub use lacking::without_syscall;
+pub use measured::{measured, rows};
 pub use mounts::Mounts;
 pub use reader::{begun, endless, reader, said};
 pub use servers::{Dns, Iperf, Web};
@@ -173,6 +175,7 @@ pub fn finish(mut child: Child, limit: Duration) -> anyhow::Result<Output> {
             child.wait()?;
             bail!("process {pid} did not end within {limit:?}");
         }
+        // A child's end can be waited for, but not with a limit.
         std::thread::sleep(Duration::from_millis(5));
     };
     let take = |t: Option<std::thread::JoinHandle<Vec<u8>>>| {
@@ -203,6 +206,7 @@ pub fn eventually(
     let deadline = Instant::now() + limit;
     while !good() {
         ensure!(Instant::now() < deadline, "not within {limit:?}: {what}");
+        // What is waited for is anything, and tells nothing by itself.
         std::thread::sleep(Duration::from_millis(10));
     }
     Ok(())

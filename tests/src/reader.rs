@@ -41,6 +41,7 @@ pub fn endless(lab: &Lab) -> anyhow::Result<SocketAddr> {
                 let mut socket = socket;
                 let _ = socket.read(&mut [0; 16]);
                 while socket.write_all(&[7; 1000]).is_ok() {
+                    // Slowly, as it says.
                     std::thread::sleep(Duration::from_millis(2));
                 }
             });

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use anyhow::{Context, ensure};
 use session_lab::{Lab, LinkName};
-use session_tests::{TestBed, await_listener, finish, program};
+use session_tests::{TestBed, await_listener, finish, measured, program, rows};
 
 /// Three cuts take seconds.
 const LIMIT: Duration = Duration::from_secs(120);
@@ -51,6 +51,7 @@ fn a_running_agent_is_measured_over_its_own_links() -> anyhow::Result<()> {
             while !over.load(Ordering::Acquire) {
                 // It fails while the link is down.
                 let _ = bed.bed.lab.readdress(LinkName::Wifi);
+                // As often as the measured program meets it.
                 std::thread::sleep(Duration::from_millis(20));
             }
         });
@@ -60,13 +61,7 @@ fn a_running_agent_is_measured_over_its_own_links() -> anyhow::Result<()> {
     })?;
     server.kill()?;
     server.wait()?;
-    let errors = String::from_utf8_lossy(&output.stderr);
-    ensure!(
-        output.status.success(),
-        "{errors}\n{}",
-        bed.bed.last_words()
-    );
-    let rows: Vec<serde_json::Value> = serde_json::from_slice(&output.stdout)?;
+    let rows = rows(&output).with_context(|| bed.bed.last_words())?;
     let directions: Vec<_> = rows.iter().map(|r| r["direction"].as_str()).collect();
     ensure!(
         directions == [Some("download"), Some("echo")],
@@ -121,17 +116,8 @@ fn what_is_not_captured_is_not_measured() -> anyhow::Result<()> {
 /// gives standbys bbr for that.
 #[test]
 fn the_window_of_a_standby_survives_idleness_with_bbr() -> anyhow::Result<()> {
-    let command = Command::new(program())
-        // Some retransmission timeouts, after each of which cubic's would be half as large.
-        .args(["bench", "window", "--lab", "--idle", "3", "--json"])
-        .stdin(Stdio::null())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .spawn()?;
-    let output = finish(command, LIMIT)?;
-    let said = String::from_utf8_lossy(&output.stderr);
-    let rows: Vec<serde_json::Value> =
-        serde_json::from_slice(&output.stdout).with_context(|| said.into_owned())?;
+    // Some retransmission timeouts, after each of which cubic's would be half as large.
+    let rows = measured(&["window", "--lab", "--idle", "3"], LIMIT)?;
     let figure = |congestion: &str, name: &str| {
         let row = rows.iter().find(|r| r["congestion"] == congestion);
         row.and_then(|r| r[name].as_u64()).context("no figure")

@@ -119,6 +119,37 @@ fn json_is_one_array_of_rows() -> anyhow::Result<()> {
     Ok(())
 }
 
+/// With the local bypass bytes arrive as ever, and so do ends and resets; what its kernel cannot do is listed.
+#[test]
+fn the_local_bypass_loses_nothing() -> anyhow::Result<()> {
+    let mut command = Command::new(program());
+    command
+        .env("HOLDFAST_BENCH_LOCAL_BYPASS", "on")
+        .args(["run", "--json", "--family", "v4"])
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped());
+    let carried = ["large_write", "tiny_writes", "slow_reader"];
+    let ended = [
+        "end_after_data",
+        "end_theirs_first",
+        "end_both",
+        "reset_read",
+    ];
+    for case in carried.iter().chain(&ended).chain(&["urgent_sent_mark"]) {
+        command.args(["--filter", case]);
+    }
+    let output = finish(command.spawn()?, Duration::from_secs(180))?;
+    let words = String::from_utf8_lossy(&output.stderr).into_owned();
+    ensure!(output.status.success(), "{words}");
+    let rows: Vec<serde_json::Value> = serde_json::from_slice(&output.stdout)?;
+    let is = |case: &str, what: &str| rows.iter().any(|r| r["case"] == case && r[what] == true);
+    for case in carried.iter().chain(&ended) {
+        ensure!(is(case, "same"), "{case}: {words}");
+    }
+    ensure!(is("urgent_sent_mark", "listed"), "{words}");
+    Ok(())
+}
+
 #[test]
 fn a_filter_that_matches_nothing_is_an_error() -> anyhow::Result<()> {
     let mut command = Command::new(program());

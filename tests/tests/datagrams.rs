@@ -173,3 +173,49 @@ fn whoever_may_be_spoken_to_is_heard_and_nobody_else() -> anyhow::Result<()> {
         unheard,
     )
 }
+
+/// Asks again and again, by one socket, until there is an answer.
+const INSISTS: &str = r#"
+import socket, sys
+s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+s.settimeout(0.05)
+for _ in range(400):
+    s.sendto(b"who is there?", (sys.argv[1], int(sys.argv[2])))
+    try:
+        print(s.recv(100).decode())
+        break
+    except TimeoutError:
+        pass
+"#;
+
+#[test]
+fn a_socket_keeps_its_port_when_its_only_flow_has_failed() -> anyhow::Result<()> {
+    const PORT: u16 = 7110;
+    let limit = Duration::from_secs(20);
+    let bed = TestBed::new()?;
+    let bind = || {
+        let at = (Lab::target(false), PORT);
+        let socket = (bed.bed.lab.server()).run(move || UdpSocket::bind(at))?;
+        socket.set_read_timeout(Some(limit))?;
+        anyhow::Ok(socket)
+    };
+    let target = bind()?;
+    let (host, port) = (Lab::target(false).to_string(), PORT.to_string());
+    let words = ["python3", "-c", INSISTS, &host, &port];
+    std::thread::scope(|scope| {
+        let asking = scope.spawn(|| bed.succeed(&words, limit * 2));
+        let (_, first) = target.recv_from(&mut [0; 100])?;
+        drop(target);
+        eventually("the flow has failed", limit, || {
+            let session = bed.bed.gateway_session();
+            session.is_some_and(|s| s.datagrams.failed > 0)
+        })?;
+        let target = bind()?;
+        let (_, again) = target.recv_from(&mut [0; 100])?;
+        target.send_to(b"at last", again)?;
+        let said = asking.join().ok().context("the client has panicked")??;
+        ensure!(said == "at last\n", "{said}\n{}", bed.bed.last_words());
+        ensure!(first == again, "{first} has become {again}");
+        Ok(())
+    })
+}

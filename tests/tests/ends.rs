@@ -106,6 +106,7 @@ fn a_minute_without_any_link_is_held() -> anyhow::Result<()> {
     for link in LinkName::ALL {
         bed.bed.lab.cut(link)?;
     }
+    // How long no link is there is what is tested.
     std::thread::sleep(Duration::from_secs(60));
     let session = bed.bed.session().context("the session has gone")?;
     ensure!(

@@ -30,6 +30,8 @@ impl Cold {
             c.shapes = [shape; 2];
         })?;
         bed.bed.await_link(LinkName::Wifi, LIMIT)?;
+        // On a busy machine the other link may have been first, and eases out still.
+        bed.bed.wait(LIMIT, |s| s.transports.len() == 1)?;
         let mut reader = reader(&bed, endless(&bed.bed.lab)?)?;
         begun(&mut reader)?;
         Ok(Self { bed, reader })

@@ -147,6 +147,7 @@ fn keys_and_certificates_are_renewed_in_a_running_session() -> anyhow::Result<()
     let before = renewed(&bed);
     for link in [LinkName::Wifi, LinkName::Lte] {
         bed.bed.lab.cut(link)?;
+        // How long the link is away.
         std::thread::sleep(Duration::from_millis(300));
         bed.bed.lab.restore(link)?;
         bed.bed.await_link(LinkName::Wifi, LIMIT)?;

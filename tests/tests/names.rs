@@ -527,3 +527,42 @@ fn datagrams_to_a_captured_name_are_answered_under_its_address() -> anyhow::Resu
     );
     Ok(())
 }
+
+/// Asks one target under two names by one socket, and says under which each answer came.
+const BOTH: &str = r#"
+import socket, sys
+port = int(sys.argv[1])
+names = {socket.gethostbyname(name): name for name in sys.argv[2:]}
+s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+s.settimeout(10)
+for turn in ("first", "again"):
+    for address, name in names.items():
+        s.sendto(f"{turn} {name}".encode(), (address, port))
+    for said, who in sorted(s.recvfrom(100) for _ in names):
+        print(said.decode(), names[who[0]])
+"#;
+
+#[test]
+fn two_names_of_one_target_are_answered_under_their_own_addresses() -> anyhow::Result<()> {
+    const PORT: u16 = 7300;
+    const OTHER: &str = "early.corp.example";
+    let bed = NameBed::new(Asks::Datagrams)?;
+    let at = (Lab::target(false), PORT);
+    let target = (bed.bed.bed.lab.server()).run(move || UdpSocket::bind(at))?;
+    target.set_read_timeout(Some(LIMIT))?;
+    let echoing = std::thread::spawn(move || {
+        let mut buffer = [0; 100];
+        for _ in 0..4 {
+            let (length, asker) = target.recv_from(&mut buffer)?;
+            target.send_to(&buffer[..length], asker)?;
+        }
+        std::io::Result::Ok(())
+    });
+    let said = bed.says(&["python3", "-c", BOTH, &PORT.to_string(), CAPTURED, OTHER])?;
+    echoing.join().ok().context("the target has panicked")??;
+    let right: String = (["first", "again"].iter())
+        .flat_map(|turn| [CAPTURED, OTHER].map(|name| format!("{turn} {name} {name}\n")))
+        .collect();
+    ensure!(said == right, "{said}");
+    Ok(())
+}

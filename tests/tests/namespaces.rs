@@ -228,6 +228,11 @@ fn a_target_says_the_same_in_a_namespace_and_the_next_agent_comes_too() -> anyho
     ensure!(caller.call(server)? == "ECONNREFUSED", "its rule is kept");
     bed.bed.start_client()?;
     bed.bed.await_session()?;
+    // It may have a session before it captures anything.
+    eventually("the next agent is ready", LIMIT, || {
+        let ready = bed.bed.log("client").matches("the agent is ready").count();
+        ready == 2
+    })?;
     ensure!(
         caller.call(server)? == "connected",
         "{}",

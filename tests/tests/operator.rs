@@ -122,8 +122,8 @@ fn commands_show_and_steer() -> anyhow::Result<()> {
     ensure!(
         lte["standby"] == "warm"
             && lte["standby_reason"] == "it costs nothing by volume"
-            && lte["idle_packets_per_hour"] == 240
-            && lte["idle_bytes_per_hour"] == 240 * 52,
+            && lte["idle_packets_per_hour"] == 274
+            && lte["idle_bytes_per_hour"] == 274 * 52,
         "{lte:#}"
     );
     let text = out(&holdfast(&control, &["links"])?);

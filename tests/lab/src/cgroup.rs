@@ -72,6 +72,7 @@ impl TestCgroup {
             if fs::read_to_string(self.path.join("cgroup.events"))?.contains("populated 0") {
                 return Ok(());
             }
+            // The file can be polled for changes, but not by its content.
             std::thread::sleep(Duration::from_millis(10));
         }
         bail!("{} does not become empty", self.path.display())
@@ -85,6 +86,7 @@ impl Drop for TestCgroup {
         for _ in 0..REMOVE_ATTEMPTS {
             match fs::remove_dir(&self.path) {
                 Err(e) if e.raw_os_error() == Some(libc::EBUSY) => {
+                    // Its processes have ended, and the kernel has yet to let go of them.
                     std::thread::sleep(Duration::from_millis(10))
                 }
                 _ => return,

@@ -248,6 +248,7 @@ impl Lab {
             match self.configure(link) {
                 Ok(()) => return Ok(()),
                 Err(error) if Instant::now() > deadline => return Err(error),
+                // The kernel does not tell when it takes one.
                 Err(_) => std::thread::sleep(Duration::from_millis(5)),
             }
         }

@@ -361,6 +361,7 @@ fn gone(child: &mut std::process::Child) -> anyhow::Result<bool> {
         if child.try_wait()?.is_some() {
             return Ok(true);
         }
+        // A child's end can be waited for, but not with a limit.
         std::thread::sleep(Duration::from_millis(10));
     }
     child.kill()?;
@@ -379,6 +380,7 @@ fn a_killed_owner_leaves_nothing() -> anyhow::Result<()> {
         command.arg("1000");
         let sleeper = lab.client().spawn(command)?;
         println!("sleeper {}", sleeper.id());
+        // It is ended before: that is what is tested.
         std::thread::sleep(Duration::from_secs(60));
         return Ok(());
     }
@@ -398,6 +400,7 @@ fn a_killed_owner_leaves_nothing() -> anyhow::Result<()> {
     let deadline = Instant::now() + Duration::from_secs(10);
     while is_running(&process) {
         ensure!(Instant::now() < deadline, "process {pid} is still there");
+        // It is another process's child, whose end nobody tells.
         std::thread::sleep(Duration::from_millis(10));
     }
     Ok(())

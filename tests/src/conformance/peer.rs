@@ -305,6 +305,7 @@ fn echo_to_many(listener: TcpListener, shared: &Shared) -> anyhow::Result<()> {
     runtime.block_on(async {
         let listener = tokio::net::TcpListener::from_std(listener)?;
         loop {
+            // How often it is seen whether the case is over.
             let look = tokio::time::sleep(Duration::from_millis(100));
             tokio::select! {
                 accepted = listener.accept() => {

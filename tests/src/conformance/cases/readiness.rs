@@ -242,6 +242,7 @@ pub fn fill(socket: &Socket) -> anyhow::Result<usize> {
                 if quiet_since.elapsed() > Duration::from_millis(300) {
                     return Ok(total);
                 }
+                // Until it has been quiet for so long: nothing tells that no more room will come.
                 std::thread::sleep(Duration::from_millis(5));
             }
             Err(error) => return Err(error.into()),

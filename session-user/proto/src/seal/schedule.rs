@@ -190,11 +190,11 @@ impl Step {
     }
 
     fn transport_key(&self, transport: u64) -> RecordKey {
-        RecordKey::new(self.aead, &self.secret, "u", &transport.to_be_bytes())
+        RecordKey::of_small(self.aead, &self.secret, "u", &transport.to_be_bytes())
     }
 
     fn datagram_key(&self) -> RecordKey {
-        RecordKey::new(self.aead, &self.secret, "d", &[])
+        RecordKey::of_small(self.aead, &self.secret, "d", &[])
     }
 }
 
@@ -221,6 +221,11 @@ impl SealKeys {
     /// The epoch that [`Self::advance_generation`] leads to.
     pub fn next_generation(&self) -> Epoch {
         Epoch::new(self.generation.number.wrapping_add(1), 0)
+    }
+
+    /// The AEAD that it is sealed with.
+    pub fn aead(&self) -> Aead {
+        self.current.aead
     }
 
     /// The key of space R.

@@ -59,7 +59,7 @@ pub use udp::{PacketFault, UdpPath, UdpStatus, UdpTransmit};
 use crate::Time;
 use crate::limits::CLOSE_LINGER;
 use crate::ranges::RangeSet;
-use crate::seal::{Epoch, OpenKeys, SealKeys, SessionNames, SessionSecret};
+use crate::seal::{Aead, Epoch, OpenKeys, SealKeys, SessionNames, SessionSecret};
 use crate::wire::{Frame, Params};
 use datagrams::Datagrams;
 use ease::Easing;
@@ -418,6 +418,11 @@ impl Session {
     /// What the peer said of itself; all zero before HELLO or ACCEPT.
     pub fn peer(&self) -> &Params {
         &self.peer
+    }
+
+    /// What records are sealed with.
+    pub fn aead(&self) -> Aead {
+        self.seal.aead()
     }
 
     /// The transport that new records go to.

@@ -354,6 +354,28 @@ fn missing_privileges_are_named() -> anyhow::Result<()> {
     Ok(())
 }
 
+/// What records are sealed with is what the processor of both ends, which is the same here, is good at.
+#[test]
+fn doctor_says_which_aead_sessions_have() -> anyhow::Result<()> {
+    let bed = TestBed::new()?;
+    let doctor = holdfast(&bed.bed.client_control(), &["doctor", "--json"])?;
+    let findings: Vec<serde_json::Value> = serde_json::from_slice(&doctor.stdout)?;
+    let aead = findings.iter().find(|f| f["name"] == "AEAD");
+    let aead = aead.and_then(|f| f["detail"].as_str()?.split(',').next());
+    let aead = aead.context("doctor says nothing of it")?;
+    ensure!(
+        ["AES-128-GCM", "ChaCha20-Poly1305"].contains(&aead),
+        "{aead}"
+    );
+    for control in [bed.bed.client_control(), bed.path("gateway.sock")] {
+        eventually("a session has it", LIMIT, || {
+            let said = holdfast(&control, &["sessions"]).map(|o| out(&o));
+            said.is_ok_and(|said| said.contains(&format!("  up  {aead}  age ")))
+        })?;
+    }
+    Ok(())
+}
+
 /// Revocation closes a live session at a reload, and the unit cannot come back.
 #[test]
 fn a_revoked_unit_is_closed_and_stays_out() -> anyhow::Result<()> {

@@ -143,6 +143,7 @@ pub(super) fn session_report(s: &SessionSnapshot) -> SessionReport {
         id: hex::encode(s.id),
         peer: s.peer.clone(),
         software: s.software.clone(),
+        aead: s.aead.name().to_owned(),
         role: if s.initiator {
             "initiator"
         } else {

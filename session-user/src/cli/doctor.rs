@@ -73,6 +73,7 @@ pub fn doctor(config: &Path, control: &Path, json: bool) -> Result<ExitCode, Fai
     findings.extend(configuration(config));
     findings.extend(reverse_path());
     findings.push(fast_open());
+    findings.push(aead(crate::handshake::aes_in_hardware()));
     let running = Client::connect(control);
     let detail = running
         .as_ref()
@@ -260,6 +261,16 @@ fn fast_open_of(bits: u32) -> Finding {
         format!("{lacking} (net.ipv4.tcp_fastopen is {bits})"),
         advice,
     )
+}
+
+/// Both are safe, so that it is never a failure.
+fn aead(aes_in_hardware: bool) -> Finding {
+    let detail = if aes_in_hardware {
+        "AES-128-GCM, for which the processor has instructions"
+    } else {
+        "ChaCha20-Poly1305, as the processor has no instructions for AES"
+    };
+    Finding::new("AEAD", true, detail, "")
 }
 
 fn rp_filter(name: &str) -> u8 {

@@ -305,11 +305,12 @@ fn session_text(s: &SessionReport) -> String {
         .map(|held| format!(" for {}", age(held)))
         .unwrap_or_default();
     let mut out = format!(
-        "{}  peer {}  {}  {}{held}  age {}  in {}  out {}  resent {}  handovers {}\n",
+        "{}  peer {}  {}  {}{held}  {}  age {}  in {}  out {}  resent {}  handovers {}\n",
         &s.id[..8.min(s.id.len())],
         s.peer,
         s.role,
         s.state,
+        s.aead,
         age(s.age_s),
         bytes(s.bytes_in),
         bytes(s.bytes_out),

@@ -320,6 +320,9 @@ pub struct SessionReport {
     pub peer: String,
     /// The peer's software.
     pub software: String,
+    /// What its records are sealed with, as the RFCs call it.
+    #[serde(default)]
+    pub aead: String,
     /// `initiator` or `responder`.
     pub role: String,
     /// `up` or `holding`.

@@ -3,6 +3,7 @@
 use std::net::SocketAddr;
 use std::time::{Duration, Instant, SystemTime};
 
+use session_proto::seal::Aead;
 use session_proto::session::{FlowStats, Stats, StreamPacking};
 use session_proto::wire::Service;
 
@@ -73,6 +74,8 @@ pub struct SessionSnapshot {
     pub peer: String,
     /// The peer's software.
     pub software: String,
+    /// What records are sealed with.
+    pub aead: Aead,
     /// Whether this unit made the session.
     pub initiator: bool,
     /// When it was made.
@@ -162,6 +165,7 @@ impl Driver {
             id: self.session.id(),
             peer: self.peer.name.to_string(),
             software: self.session.peer().software.clone(),
+            aead: self.session.aead(),
             initiator: matches!(self.side, Side::Initiator(_)),
             since: self.started_wall,
             held_for: self.adrift_since.map(|since| since.elapsed()),

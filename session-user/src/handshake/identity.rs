@@ -16,6 +16,7 @@ use webpki::{
 
 use super::error::CertificateFault;
 use super::name::{PeerIdentity, PeerName, Usage};
+use super::suites;
 
 /// The files of an identity.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -70,9 +71,10 @@ impl std::fmt::Debug for Identity {
     }
 }
 
-/// The hybrid post-quantum group first, X25519 for peers without it; nothing else.
+/// The hybrid post-quantum group first, X25519 for peers without it, nothing else; the AEAD that suits this processor first.
 pub(super) fn provider() -> Arc<CryptoProvider> {
     let mut provider = aws_lc_rs::default_provider();
+    provider.cipher_suites = suites::in_order(suites::aes_in_hardware());
     provider.kx_groups = vec![
         aws_lc_rs::kx_group::X25519MLKEM768,
         aws_lc_rs::kx_group::X25519,

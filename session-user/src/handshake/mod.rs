@@ -11,6 +11,7 @@ mod error;
 mod identity;
 mod io;
 mod name;
+mod suites;
 #[cfg(test)]
 mod tests;
 mod tls;
@@ -20,6 +21,7 @@ pub use error::{CertificateFault, HandshakeError};
 pub use identity::{Identity, IdentityError, IdentityPaths};
 pub use io::{Tail, accept, connect};
 pub use name::{NameError, PeerIdentity, PeerName};
+pub use suites::aes_in_hardware;
 pub use tls::{Outcome, TlsDriver, TlsState};
 
 use std::time::SystemTime;

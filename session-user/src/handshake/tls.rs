@@ -14,6 +14,7 @@ use session_proto::seal::Aead;
 use super::error::HandshakeError;
 use super::identity::Identity;
 use super::name::{PeerIdentity, PeerName, Usage, sha256};
+use super::suites;
 use super::verify::Verifier;
 
 /// ALPN of the protocol's first version.
@@ -141,6 +142,7 @@ impl TlsDriver {
             .with_single_cert(material.chain.clone(), material.key.clone_key())
             .map_err(unusable)?;
         config.alpn_protocols = vec![ALPN.to_vec()];
+        config.ignore_client_order = suites::insists(&identity.provider);
         config.send_tls13_tickets = 0;
         config.session_storage = Arc::new(NoServerSessionStorage {});
         config.max_early_data_size = 0;

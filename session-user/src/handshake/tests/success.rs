@@ -4,6 +4,7 @@ use rustls::crypto::aws_lc_rs::kx_group;
 use session_proto::seal::Aead;
 
 use super::super::identity::provider;
+use super::super::suites;
 use super::*;
 
 #[test]
@@ -15,10 +16,11 @@ fn two_units_agree_on_a_secret_and_on_each_other() {
     assert_eq!(near.secret, far.secret);
     assert_ne!(near.secret, [0; 32]);
     assert_eq!(near.aead, far.aead);
-    assert!(matches!(
-        near.aead,
-        Aead::Aes128Gcm | Aead::Aes256Gcm | Aead::ChaCha20Poly1305
-    ));
+    let best = match suites::aes_in_hardware() {
+        true => Aead::Aes128Gcm,
+        false => Aead::ChaCha20Poly1305,
+    };
+    assert_eq!(near.aead, best);
     assert_eq!(near.group, "X25519MLKEM768");
     assert_eq!(far.group, "X25519MLKEM768");
     assert_eq!(near.peer.name.uri(), "spiffe://fleet.example/gateway");
@@ -35,6 +37,53 @@ fn a_name_may_be_a_whole_spiffe_id() {
     for name in ["depot/b", "spiffe://fleet.example/depot/b"] {
         let (near, far) = shake(&client, &server, name);
         assert!(near.is_ok() && far.is_ok(), "{name}");
+    }
+}
+
+/// ChaCha20-Poly1305, if the processor of one of the two would have to do AES by itself.
+#[test]
+fn the_aead_suits_both_processors() {
+    let fleet = Fleet::new();
+    let unit = |name, aes_in_hardware| {
+        fleet.unit(name);
+        let mut identity = Identity::load(&fleet.paths(name)).unwrap();
+        let mut provider = (*provider()).clone();
+        provider.cipher_suites = suites::in_order(aes_in_hardware);
+        identity.provider = Arc::new(provider);
+        Arc::new(identity)
+    };
+    for (client, server, aead) in [
+        (true, true, Aead::Aes128Gcm),
+        (true, false, Aead::ChaCha20Poly1305),
+        (false, true, Aead::ChaCha20Poly1305),
+        (false, false, Aead::ChaCha20Poly1305),
+    ] {
+        let (near, far) = shake(&unit("a", client), &unit("b", server), "b");
+        assert_eq!(
+            (near.unwrap().aead, far.unwrap().aead),
+            (aead, aead),
+            "{client} {server}"
+        );
+    }
+}
+
+/// What else TLS 1.3 has is there for peers that offer nothing better.
+#[test]
+fn every_aead_can_be_had() {
+    let fleet = Fleet::new();
+    let server = fleet.unit("b");
+    for (suite, aead) in suites::in_order(true).into_iter().zip([
+        Aead::Aes128Gcm,
+        Aead::Aes256Gcm,
+        Aead::ChaCha20Poly1305,
+    ]) {
+        fleet.unit("a");
+        let mut client = Identity::load(&fleet.paths("a")).unwrap();
+        let mut only = (*provider()).clone();
+        only.cipher_suites = vec![suite];
+        client.provider = Arc::new(only);
+        let (near, far) = shake(&Arc::new(client), &server, "b");
+        assert_eq!((near.unwrap().aead, far.unwrap().aead), (aead, aead));
     }
 }
 

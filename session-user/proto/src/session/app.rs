@@ -197,7 +197,7 @@ impl Session {
         self.loose_pieces = (self.loose_pieces + stream.recv.loose()).saturating_sub(loose);
         self.flow.consume(taken as u64);
         self.flow
-            .replenish(id, stream, open, self.config.stream_window_max);
+            .replenish(self.now, id, stream, open, self.config.stream_window_max);
     }
 
     /// Whether the application has taken every byte of `id` and the peer ended it. Telling ends

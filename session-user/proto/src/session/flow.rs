@@ -6,7 +6,9 @@ use super::Session;
 use super::config::Config;
 use super::event::{Event, StreamId, Violation};
 use super::memory::Part;
+use super::rivals::Rivals;
 use super::stream::{RecvHalf, Stream};
+use crate::Time;
 use crate::limits::{BOND_WINDOW_BYTES, FIRST_WINDOW_MAX, FIRST_WINDOW_MIN, PROVEN_BYTES};
 use crate::wire::{Frame, Mode};
 
@@ -29,6 +31,7 @@ pub(super) struct Flow {
     pub initial_window: u64,
     /// The windows of all streams that are not over: what readers that are stuck may come to hold.
     promised: Part,
+    rivals: Rivals,
     pub max_data_due: bool,
     pub credit_due: VecDeque<StreamId>,
 
@@ -61,6 +64,7 @@ impl Flow {
             recv_budget,
             initial_window,
             promised: config.shared_memory.receiving(),
+            rivals: Rivals::default(),
             max_data_due: false,
             credit_due: VecDeque::new(),
             local_opened: 0,
@@ -105,12 +109,24 @@ impl Flow {
         self.promised.add(stream.recv.window as usize);
     }
 
+    /// What windows may grow to, together.
+    fn windows_max(&self) -> u64 {
+        self.recv_budget - self.recv_budget / 4
+    }
+
+    /// The largest window of one of `open` streams: all that are fast have the same, and one that becomes fast finds as much.
+    fn share(&self, open: usize) -> u64 {
+        let share = self.windows_max() / (self.rivals.count_of_late() + 1);
+        share.max(self.unproven_window(open))
+    }
+
     /// By how much a window may grow that wants `more`: by half of what is left up to three quarters of the budget, and of
     /// what all sessions have left, so that there is some for others whatever a few do, and what comes in always finds room
     /// beside what is stuck.
     fn allowed(&self, more: u64) -> u64 {
-        let most = self.recv_budget - self.recv_budget / 4;
-        let left = most.saturating_sub(self.promised.used() as u64);
+        let left = self
+            .windows_max()
+            .saturating_sub(self.promised.used() as u64);
         let part = more.min(left.min(self.promised.free() as u64) / 2);
         // Less is not worth a frame.
         if part == more || part >= FIRST_WINDOW_MIN {
@@ -149,27 +165,45 @@ impl Flow {
         let most = if recv.consumed < PROVEN_BYTES {
             self.unproven_window(open).min(window_max)
         } else {
-            window_max
+            window_max.min(self.share(open))
         };
         let more = recv.window.min(most.saturating_sub(recv.window));
         self.allowed(more)
     }
 
-    /// Grants `stream`, one of `open`, more once it has used half of its window; the window doubles while there
-    /// is budget and its reader reads, so that a fast path is not held back by it.
-    pub fn replenish(&mut self, id: StreamId, stream: &mut Stream, open: usize, window_max: u64) {
+    /// Grants `stream`, one of `open`, more once it has used half of its window; the window doubles while that goes fast,
+    /// its reader reads, and there is budget, so that a fast path is not held back by it. Once others are as fast it
+    /// shrinks to what all of them have: no credit is taken back, but less is granted anew.
+    pub fn replenish(
+        &mut self,
+        now: Time,
+        id: StreamId,
+        stream: &mut Stream,
+        open: usize,
+        window_max: u64,
+    ) {
         let recv = &mut stream.recv;
-        if recv.final_size.is_some() || recv.discard || recv.max - recv.consumed >= recv.window / 2
-        {
+        let left = recv.max - recv.consumed;
+        if recv.final_size.is_some() || recv.discard || left >= recv.window / 2 {
             return;
         }
+        let fast = self.rivals.renewed(&mut recv.pace, now);
         let window_max = match stream.service.mode {
             Mode::Bonded => window_max.min(BOND_WINDOW_BYTES),
             Mode::Single | Mode::Redundant => window_max,
         };
-        let more = self.growth(recv, open, window_max);
-        self.promised.add(more as usize);
-        recv.window += more;
+        let share = self.share(open).max(left);
+        if share < recv.window {
+            self.promised.sub((recv.window - share) as usize);
+            recv.window = share;
+            if left >= recv.window / 2 {
+                return;
+            }
+        } else if fast {
+            let more = self.growth(recv, open, window_max);
+            self.promised.add(more as usize);
+            recv.window += more;
+        }
         recv.max = recv.consumed + recv.window;
         if !stream.credit_due {
             stream.credit_due = true;

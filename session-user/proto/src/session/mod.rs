@@ -35,6 +35,7 @@ mod receive;
 mod rekey;
 mod resume;
 mod retained;
+mod rivals;
 mod schedule;
 mod stream;
 mod term;

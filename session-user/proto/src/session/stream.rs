@@ -8,6 +8,7 @@ use super::beginning::Beginning;
 use super::event::Violation;
 use super::packing::Sending;
 use super::pieces::Pieces;
+use super::rivals::Pace;
 use super::schedule::Appetite;
 use super::unpacking::{Packed, Piece, Unpacking};
 use crate::wire::Service;
@@ -45,6 +46,8 @@ pub(super) struct RecvHalf {
     pub max: u64,
     /// How much credit is granted beyond `consumed`.
     pub window: u64,
+    /// How fast it is used.
+    pub pace: Pace,
     pub final_size: Option<u64>,
     /// The peer aborted the stream behind `final_size`, with this code: the application is told once it has what came
     /// before.
@@ -72,6 +75,7 @@ impl RecvHalf {
             consumed: 0,
             max: window,
             window,
+            pace: Pace::default(),
             final_size: None,
             reset: None,
             fin: false,

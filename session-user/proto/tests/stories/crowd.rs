@@ -1,5 +1,7 @@
 //! Very many streams of one session.
 
+use std::time::Duration;
+
 use bytes::BytesMut;
 use session_proto::limits::READ_BYTES_MAX;
 use session_proto::session::{Config, Event, SendBuf, SharedMemory, StreamId};
@@ -272,4 +274,48 @@ fn few_streams_have_large_first_windows_and_many_small_ones() {
     let many = streams(&mut pair, 2_000);
     let among_many = first_flight(&mut pair, many[1_999]);
     assert!((4 * 1024..=16 * 1024).contains(&among_many), "{among_many}");
+}
+
+/// Sends on all of `ids` until none has credit, and has all of it read; returns how much that was of each.
+fn flights(pair: &mut Pair, ids: &[StreamId]) -> Vec<usize> {
+    let mut sent = vec![0; ids.len()];
+    loop {
+        let mut going = false;
+        for (&id, sent) in ids.iter().zip(&mut sent) {
+            let n = pair.a.capacity(id);
+            if n > 0 {
+                write(pair.now, &mut pair.a, id, &vec![9; n]);
+                *sent += n;
+                going = true;
+            }
+        }
+        // Acknowledged, and not read.
+        pair.run();
+        if !going {
+            break;
+        }
+    }
+    for (&id, &sent) in ids.iter().zip(&sent) {
+        assert_eq!(read(&mut pair.b, id).0.len(), sent);
+    }
+    pair.run();
+    sent
+}
+
+/// Where all credit is used, a stream moves as much as its window lets it.
+#[test]
+fn streams_that_are_fast_at_once_come_to_have_the_same_credit() {
+    let mut pair = Pair::open(&Config::default());
+    let first = pair.stream();
+    let alone = (0..20).map(|_| flights(&mut pair, &[first])[0]).max();
+    assert!(alone.unwrap() >= 6 << 20, "{alone:?}");
+    let mut ids = streams(&mut pair, 15);
+    ids.push(first);
+    let latest = (0..20).map(|_| flights(&mut pair, &ids)).last().unwrap();
+    let (least, most) = (*latest.iter().min().unwrap(), *latest.iter().max().unwrap());
+    assert!(most <= 2 * least && least >= 512 * 1024, "{latest:?}");
+    // Once the others rest it has what is left beside their credit.
+    pair.wait(Duration::from_secs(2));
+    let again = (0..20).map(|_| flights(&mut pair, &[first])[0]).max();
+    assert!(2 * again.unwrap() > 3 * most, "{again:?} after {most}");
 }

@@ -138,7 +138,7 @@ impl RecordKey {
         Self::expand(aead, secret, label, context, true)
     }
 
-    /// For small records: less to set up, and to keep.
+    /// For what is usually small: less to set up, and to keep. A datagram may be large, and only takes its time.
     pub(super) fn of_small(aead: Aead, secret: &Secret, label: &str, context: &[u8]) -> Self {
         Self::expand(aead, secret, label, context, false)
     }

@@ -114,9 +114,15 @@ impl Flow {
         self.recv_budget - self.recv_budget / 4
     }
 
-    /// The largest window of one of `open` streams: all that are fast have the same, and one that becomes fast finds as much.
-    fn share(&self, open: usize) -> u64 {
-        let share = self.windows_max() / (self.rivals.count_of_late() + 1);
+    /// How much of that is left, and of what all sessions have.
+    fn windows_left(&self) -> u64 {
+        let left = (self.windows_max()).saturating_sub(self.promised.used() as u64);
+        left.min(self.promised.free() as u64)
+    }
+
+    /// What each of `open` streams that are fast may have, with as much for one that becomes fast next.
+    fn share(&self, now: Time, open: usize) -> u64 {
+        let share = self.windows_max() / (self.rivals.of_late(now) + 1);
         share.max(self.unproven_window(open))
     }
 
@@ -124,10 +130,7 @@ impl Flow {
     /// what all sessions have left, so that there is some for others whatever a few do, and what comes in always finds room
     /// beside what is stuck.
     fn allowed(&self, more: u64) -> u64 {
-        let left = self
-            .windows_max()
-            .saturating_sub(self.promised.used() as u64);
-        let part = more.min(left.min(self.promised.free() as u64) / 2);
+        let part = more.min(self.windows_left() / 2);
         // Less is not worth a frame.
         if part == more || part >= FIRST_WINDOW_MIN {
             part
@@ -160,20 +163,23 @@ impl Flow {
         (more > 0).then_some(recv.max)
     }
 
-    /// By how much the window of a stream may grow.
-    fn growth(&self, recv: &RecvHalf, open: usize, window_max: u64) -> u64 {
+    /// By how much the window of a stream may grow, whose part of the budget would be `share`: beyond that only as long as as
+    /// much is left.
+    fn growth(&self, recv: &RecvHalf, open: usize, window_max: u64, share: u64) -> u64 {
         let most = if recv.consumed < PROVEN_BYTES {
-            self.unproven_window(open).min(window_max)
+            self.unproven_window(open)
         } else {
-            window_max.min(self.share(open))
+            let spare = self.windows_left().saturating_sub(share);
+            share.max(recv.window + spare)
         };
+        let most = most.min(window_max);
         let more = recv.window.min(most.saturating_sub(recv.window));
         self.allowed(more)
     }
 
-    /// Grants `stream`, one of `open`, more once it has used half of its window; the window doubles while that goes fast,
-    /// its reader reads, and there is budget, so that a fast path is not held back by it. Once others are as fast it
-    /// shrinks to what all of them have: no credit is taken back, but less is granted anew.
+    /// Grants `stream`, one of `open`, more once it has used half of its window; the window doubles while its reader
+    /// reads and there is budget, so that a fast path is not held back by it. Where others that are as fast have less, and
+    /// little is left for them, it shrinks to what all may have: no credit is taken back, but less is granted anew.
     pub fn replenish(
         &mut self,
         now: Time,
@@ -187,20 +193,24 @@ impl Flow {
         if recv.final_size.is_some() || recv.discard || left >= recv.window / 2 {
             return;
         }
-        let fast = self.rivals.renewed(&mut recv.pace, now);
+        // What has not been seen to read gets no share.
+        if recv.consumed >= PROVEN_BYTES {
+            self.rivals.renewed(&mut recv.pace, now);
+        }
         let window_max = match stream.service.mode {
             Mode::Bonded => window_max.min(BOND_WINDOW_BYTES),
             Mode::Single | Mode::Redundant => window_max,
         };
-        let share = self.share(open).max(left);
-        if share < recv.window {
-            self.promised.sub((recv.window - share) as usize);
-            recv.window = share;
+        let share = self.share(now, open);
+        let part = share.max(left);
+        if part < recv.window && self.windows_left() < share {
+            self.promised.sub((recv.window - part) as usize);
+            recv.window = part;
             if left >= recv.window / 2 {
                 return;
             }
-        } else if fast {
-            let more = self.growth(recv, open, window_max);
+        } else {
+            let more = self.growth(recv, open, window_max, share);
             self.promised.add(more as usize);
             recv.window += more;
         }

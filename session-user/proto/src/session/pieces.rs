@@ -64,12 +64,14 @@ impl Pieces {
         self.bytes -= taken;
     }
 
-    /// Whether what shares buffers is little for that. A piece that is being read is not: its end is about to go.
+    /// Whether what shares buffers is little for that. The end of a piece that is being read is not, by itself: it is about
+    /// to go.
     pub fn are_small(&self) -> bool {
-        let being_read = usize::from(self.begun && self.loose == self.queue.len());
-        let pieces = self.loose.saturating_sub(being_read);
-        let loose = self.queue.iter().rev().take(pieces);
-        loose.map(Bytes::len).sum::<usize>() < pieces * JOINED_BYTES
+        if self.begun && self.queue.len() == 1 {
+            return false;
+        }
+        let loose = self.queue.iter().rev().take(self.loose);
+        loose.map(Bytes::len).sum::<usize>() < self.loose * JOINED_BYTES
     }
 
     /// Moves what shares buffers into its own, so that a slow reader does not hold on to the large ones that its few bytes
@@ -130,8 +132,9 @@ mod tests {
         pieces.push(Bytes::from(vec![1; JOINED_BYTES + 1]));
         pieces.take(JOINED_BYTES);
         assert!(!pieces.are_small());
-        pieces.take(1);
         pieces.push(Bytes::from_static(b"few"));
+        assert!(pieces.are_small());
+        pieces.take(1);
         assert!(pieces.are_small());
     }
 }

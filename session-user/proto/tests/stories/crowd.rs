@@ -319,3 +319,34 @@ fn streams_that_are_fast_at_once_come_to_have_the_same_credit() {
     let again = (0..20).map(|_| flights(&mut pair, &[first])[0]).max();
     assert!(2 * again.unwrap() > 3 * most, "{again:?} after {most}");
 }
+
+/// Answers that are short, each on a stream of its own, are no rivals of a transfer, however many there are.
+#[test]
+fn many_short_streams_leave_a_long_one_its_credit() {
+    let mut pair = Pair::open(&Config::default());
+    let long = pair.stream();
+    // Credit comes when half of it is used, so that one flight says little.
+    let credit = |pair: &mut Pair, times| (0..times).map(|_| flights(pair, &[long])[0]).max();
+    credit(&mut pair, 20);
+    let alone = credit(&mut pair, 4);
+    for _ in 0..10 {
+        let short = streams(&mut pair, 40);
+        for _ in 0..12 {
+            for &id in &short {
+                write(pair.now, &mut pair.a, id, &[5; 12_000]);
+            }
+            pair.run();
+            for &id in &short {
+                read(&mut pair.b, id);
+            }
+        }
+        let beside = credit(&mut pair, 4);
+        assert!(4 * beside.unwrap() >= 3 * alone.unwrap(), "{beside:?}");
+        for id in short {
+            pair.a.finish(id).unwrap();
+            pair.b.finish(id).unwrap();
+            pair.run();
+            assert!(read(&mut pair.b, id).1 && read(&mut pair.a, id).1);
+        }
+    }
+}

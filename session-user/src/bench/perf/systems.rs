@@ -28,6 +28,8 @@ pub enum System {
     Direct,
     /// Two plain copying programs on tokio: what two hops cost at least.
     Proxy,
+    /// The same with splice(2), so that nothing is copied to them.
+    Splice,
     /// Holdfast, with capture.
     Holdfast,
     /// The same with `connect = "early"`. It goes with the other.
@@ -51,9 +53,10 @@ pub enum System {
 
 impl System {
     /// All of them, in the order of reports.
-    pub const ALL: [Self; 11] = [
+    pub const ALL: [Self; 12] = [
         Self::Direct,
         Self::Proxy,
+        Self::Splice,
         Self::Holdfast,
         Self::Early,
         Self::Stunnel,
@@ -70,6 +73,7 @@ impl System {
         match self {
             Self::Direct => "direct",
             Self::Proxy => "proxy",
+            Self::Splice => "splice",
             Self::Holdfast => "holdfast",
             Self::Early => "holdfast, early",
             Self::Stunnel => "stunnel",
@@ -89,14 +93,14 @@ impl System {
 
     /// Whether it encrypts, and is another's.
     pub const fn is_rival(self) -> bool {
-        !self.is_own() && !matches!(self, Self::Direct | Self::Proxy)
+        !self.is_own() && !matches!(self, Self::Direct | Self::Proxy | Self::Splice)
     }
 
-    /// Whether it is one of the others that relay connections by programs in user space, and encrypt.
+    /// Whether it is one of the others that relay connections by programs in user space over TCP, and encrypt.
     pub const fn is_relay(self) -> bool {
         matches!(
             self,
-            Self::Stunnel | Self::Haproxy | Self::Shadowsocks | Self::Ssh | Self::Quic
+            Self::Stunnel | Self::Haproxy | Self::Shadowsocks | Self::Ssh
         )
     }
 
@@ -104,7 +108,8 @@ impl System {
     pub fn peer(self) -> Option<Box<dyn Peer>> {
         Some(match self {
             Self::Direct | Self::Holdfast | Self::Early => return None,
-            Self::Proxy => Box::new(Proxy),
+            Self::Proxy => Box::new(Proxy { splices: false }),
+            Self::Splice => Box::new(Proxy { splices: true }),
             Self::Stunnel => Box::new(Stunnel),
             Self::Haproxy => Box::new(Haproxy),
             Self::Shadowsocks => Box::new(Shadowsocks),
@@ -157,11 +162,18 @@ fn write(site: &Site<'_>, name: &str, text: &str) -> anyhow::Result<String> {
     Ok(path.display().to_string())
 }
 
-struct Proxy;
+struct Proxy {
+    splices: bool,
+}
 
 impl Peer for Proxy {
     fn name(&self) -> &'static str {
-        System::Proxy.name()
+        let system = if self.splices {
+            System::Splice
+        } else {
+            System::Proxy
+        };
+        system.name()
     }
 
     fn start(&self, site: &Site<'_>) -> anyhow::Result<Way> {
@@ -169,6 +181,7 @@ impl Peer for Proxy {
             let mut command = Command::new(own_program()?);
             command.args(["bench", "app-proxy"]);
             command.args(["--listen", &listen.to_string(), "--to", &to.to_string()]);
+            command.args(self.splices.then_some("--splice"));
             anyhow::Ok(command)
         };
         let commands = [

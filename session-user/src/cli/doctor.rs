@@ -268,7 +268,7 @@ fn aead(aes_in_hardware: bool) -> Finding {
     let detail = if aes_in_hardware {
         "AES-128-GCM, for which the processor has instructions"
     } else {
-        "ChaCha20-Poly1305, as the processor has no instructions for AES"
+        "ChaCha20-Poly1305, as the processor is not known to have instructions for AES"
     };
     Finding::new("AEAD", true, detail, "")
 }

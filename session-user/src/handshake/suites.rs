@@ -3,7 +3,7 @@
 use rustls::crypto::{CryptoProvider, aws_lc_rs};
 use rustls::{CipherSuite, SupportedCipherSuite};
 
-/// Whether this processor has instructions for AES and for the multiplication in GCM. Without them, AES-GCM is several
+/// Whether this processor is known to have instructions for AES and for the multiplication in GCM. Without them, AES-GCM is several
 /// times slower than ChaCha20-Poly1305, and what a cache remembers may tell of its keys.
 pub fn aes_in_hardware() -> bool {
     #[cfg(target_arch = "x86_64")]
@@ -17,7 +17,8 @@ pub fn aes_in_hardware() -> bool {
     has
 }
 
-/// All suites of TLS 1.3, the best one first. That is the order of RFC 8446 section 9.1 where there is hardware for AES.
+/// The suites that the protocol has, the best one first. The one that all implementations have (RFC 8446 section 9.1) is the
+/// fastest where there is hardware for AES.
 pub(super) fn in_order(aes_in_hardware: bool) -> Vec<SupportedCipherSuite> {
     let aes = [
         aws_lc_rs::cipher_suite::TLS13_AES_128_GCM_SHA256,

@@ -16,9 +16,10 @@ fn two_units_agree_on_a_secret_and_on_each_other() {
     assert_eq!(near.secret, far.secret);
     assert_ne!(near.secret, [0; 32]);
     assert_eq!(near.aead, far.aead);
-    let best = match suites::aes_in_hardware() {
-        true => Aead::Aes128Gcm,
-        false => Aead::ChaCha20Poly1305,
+    let best = if suites::aes_in_hardware() {
+        Aead::Aes128Gcm
+    } else {
+        Aead::ChaCha20Poly1305
     };
     assert_eq!(near.aead, best);
     assert_eq!(near.group, "X25519MLKEM768");
@@ -67,7 +68,7 @@ fn the_aead_suits_both_processors() {
     }
 }
 
-/// What else TLS 1.3 has is there for peers that offer nothing better.
+/// The others are there for peers that offer nothing better.
 #[test]
 fn every_aead_can_be_had() {
     let fleet = Fleet::new();

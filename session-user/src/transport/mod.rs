@@ -53,7 +53,8 @@ pub struct TransportOptions {
     /// often than a NAT's usual timeout asks for. Each transport has a time of its own, up to a quarter less: those
     /// of many that were made at once would come at once, and be lost together.
     pub keepalive_idle: Duration,
-    /// Time between keep-alive probes.
+    /// Time between keep-alive probes, at most. Each transport has one of its own, shorter by one or three tenths: those of
+    /// many that were lost together would be lost together again.
     pub keepalive_interval: Duration,
     /// Unanswered keep-alive probes that end the connection.
     pub keepalive_probes: u32,
@@ -114,16 +115,22 @@ impl TransportOptions {
 
     /// When the first keep-alive probe of one connection is due. The kernel's timers of a minute are two seconds
     /// coarse.
-    fn keepalive_idle_of_one(&self) -> Duration {
-        let mut drawn = [0; 4];
-        if SystemRandom::new().fill(&mut drawn).is_err() {
-            return self.keepalive_idle;
-        }
+    fn keepalive_idle_of_one(&self, drawn: [u8; 4]) -> Duration {
         let less = self.keepalive_idle / 4 * (u32::from_ne_bytes(drawn) >> 24) / 255;
-        // The kernel counts whole seconds.
-        let idle = self.keepalive_idle.saturating_sub(less);
-        Duration::from_secs(idle.as_secs().max(1))
+        whole_seconds(self.keepalive_idle.saturating_sub(less))
     }
+
+    /// When the next probes of one connection are due. Of the usual 10 s it is 7 or 9: even numbers of seconds would be as
+    /// coarse as the first, for the kernel rounds them up to when it looks at those of others.
+    fn keepalive_interval_of_one(&self, drawn: [u8; 4]) -> Duration {
+        let tenths = if drawn[0] & 1 == 0 { 7 } else { 9 };
+        whole_seconds(self.keepalive_interval * tenths / 10)
+    }
+}
+
+/// As the kernel counts keep-alive times.
+fn whole_seconds(time: Duration) -> Duration {
+    Duration::from_secs(time.as_secs().max(1))
 }
 
 /// Where to dial, and over what.
@@ -207,9 +214,15 @@ fn tune(socket: SockRef<'_>, options: &TransportOptions) -> std::io::Result<()> 
             tracing::warn!(%name, %error, "[transport] congestion: the kernel does not have it, or not for this agent; the host's default is used");
         });
     }
+    let mut drawn = [0; 4];
+    if SystemRandom::new().fill(&mut drawn).is_err() {
+        tracing::debug!(
+            "keep-alive probes of transports may come at once: the kernel gives no random bytes"
+        );
+    }
     let keepalive = TcpKeepalive::new()
-        .with_time(options.keepalive_idle_of_one())
-        .with_interval(options.keepalive_interval)
+        .with_time(options.keepalive_idle_of_one(drawn))
+        .with_interval(options.keepalive_interval_of_one(drawn))
         .with_retries(options.keepalive_probes);
     socket.set_tcp_keepalive(&keepalive)
 }

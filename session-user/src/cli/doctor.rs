@@ -266,7 +266,7 @@ fn fast_open_of(bits: u32) -> Finding {
 /// Both are safe, so that it is never a failure.
 fn aead(aes_in_hardware: bool) -> Finding {
     let detail = if aes_in_hardware {
-        "AES-128-GCM, for which the processor has instructions"
+        "AES-128-GCM, for which the processor has instructions, unless a peer's has none"
     } else {
         "ChaCha20-Poly1305, as the processor is not known to have instructions for AES"
     };

@@ -225,8 +225,9 @@ impl Session {
 
     /// The driver could not hand over all that was readable: [`super::Event::Readable`] comes again with further bytes.
     /// What stays is moved into buffers of its own size if it came in small pieces: a few bytes are not to hold on to a large
-    /// buffer. The end of one that is being read, with nothing behind it, stays as it is, since it is about to go. Larger ones are not copied because their reader was not there in time; they are if there are too many of
-    /// them, or at the next [`Self::rest`].
+    /// buffer. The end of one that is being read, with nothing behind it, stays as it is, since it is about to go. Larger
+    /// ones are not copied because their reader was not there in time; they are if there are too many of them, or at the
+    /// next [`Self::rest`].
     pub fn leave_rest(&mut self, id: StreamId) {
         let Some(stream) = self.streams.get_mut(&id) else {
             return;

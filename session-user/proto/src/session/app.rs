@@ -193,7 +193,7 @@ impl Session {
             return;
         };
         let loose = stream.recv.loose();
-        stream.recv.consume(taken);
+        stream.recv.consume(self.now, taken);
         self.loose_pieces = (self.loose_pieces + stream.recv.loose()).saturating_sub(loose);
         self.flow.consume(taken as u64);
         self.flow
@@ -224,16 +224,15 @@ impl Session {
     }
 
     /// The driver could not hand over all that was readable: [`super::Event::Readable`] comes again with further bytes.
-    /// What stays is moved into buffers of its own size if it came in small pieces: a few bytes are not to hold on to a large
-    /// buffer. The end of one that is being read, with nothing behind it, stays as it is, since it is about to go. Larger
-    /// ones are not copied because their reader was not there in time; they are if there are too many of them, or at the
-    /// next [`Self::rest`].
+    /// What stays is moved into buffers of its own size if it came in small pieces and its reader has taken none of late: a
+    /// few bytes are not to hold on to a large buffer. All else stays as it is until there is too much of it, or the next
+    /// [`Self::rest`]: it is about to go, or worth its buffer.
     pub fn leave_rest(&mut self, id: StreamId) {
         let Some(stream) = self.streams.get_mut(&id) else {
             return;
         };
         stream.told_readable = false;
-        if stream.recv.pieces().are_small() {
+        if stream.recv.pieces().waste_buffers(self.now) {
             let loose = stream.recv.loose();
             stream.recv.pieces().compact();
             self.loose_pieces = self.loose_pieces.saturating_sub(loose);

@@ -1,11 +1,17 @@
 //! Received bytes in order that the application has not taken, as they came.
 
 use std::collections::VecDeque;
+use std::time::Duration;
 
 use bytes::{Buf, Bytes};
 
+use crate::Time;
+
 /// Small pieces are joined up to this size, in bytes.
 const JOINED_BYTES: usize = 16 * 1024;
+
+/// A reader that took something within this time takes the rest soon.
+const READER_SLOW: Duration = Duration::from_millis(100);
 
 /// A queue of them. Each shares the buffer that it came in, which is large and used again once nothing shares it; or has
 /// one of its own.
@@ -15,8 +21,8 @@ pub(super) struct Pieces {
     bytes: usize,
     /// The last so many share the buffers that they came in.
     loose: usize,
-    /// A part of the first has been taken.
-    begun: bool,
+    /// When some were taken last.
+    taken_at: Option<Time>,
 }
 
 impl Pieces {
@@ -45,7 +51,7 @@ impl Pieces {
     }
 
     /// The first `taken` bytes are gone. At most [`Self::bytes`].
-    pub fn take(&mut self, taken: usize) {
+    pub fn take(&mut self, now: Time, taken: usize) {
         debug_assert!(taken <= self.bytes);
         let mut left = taken;
         while left > 0 {
@@ -55,19 +61,19 @@ impl Pieces {
             let now = left.min(front.len());
             front.advance(now);
             left -= now;
-            self.begun = !front.is_empty();
-            if !self.begun {
+            if front.is_empty() {
                 self.queue.pop_front();
             }
         }
         self.loose = self.loose.min(self.queue.len());
         self.bytes -= taken;
+        self.taken_at = Some(now);
     }
 
-    /// Whether what shares buffers is little for that. The end of a piece that is being read is not, by itself: it is about
-    /// to go.
-    pub fn are_small(&self) -> bool {
-        if self.begun && self.queue.len() == 1 {
+    /// Whether those that share buffers are little for that, and not about to go.
+    pub fn waste_buffers(&self, now: Time) -> bool {
+        let taken_at = self.taken_at;
+        if taken_at.is_some_and(|at| now.since(at) < READER_SLOW) {
             return false;
         }
         let loose = self.queue.iter().rev().take(self.loose);
@@ -112,29 +118,35 @@ impl Pieces {
 mod tests {
     use super::*;
 
+    fn at(millis: u64) -> Time {
+        Time::ZERO + Duration::from_millis(millis)
+    }
+
     #[test]
-    fn pieces_are_small_on_average() {
+    fn what_is_small_on_average_gets_buffers_of_its_own() {
         let mut pieces = Pieces::default();
-        assert!(!pieces.are_small());
+        assert!(!pieces.waste_buffers(at(0)));
         pieces.push(Bytes::from(vec![1; 3 * JOINED_BYTES]));
         pieces.push(Bytes::from_static(b"few"));
-        assert!(!pieces.are_small());
-        pieces.take(2 * JOINED_BYTES);
-        assert!(pieces.are_small());
+        assert!(!pieces.waste_buffers(at(0)));
+        pieces.take(at(0), 2 * JOINED_BYTES);
+        assert!(pieces.waste_buffers(at(100)));
         pieces.compact();
-        assert!(!pieces.are_small());
+        assert!(!pieces.waste_buffers(at(100)));
         assert_eq!(pieces.bytes(), JOINED_BYTES + 3);
     }
 
     #[test]
-    fn the_end_of_a_piece_that_is_being_read_stays_where_it_is() {
+    fn what_is_being_read_stays_where_it_is() {
         let mut pieces = Pieces::default();
-        pieces.push(Bytes::from(vec![1; JOINED_BYTES + 1]));
-        pieces.take(JOINED_BYTES);
-        assert!(!pieces.are_small());
-        pieces.push(Bytes::from_static(b"few"));
-        assert!(pieces.are_small());
-        pieces.take(1);
-        assert!(pieces.are_small());
+        pieces.push(Bytes::from_static(b"few and some"));
+        assert!(pieces.waste_buffers(at(0)));
+        pieces.take(at(0), 3);
+        assert!(!pieces.waste_buffers(at(99)));
+        pieces.push(Bytes::from_static(b"more"));
+        assert!(!pieces.waste_buffers(at(99)));
+        assert!(pieces.waste_buffers(at(100)));
+        pieces.take(at(100), 1);
+        assert!(!pieces.waste_buffers(at(199)));
     }
 }

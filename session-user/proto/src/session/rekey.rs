@@ -209,7 +209,7 @@ impl Session {
         };
         reauth.received.insert(offset, false, data)?;
         while let Some(data) = reauth.received.peek().cloned() {
-            reauth.received.consume(data.len());
+            reauth.received.consume(self.now, data.len());
             self.events.push_back(Event::ReauthData {
                 generation: reauth.generation,
                 data,

@@ -11,6 +11,7 @@ use super::pieces::Pieces;
 use super::rivals::Pace;
 use super::schedule::Appetite;
 use super::unpacking::{Packed, Piece, Unpacking};
+use crate::Time;
 use crate::wire::Service;
 
 /// The sending half.
@@ -319,8 +320,8 @@ impl RecvHalf {
     }
 
     /// The application took `taken` bytes, at most what is ready.
-    pub fn consume(&mut self, taken: usize) {
-        self.ready.take(taken);
+    pub fn consume(&mut self, now: Time, taken: usize) {
+        self.ready.take(now, taken);
         self.consumed += taken as u64;
         self.mark = self.mark.filter(|mark| *mark >= self.consumed);
     }
@@ -421,7 +422,7 @@ mod tests {
                 return out;
             }
             out.push((half.is_at_mark(), bytes));
-            half.consume(out[out.len() - 1].1.len());
+            half.consume(Time::ZERO, out[out.len() - 1].1.len());
         }
     }
 
@@ -509,7 +510,7 @@ mod tests {
                     let Some(front) = half.peek() else { break };
                     let n = want.min(front.len());
                     out.extend_from_slice(&front[..n]);
-                    half.consume(n);
+                    half.consume(Time::ZERO, n);
                     want -= n;
                 }
                 if i % 3 == 0 { half.pieces().compact(); }
@@ -517,7 +518,7 @@ mod tests {
             }
             while let Some(front) = half.peek().cloned() {
                 out.extend_from_slice(&front);
-                half.consume(front.len());
+                half.consume(Time::ZERO, front.len());
             }
             prop_assert_eq!(out, source);
             prop_assert_eq!(half.buffered(), 0);

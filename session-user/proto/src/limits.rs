@@ -111,10 +111,10 @@ pub const PONGS_QUEUED_MAX: usize = 64;
 /// Room for one read of a transport's socket, at most, in bytes: several records of full size.
 pub const READ_BYTES_MAX: usize = 4 * STREAM_DATA_BYTES_MAX;
 
-/// Received pieces that may hold on to the buffers that they came in, for all streams of a session
-/// together, at most; beyond it they are copied into buffers of their own. Fewer where so many buffers
-/// would be more than the memory for what is received.
-pub const LOOSE_PIECES_MAX: usize = 128;
+/// Buffers that received pieces came in and may hold on to, for all streams of a session together, at most;
+/// beyond it they are copied into buffers of their own. Fewer where so many buffers would be more than the
+/// memory for what is received. One that several streams hold on to counts for each.
+pub const LOOSE_BUFFERS_MAX: usize = 128;
 
 /// Pieces beyond a gap that a session keeps: as many as there are record numbers in the window.
 pub const PIECES_AHEAD_MAX: usize = 1 << 16;

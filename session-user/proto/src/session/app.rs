@@ -192,9 +192,10 @@ impl Session {
         let Some(stream) = self.streams.get_mut(&id) else {
             return;
         };
-        let loose = stream.recv.loose();
+        let loose = stream.recv.loose_buffers();
         stream.recv.consume(self.now, taken);
-        self.loose_pieces = (self.loose_pieces + stream.recv.loose()).saturating_sub(loose);
+        self.loose_buffers =
+            (self.loose_buffers + stream.recv.loose_buffers()).saturating_sub(loose);
         self.flow.consume(taken as u64);
         self.flow
             .replenish(self.now, id, stream, open, self.config.stream_window_max);
@@ -233,9 +234,9 @@ impl Session {
         };
         stream.told_readable = false;
         if stream.recv.pieces().waste_buffers(self.now) {
-            let loose = stream.recv.loose();
+            let loose = stream.recv.loose_buffers();
             stream.recv.pieces().compact();
-            self.loose_pieces = self.loose_pieces.saturating_sub(loose);
+            self.loose_buffers = self.loose_buffers.saturating_sub(loose);
         }
     }
 

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use super::memory::SharedMemory;
 use crate::codec::UNPACKER_BYTES_MAX;
-use crate::limits::{self, LOOSE_PIECES_MAX, PACKED_STREAMS_MAX, READ_BYTES_MAX};
+use crate::limits::{self, LOOSE_BUFFERS_MAX, PACKED_STREAMS_MAX, READ_BYTES_MAX};
 use crate::seal::{Direction, Secret};
 use crate::wire::{self, Codec, Packing};
 
@@ -142,9 +142,9 @@ impl Config {
         self.compression.codecs | self.codecs_on_request
     }
 
-    /// Received pieces that may hold on to the buffers that they came in, of which each may have one to itself.
-    pub(super) fn loose_pieces(&self) -> usize {
-        (self.memory_bytes / 2 / READ_BYTES_MAX).min(LOOSE_PIECES_MAX)
+    /// Buffers that received pieces may hold on to.
+    pub(super) fn loose_buffers(&self) -> usize {
+        (self.memory_bytes / 2 / READ_BYTES_MAX).min(LOOSE_BUFFERS_MAX)
     }
 
     /// Streams that this end unpacks at once, at most: for what they keep, a third of what it may hold besides.

@@ -337,9 +337,9 @@ impl Session {
         let Some(stream) = self.peer_stream(id)? else {
             return Ok(());
         };
-        let before = (stream.recv.loose(), stream.recv.pieces_ahead());
+        let before = (stream.recv.loose_buffers(), stream.recv.pieces_ahead());
         let grown = insert(&mut stream.recv)?;
-        let after = (stream.recv.loose(), stream.recv.pieces_ahead());
+        let after = (stream.recv.loose_buffers(), stream.recv.pieces_ahead());
         let ahead = stream.recv.bytes_ahead();
         let discarded = if stream.recv.discard {
             stream.recv.drop_all()
@@ -367,9 +367,10 @@ impl Session {
         before: (usize, usize),
         after: (usize, usize),
     ) -> Result<(), Violation> {
-        self.loose_pieces += after.0.saturating_sub(before.0);
+        self.loose_buffers += after.0.saturating_sub(before.0);
         self.pieces_ahead = (self.pieces_ahead + after.1).saturating_sub(before.1);
-        if self.loose_pieces > self.config.loose_pieces() || self.pieces_ahead > PIECES_AHEAD_MAX {
+        if self.loose_buffers > self.config.loose_buffers() || self.pieces_ahead > PIECES_AHEAD_MAX
+        {
             self.settle_pieces();
         }
         if self.pieces_ahead > PIECES_AHEAD_MAX {
@@ -383,7 +384,7 @@ impl Session {
     /// Too many pieces may hold on to read buffers: those that nobody took get their own. The
     /// counts still have those of streams that ended; here they are made exact again.
     pub(super) fn settle_pieces(&mut self) {
-        self.loose_pieces = 0;
+        self.loose_buffers = 0;
         self.pieces_ahead = 0;
         for stream in self.streams.values_mut() {
             stream.recv.pieces().compact();

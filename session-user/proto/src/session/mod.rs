@@ -116,8 +116,8 @@ pub struct Session {
     received: RangeSet,
     /// Number and epoch of the record that is being handled.
     opened: (u64, Epoch),
-    /// Pieces of `streams` that hold on to the buffers that they came in, and that lie beyond gaps.
-    loose_pieces: usize,
+    /// Buffers that pieces of `streams` came in and hold on to, and pieces that lie beyond gaps.
+    loose_buffers: usize,
     pieces_ahead: usize,
     ack: AckState,
 
@@ -216,7 +216,7 @@ impl Session {
             frames: Vec::new(),
             received: RangeSet::new(),
             opened: (0, Epoch::default()),
-            loose_pieces: 0,
+            loose_buffers: 0,
             pieces_ahead: 0,
             ack: AckState::default(),
             transports: Transports::default(),

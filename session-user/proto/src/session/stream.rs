@@ -349,9 +349,9 @@ impl RecvHalf {
         &mut self.ready
     }
 
-    /// Pieces that hold on to the buffers that they came in.
-    pub fn loose(&self) -> usize {
-        self.ready.loose()
+    /// Buffers that pieces came in and still share.
+    pub fn loose_buffers(&self) -> usize {
+        self.ready.buffers()
     }
 
     /// Bytes beyond a gap.

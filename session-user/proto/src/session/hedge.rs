@@ -39,8 +39,9 @@ impl Session {
         if !self.is_open() {
             return;
         }
-        let handles: Vec<Handle> = self.transports.keys().copied().collect();
-        for handle in handles {
+        let mut last = None;
+        while let Some(handle) = self.transports.after(last) {
+            last = Some(handle);
             let Some(transport) = self.transports.get_mut(&handle) else {
                 continue;
             };

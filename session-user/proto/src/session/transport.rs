@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, VecDeque};
 use std::io::IoSlice;
+use std::ops::Bound;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -112,6 +113,13 @@ impl Transports {
     /// Oldest first, as all that follow.
     pub fn keys(&self) -> impl Iterator<Item = &Handle> + Clone {
         self.0.keys()
+    }
+
+    /// The next one behind `last`; the first for none. For loops that change what they go over, with nothing set aside.
+    pub fn after(&self, last: Option<Handle>) -> Option<Handle> {
+        let start = last.map_or(Bound::Unbounded, Bound::Excluded);
+        let mut behind = self.0.range((start, Bound::Unbounded));
+        behind.next().map(|(handle, _)| *handle)
     }
 
     pub fn values(&self) -> impl Iterator<Item = &Transport> {

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::thread::JoinHandle;
 use std::time::{Duration, SystemTime};
 
-use anyhow::ensure;
+use anyhow::{Context, ensure};
 use nix::sys::signal::{Signal, raise};
 use session_benches::counting::{Counted, Counting, Watch};
 use session_benches::samples;
@@ -27,8 +27,13 @@ const SMALL_BYTES: usize = 64;
 const BULK_BYTES: usize = 64 * 1024;
 /// Questions before the count, and in it.
 const QUESTIONS: usize = 3_000;
-/// Writes of [`BULK_BYTES`] before the count, and in it: 128 MiB.
+/// Writes of [`BULK_BYTES`] in each round: 128 MiB.
 const WRITES: usize = 2_000;
+/// Rounds of them, at most, until one allocates hardly anything. What is on its way at once depends on how the host schedules,
+/// and each record more than ever before takes a buffer and its handle.
+const ROUNDS: usize = 8;
+/// Allocations of such a round, at most: a hundredth of one for each record at each agent.
+const FEW: u64 = WRITES as u64 * 2 / 100;
 
 /// One agent, on a thread of its own with the whole of it.
 fn start(netns: &Netns, file: PathBuf, watch: &'static Watch) -> anyhow::Result<JoinHandle<()>> {
@@ -137,23 +142,35 @@ fn send(watch: &'static Watch) -> anyhow::Result<Counted> {
     // What shrinks would be packed, and what unpacks it makes a buffer of its own for each piece.
     let data = samples::random(64 * BULK_BYTES);
     let mut pieces = data.chunks(BULK_BYTES).cycle();
-    let mut writes = || {
-        let mut pieces = pieces.by_ref().take(WRITES);
-        pieces.try_for_each(|piece| socket.write_all(piece))
-    };
-    writes()?;
-    let mut done = Ok(());
-    let counted = watch.during(|| done = writes());
-    done?;
+    let mut sent = 0;
+    let mut least: Option<Counted> = None;
+    for _ in 0..ROUNDS {
+        let mut done = Ok(());
+        let counted = watch.during(|| {
+            let mut pieces = pieces.by_ref().take(WRITES);
+            done = pieces.try_for_each(|piece| socket.write_all(piece));
+        });
+        done?;
+        sent += WRITES * BULK_BYTES;
+        eprintln!("allocations: {} for {WRITES} writes", counted.count);
+        if least
+            .as_ref()
+            .is_none_or(|least| counted.count < least.count)
+        {
+            least = Some(counted);
+        }
+        if least.as_ref().is_some_and(|least| least.count <= FEW) {
+            break;
+        }
+    }
     socket.shutdown(Shutdown::Write)?;
     let mut total = [0; 8];
     socket.read_exact(&mut total)?;
-    let sent = 2 * WRITES * BULK_BYTES;
     ensure!(
         u64::from_le_bytes(total) == sent as u64,
         "bytes are missing"
     );
-    Ok(counted)
+    least.context("no round at all")
 }
 
 #[test]
@@ -182,13 +199,8 @@ fn agents_allocate_nothing_for_a_record() -> anyhow::Result<()> {
     })?;
     let asked = lab.client().run(move || ask(watch))?;
     let sent = lab.client().run(move || send(watch))?;
-    eprintln!(
-        "allocations: {} for {QUESTIONS} questions, {} for {WRITES} writes",
-        asked.count, sent.count
-    );
-    // What is on its way at once depends on how the host schedules, and may grow now and then: a buffer and its handle for
-    // each record more than ever before. One allocation for each record would be four times as many.
-    sent.assert_at_most(WRITES as u64 / 4);
+    eprintln!("allocations: {} for {QUESTIONS} questions", asked.count);
+    sent.assert_at_most(FEW);
     asked.assert_at_most(QUESTIONS as u64 / 10);
     // Both have handlers for it: this ends them in order.
     raise(Signal::SIGTERM)?;

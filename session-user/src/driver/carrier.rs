@@ -232,9 +232,6 @@ impl Driver {
                 let Some(carrier) = self.carriers.get_mut(&handle) else {
                     return Ok(false);
                 };
-                if now.saturating_duration_since(carrier.looked_at) >= LOOK_EVERY {
-                    carrier.look();
-                }
                 self.session
                     .handle_bytes(self.clock.now(), handle, &mut carrier.input.bytes)?;
                 // Hand over before more is read, so that buffers come back.
@@ -242,6 +239,12 @@ impl Driver {
                     self.handle_event(event);
                 }
                 self.heard(handle);
+                // What came has gone on its way: nobody waits for this.
+                if let Some(carrier) = self.carriers.get_mut(&handle)
+                    && now.saturating_duration_since(carrier.looked_at) >= LOOK_EVERY
+                {
+                    carrier.look();
+                }
                 Ok(true)
             }
             Poll::Ready(Err(error)) => Err(CarrierEnd::Io(error)),

@@ -237,6 +237,8 @@ impl Session {
             let loose = stream.recv.loose_buffers();
             stream.recv.pieces().compact();
             self.loose_buffers = self.loose_buffers.saturating_sub(loose);
+        } else if stream.recv.loose_buffers() > 0 {
+            self.pool.rest_later(self.now);
         }
     }
 

@@ -18,6 +18,10 @@ const READER_SLOW: Duration = Duration::from_millis(100);
 /// What lies between the bytes of two records that came one behind the other is not more, in bytes: a tag and two headers.
 const BETWEEN_BYTES: usize = 64;
 
+/// So many pieces in one buffer count once, and so many may wait for a reader that takes some: a piece costs memory and a share
+/// of a write, however little is in it.
+const RUN_PIECES: usize = 16;
+
 /// A queue of them. Each shares the buffer that it came in, which is large and used again once nothing shares it; or has
 /// one of its own.
 #[derive(Debug, Default)]
@@ -30,6 +34,8 @@ pub(super) struct Pieces {
     buffers: usize,
     /// Where the pieces that came in the last one lie in memory.
     last: Range<usize>,
+    /// How many these are.
+    run: usize,
     /// When some were taken last.
     taken_at: Option<Time>,
 }
@@ -56,12 +62,16 @@ impl Pieces {
         let end = start + data.len();
         // Two buffers may lie next to each other, too: no more is taken for one than one has.
         let behind = self.last.end..=self.last.end + BETWEEN_BYTES;
-        let follows =
-            self.loose > 0 && behind.contains(&start) && end - self.last.start <= READ_BYTES_MAX;
+        let follows = self.loose > 0
+            && self.run < RUN_PIECES
+            && behind.contains(&start)
+            && end - self.last.start <= READ_BYTES_MAX;
         if follows {
             self.last.end = end;
+            self.run += 1;
         } else {
             self.last = start..end;
+            self.run = 1;
             self.buffers += 1;
         }
         self.bytes += data.len();
@@ -124,8 +134,8 @@ impl Pieces {
 
     /// Whether those that share buffers are little for that, and not about to go.
     pub fn waste_buffers(&self, now: Time) -> bool {
-        let taken_at = self.taken_at;
-        if taken_at.is_some_and(|at| now.since(at) < READER_SLOW) {
+        let is_read = self.taken_at.is_some_and(|at| now.since(at) < READER_SLOW);
+        if is_read && self.loose <= RUN_PIECES {
             return false;
         }
         let loose = self.queue.iter().rev().take(self.loose);
@@ -227,6 +237,24 @@ mod tests {
         assert_eq!(pieces.buffers(), 2);
         pieces.take(at(0), pieces.bytes());
         assert_eq!(pieces.buffers(), 0);
+    }
+
+    #[test]
+    fn many_small_pieces_are_many_wherever_they_are() {
+        let mut pieces = Pieces::default();
+        let buffer = Bytes::from(vec![1; 9 * RUN_PIECES]);
+        pieces.push(buffer.slice(..3));
+        pieces.take(at(0), 1);
+        for piece in 1..RUN_PIECES {
+            pieces.push(buffer.slice(9 * piece..=9 * piece));
+        }
+        assert_eq!(pieces.buffers(), 1);
+        assert!(!pieces.waste_buffers(at(1)));
+        pieces.push(buffer.slice(9 * RUN_PIECES - 1..));
+        assert_eq!(pieces.buffers(), 2);
+        assert!(pieces.waste_buffers(at(1)));
+        pieces.compact();
+        assert_eq!((pieces.bytes(), pieces.iter().count()), (RUN_PIECES + 2, 1));
     }
 
     #[test]

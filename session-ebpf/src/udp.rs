@@ -199,7 +199,9 @@ fn id_for(destination: &Destination) -> Option<u32> {
     for _ in 0..DRAWS {
         // SAFETY: the helper takes no arguments.
         let drawn = unsafe { bpf_get_prandom_u32() };
-        let id = id_of(&id_address(drawn, &destination.addr))?;
+        let Some(id) = id_of(&id_address(drawn, &destination.addr)) else {
+            continue;
+        };
         if UDP_DESTINATIONS
             .insert(id, destination, BPF_NOEXIST.into())
             .is_err()

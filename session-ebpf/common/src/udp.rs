@@ -19,6 +19,9 @@ pub const HELD_BYTES_MAX: usize = 2032;
 pub const HELD_RING_BYTES: u32 = 1 << 18;
 /// The upper half of 127.0.0.0/8; the lower one is TCP's.
 const NET4: u32 = 0x7f80_0000;
+/// The last address of that: nothing goes there but with SO_BROADCAST (`udp_sendmsg` in `net/ipv4/udp.c`: EACCES), so it stands
+/// for no id.
+const BROADCAST4: u32 = NET4 | ID_MASK;
 /// First half of the addresses that stand for IPv6 destinations, network order. A unique local prefix (RFC 4193) of
 /// Holdfast's own, drawn at random once, so that it is nobody's network: fde6:b481:678d:568e::/64.
 pub const UDP_PREFIX6: [u32; 2] = [0xfde6_b481_u32.to_be(), 0x678d_568e_u32.to_be()];
@@ -143,7 +146,7 @@ pub const TELL_AGAIN_NS: u64 = 100_000_000;
 #[inline(always)]
 pub fn id_of(addr: &Words) -> Option<u32> {
     let last = u32::from_be(addr[3]);
-    let v4 = is_mapped(addr) && last & !ID_MASK == NET4;
+    let v4 = is_mapped(addr) && last & !ID_MASK == NET4 && last != BROADCAST4;
     let v6 = addr[0] == UDP_PREFIX6[0]
         && addr[1] == UDP_PREFIX6[1]
         && addr[2] == 0
@@ -151,7 +154,8 @@ pub fn id_of(addr: &Words) -> Option<u32> {
     (v4 || v6).then_some(last & ID_MASK)
 }
 
-/// The address that stands for an id, of the family of the destination.
+/// The address that stands for an id, of the family of the destination. One drawn at random may stand for none: see
+/// [`id_of`].
 #[inline(always)]
 pub fn id_address(id: u32, destination: &Words) -> Words {
     if is_mapped(destination) {
@@ -205,11 +209,14 @@ mod tests {
     #[test]
     fn an_address_leads_back_to_its_id() {
         let (v4, v6) = ([0, 0, MAPPED, 1], [1, 2, 3, 4]);
-        for id in [0, 1, 0x0012_3456, ID_MASK] {
+        for id in [0, 1, 0x0012_3456, ID_MASK - 1] {
             for destination in [v4, v6] {
                 assert_eq!(id_of(&id_address(id, &destination)), Some(id));
             }
         }
+        assert_eq!(id_of(&id_address(ID_MASK, &v6)), Some(ID_MASK));
+        // 127.255.255.255 is everybody's.
+        assert_eq!(id_of(&id_address(ID_MASK, &v4)), None);
         for last in [0x7f00_0001_u32, 0x7f7f_ffff, 0x8000_0000, 0x7e80_0001] {
             assert_eq!(id_of(&[0, 0, MAPPED, last.to_be()]), None, "{last:x}");
         }

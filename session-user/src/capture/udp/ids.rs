@@ -105,7 +105,7 @@ impl Ids {
         }
         for _ in 0..DRAWS {
             let Some(id) = id_of(&id_address(random()?, &destination.addr)) else {
-                return Ok(None);
+                continue;
             };
             if (self.maps.destinations.insert(id, destination, NEW)).is_err() {
                 continue;

@@ -381,7 +381,7 @@ impl Session {
         Ok(())
     }
 
-    /// Too many pieces may hold on to read buffers: those that nobody took get their own. The
+    /// Pieces may hold on to too many read buffers: those that nobody took get their own. The
     /// counts still have those of streams that ended; here they are made exact again.
     pub(super) fn settle_pieces(&mut self) {
         self.loose_buffers = 0;

@@ -108,9 +108,9 @@ impl Pieces {
             let Some(front) = self.queue.front_mut() else {
                 break;
             };
-            let now = left.min(front.bytes.len());
-            front.bytes.advance(now);
-            left -= now;
+            let part = left.min(front.bytes.len());
+            front.bytes.advance(part);
+            left -= part;
             if front.bytes.is_empty() {
                 self.pop();
             }

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
 use bytes::Bytes;
-use quinn::{ClientConfig, Connection, Endpoint, EndpointConfig, TokioRuntime};
+use quinn::{ClientConfig, Connection, Endpoint, EndpointConfig, TokioRuntime, TransportConfig};
 use rustls::RootCertStore;
 use rustls::pki_types::CertificateDer;
 use socket2::{Domain, Protocol, Socket, Type};
@@ -33,6 +33,8 @@ const CREDITS: usize = 3;
 /// After a move silence is no sign for this long, beside four round trips: the path must be validated,
 /// what was lost on the old one fills the windows, and the server's pacing begins anew.
 const PATIENCE: Duration = Duration::from_millis(300);
+/// Less than half of the 30 s after which quinn gives an idle connection up: between two measurements others have their turn.
+const KEEP_ALIVE: Duration = Duration::from_secs(10);
 /// A link on which nothing came back is not preferred for this long, unless it goes and comes back.
 const DEMOTION: Duration = Duration::from_secs(5);
 
@@ -57,7 +59,10 @@ pub struct ClientArgs {
 pub fn run(args: &ClientArgs) -> anyhow::Result<()> {
     let mut roots = RootCertStore::empty();
     roots.add(CertificateDer::from(std::fs::read(&args.certificate)?))?;
-    let config = ClientConfig::with_root_certificates(Arc::new(roots))?;
+    let mut config = ClientConfig::with_root_certificates(Arc::new(roots))?;
+    let mut transport = TransportConfig::default();
+    transport.keep_alive_interval(Some(KEEP_ALIVE));
+    config.transport_config(Arc::new(transport));
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .build()?;

@@ -65,11 +65,16 @@ fn connect_until(server: SocketAddr, end: Instant) -> anyhow::Result<usize> {
     let mut answer = [0; BYTES];
     let mut count = 0;
     while Instant::now() < end {
-        let mut socket = TcpStream::connect(server)?;
-        socket.set_nodelay(true)?;
-        socket.write_all(&question)?;
-        socket.read_exact(&mut answer)?;
+        ask(server, &question, &mut answer).with_context(|| format!("connection {count}"))?;
         count += 1;
     }
     Ok(count)
+}
+
+/// One connection; an error says at which step.
+fn ask(server: SocketAddr, question: &[u8], answer: &mut [u8]) -> anyhow::Result<()> {
+    let mut socket = TcpStream::connect(server).context("connect")?;
+    socket.set_nodelay(true)?;
+    socket.write_all(question).context("write")?;
+    socket.read_exact(answer).context("read")
 }

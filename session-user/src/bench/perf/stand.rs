@@ -19,6 +19,13 @@ use super::systems::System;
 /// Time for the server to say what it saw of a connection that has ended.
 const SERVED_LIMIT: Duration = Duration::from_secs(30);
 
+/// Thousands of connections a second leave more ports in TIME-WAIT than there are, or than the kernel keeps in a namespace: passes that
+/// follow each other would be slower for that alone. So ports are used again after a second, whoever connects (ip-sysctl.rst).
+const MANY_CONNECTIONS: [(&str, &str); 2] = [
+    ("net/ipv4/tcp_tw_reuse", "1"),
+    ("net/ipv4/tcp_max_tw_buckets", "131072"),
+];
+
 /// A system that stands; its end ends it.
 pub struct Stand {
     /// Which.
@@ -54,6 +61,11 @@ impl Stand {
         }
         change(&mut config);
         let bed = Bed::new(dir.path(), config)?;
+        for host in [bed.lab.client(), bed.lab.server()] {
+            for (key, value) in MANY_CONNECTIONS {
+                host.sysctl(key, value)?;
+            }
+        }
         let server = Server::start(SocketAddr::new(Lab::target(false), 0), dir.path(), |c| {
             bed.lab.server().spawn(c)
         })?;
@@ -107,9 +119,14 @@ impl Stand {
         let output = child.wait_with_output()?;
         ensure!(
             output.status.success(),
-            "{program} through {}: {}",
+            "{program} through {}: {}\n{}",
             self.system.name(),
-            String::from_utf8_lossy(&output.stderr).trim()
+            String::from_utf8_lossy(&output.stderr).trim(),
+            if self.system.is_own() {
+                self.bed.last_words()
+            } else {
+                String::new()
+            }
         );
         serde_json::from_slice(&output.stdout)
             .with_context(|| format!("{program} printed nothing of use"))

@@ -40,8 +40,11 @@ const IPV6_HEADER_BYTES: u32 = 40;
 const TCP_FLAGS_AT: u32 = 13;
 /// Offset of the header's length, in the upper half of the byte and in words.
 const TCP_LENGTH_AT: u32 = 12;
+const FIN: u8 = 0x01;
 const SYN: u8 = 0x02;
 const SYN_ACK_RST_FIN: u8 = 0x17;
+/// How often is looked whether the agent's end stands: some 40 µs, several times what the kernel needs for it.
+const LOOKS: u32 = 1024;
 
 /// A packet that a captured cgroup sends.
 #[cgroup_skb(egress)]
@@ -53,15 +56,11 @@ pub fn hold_syn(ctx: SkBuffContext) -> i32 {
     if app.gate == gate::OPEN || app.gate == gate::PASSED {
         return PASS;
     }
-    let Some(headers) = syn_headers(skb) else {
-        // Somebody began to listen while the SYN was under way.
-        if app.gate == gate::FORSAKEN && !agent_listens(app) {
-            return HOLD;
-        }
-        // The handshake is over.
-        app.gate = gate::PASSED;
-        return PASS;
-    };
+    let (flags, headers) = (tcp_flags(skb), headers_len(skb));
+    if flags & SYN_ACK_RST_FIN != SYN {
+        let says_something = flags & FIN != 0 || load!((*skb).len) > headers;
+        return behind(app, says_something);
+    }
     if app.gate == gate::ARMED {
         return first(skb, app, headers);
     }
@@ -82,18 +81,28 @@ fn captured_sender<'a>(skb: *mut __sk_buff) -> Option<&'a mut AppSocket> {
     maps::app_socket(sk)
 }
 
-/// Length of the packet's headers, if it is a SYN that begins a handshake.
+/// Where the packet's TCP header begins.
 #[inline(always)]
-fn syn_headers(skb: *mut __sk_buff) -> Option<u32> {
-    let tcp = if load!((*skb).protocol) == IPV4 {
-        u32::from(byte(skb, 0)? & 0x0f) * 4
+fn tcp_at(skb: *mut __sk_buff) -> u32 {
+    if load!((*skb).protocol) == IPV4 {
+        u32::from(byte(skb, 0).unwrap_or(0) & 0x0f) * 4
     } else {
         // A socket that sends extension headers of its own is not held.
         IPV6_HEADER_BYTES
-    };
-    let is_syn = byte(skb, tcp + TCP_FLAGS_AT)? & SYN_ACK_RST_FIN == SYN;
-    let length = u32::from(byte(skb, tcp + TCP_LENGTH_AT)? >> 4) * 4;
-    is_syn.then_some(tcp + length)
+    }
+}
+
+/// The packet's TCP flags; none if it has no such header.
+#[inline(always)]
+fn tcp_flags(skb: *mut __sk_buff) -> u8 {
+    byte(skb, tcp_at(skb) + TCP_FLAGS_AT).unwrap_or(0)
+}
+
+/// Length of the packet's headers.
+#[inline(always)]
+fn headers_len(skb: *mut __sk_buff) -> u32 {
+    let tcp = tcp_at(skb);
+    tcp + u32::from(byte(skb, tcp + TCP_LENGTH_AT).unwrap_or(0) >> 4) * 4
 }
 
 /// A byte of the packet, from its IP header on.
@@ -103,6 +112,38 @@ pub fn byte(skb: *mut __sk_buff, offset: u32) -> Option<u8> {
     // SAFETY: the buffer outlives the call and its length is given.
     let loaded = unsafe { bpf_skb_load_bytes(skb.cast(), offset, (&raw mut byte).cast(), 1) };
     (loaded == 0).then_some(byte)
+}
+
+/// The application's end stands. What it says first waits until the agent's does, too.
+///
+/// Where connect() itself sends the SYN, both ends stand before it returns, for one CPU does it all. The agent sends a held one on
+/// from a CPU of its own, and there the handshake is still being finished while the application goes on elsewhere. While
+/// the kernel replaces the request by the connection (`inet_ehash_insert` of net/ipv4/inet_hashtables.c), what comes finds neither of
+/// them, but the listener, which resets it.
+#[inline(always)]
+fn behind(app: &mut AppSocket, says_something: bool) -> i32 {
+    // Somebody began to listen while the SYN was under way.
+    if app.gate == gate::FORSAKEN && !agent_listens(app) {
+        return HOLD;
+    }
+    let mut stands = false;
+    for _ in 0..LOOKS {
+        stands = !is_filed(&app.key);
+        // The acknowledgement that finishes the handshake says nothing, and must go on.
+        if stands || !says_something {
+            break;
+        }
+    }
+    if stands || says_something {
+        app.gate = gate::PASSED;
+    }
+    PASS
+}
+
+/// Whether the agent's end has not taken the handshake yet.
+#[inline(always)]
+fn is_filed(key: &FlowKey) -> bool {
+    HANDSHAKES.get_ptr(key).is_some()
 }
 
 /// A retransmission: it may go on if the agent has let the handshake through; or if it hangs, and the connection's rule

@@ -1,5 +1,6 @@
 //! Capture against the real kernel: each test has a network namespace, a cgroup and a small agent of its own.
 
+mod at_once;
 mod bypass;
 mod datagram_ends;
 mod datagrams;

@@ -114,7 +114,7 @@ pub fn byte(skb: *mut __sk_buff, offset: u32) -> Option<u8> {
     (loaded == 0).then_some(byte)
 }
 
-/// The application's end stands. What it says first waits until the agent's does, too.
+/// No SYN, so the application's end stands. What it says first waits until the agent's does, too.
 ///
 /// Where connect() itself sends the SYN, both ends stand before it returns, for one CPU does it all. The agent sends a held one on
 /// from a CPU of its own, and there the handshake is still being finished while the application goes on elsewhere. While
@@ -126,18 +126,28 @@ fn behind(app: &mut AppSocket, says_something: bool) -> i32 {
     if app.gate == gate::FORSAKEN && !agent_listens(app) {
         return HOLD;
     }
-    let mut stands = false;
+    app.gate = match app.gate {
+        // The acknowledgement that finishes the handshake must go on.
+        gate::HELD | gate::FORSAKEN if !says_something => gate::ANSWERED,
+        gate::ANSWERED if !says_something && is_filed(&app.key) => gate::ANSWERED,
+        gate::ANSWERED => {
+            await_agent(&app.key);
+            gate::PASSED
+        }
+        // Without one before it, it finishes the handshake itself.
+        _ => gate::PASSED,
+    };
+    PASS
+}
+
+/// Waits until the agent's end stands, or has had the time for it.
+#[inline(always)]
+fn await_agent(key: &FlowKey) {
     for _ in 0..LOOKS {
-        stands = !is_filed(&app.key);
-        // The acknowledgement that finishes the handshake says nothing, and must go on.
-        if stands || !says_something {
+        if !is_filed(key) {
             break;
         }
     }
-    if stands || says_something {
-        app.gate = gate::PASSED;
-    }
-    PASS
 }
 
 /// Whether the agent's end has not taken the handshake yet.

@@ -348,6 +348,8 @@ pub mod gate {
     /// It was let go to where nobody listened, to be answered by a reset: if somebody accepts it all the same, that is
     /// not the agent, and nothing more is sent.
     pub const FORSAKEN: u32 = 4;
+    /// It was let through and answered, and the application's kernel has acknowledged the answer.
+    pub const ANSWERED: u32 = 5;
 }
 
 /// What the programs tell the agent about a held handshake.

@@ -98,10 +98,7 @@ fn abandon(ctx: &SockOpsContext) {
         bypass::end(&app.key);
         return;
     }
-    // What another socket has filed since, which has the same addresses now, is not this one's.
-    // SAFETY: one field is read at once; the agent's update of the entry leaves it as it is.
-    let filed = unsafe { HANDSHAKES.get(app.key) }.map(|filed| filed.called_at);
-    if filed == Some(app.original.called_at) && maps::drop_handshake(&app.key) {
+    if maps::drop_handshake(&app.key) {
         maps::count(counter::ABANDONED);
         // Let through and not taken: the agent still waits for the connection.
         if app.gate != gate::OPEN && app.gate != gate::ARMED {

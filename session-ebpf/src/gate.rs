@@ -43,7 +43,7 @@ const TCP_LENGTH_AT: u32 = 12;
 const FIN: u8 = 0x01;
 const SYN: u8 = 0x02;
 const SYN_ACK_RST_FIN: u8 = 0x17;
-/// How often is looked whether the agent's end stands: some 40 µs, several times what the kernel needs for it.
+/// How often is looked whether the agent's end stands: tens of microseconds, several times what the kernel needs for it.
 const LOOKS: u32 = 1024;
 
 /// A packet that a captured cgroup sends.

@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
-use anyhow::{Context, ensure};
+use anyhow::{Context, bail};
 use serde::de::DeserializeOwned;
 use session_lab::{Lab, Netns};
 
@@ -117,17 +117,16 @@ impl Stand {
         }
         let child = self.spawn(program, arguments)?;
         let output = child.wait_with_output()?;
-        ensure!(
-            output.status.success(),
-            "{program} through {}: {}\n{}",
-            self.system.name(),
-            String::from_utf8_lossy(&output.stderr).trim(),
-            if self.system.is_own() {
-                self.bed.last_words()
-            } else {
-                String::new()
-            }
-        );
+        if !output.status.success() {
+            let said = String::from_utf8_lossy(&output.stderr);
+            let agents = (self.system.is_own()).then(|| self.bed.last_words());
+            bail!(
+                "{program} through {}: {}{}",
+                self.system.name(),
+                said.trim(),
+                agents.map_or_else(String::new, |words| format!("\n{words}"))
+            );
+        }
         serde_json::from_slice(&output.stdout)
             .with_context(|| format!("{program} printed nothing of use"))
     }

@@ -17,7 +17,7 @@ use super::harness::{
     HERE4, HERE6, PATIENCE, ask, capture, captured, closed, direct, direct_server, everything,
     in_netns, rule, run, serve,
 };
-use crate::capture::{CaptureRule, kernel::pretend_in_flight};
+use crate::capture::{CaptureRule, Counters, kernel::pretend_in_flight};
 
 #[test]
 fn loopback_is_untouched() {
@@ -35,7 +35,12 @@ fn loopback_is_untouched() {
         // Linux connects the unspecified address to loopback.
         let unspecified = run(&scope, move || ask(format!("0.0.0.0:{}", server.port())));
         assert_eq!(unspecified.await, Ok(direct(server)));
-        assert_eq!(capture.counters(), Default::default());
+        let counters = Counters {
+            // A server here may have the number of one of the agent's sixteen ports, at another address.
+            unknown: 0,
+            ..capture.counters()
+        };
+        assert_eq!(counters, Counters::default());
     });
 }
 

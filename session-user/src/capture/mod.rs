@@ -407,7 +407,7 @@ impl Capture {
                 let bypass = bypass.filter(|_| original.port != DNS_PORT);
                 return Ok(Captured {
                     tally: bypass.and_then(|bypass| bypass.join(&socket, hop.key())),
-                    socket: AppStream::accepted(socket, app)?,
+                    socket: AppStream::accepted(socket, app),
                     app,
                     original: kernel::socket_addr(&original),
                     peer: original.peer,

@@ -56,7 +56,7 @@ pub(super) async fn write_message(
 ///
 /// Answers come in any order, as RFC 7766, 6.2.1.1 has them.
 pub(super) async fn converse(resolver: &Resolver, near: AppStream, far: Far) -> io::Result<()> {
-    let (mut questions, to_app) = tokio::io::split(near);
+    let (mut questions, to_app) = tokio::io::split(near.marked()?);
     let (mut from_resolver, mut to_resolver) = tokio::io::split(far);
     let to_app = Mutex::new(to_app);
     let asking = async {

@@ -56,6 +56,8 @@ pub trait PastTcp: std::fmt::Debug + Send + Sync {
 #[derive(Debug)]
 enum AppSocket {
     Tcp(TcpStream),
+    /// The same, in no runtime yet: for [`AppStream::marked`].
+    Accepted(Socket),
     /// The same, where urgent data is seen.
     Marked(MarkedSocket),
     Unix(UnixStream),
@@ -63,20 +65,29 @@ enum AppSocket {
 
 /// Calls the same method on whichever socket it is.
 macro_rules! each {
-    ($socket:expr, $inner:ident => $call:expr) => {
+    ($socket:expr, $inner:ident => $call:expr, $error:ident => $failed:expr) => {
         match $socket {
             AppSocket::Tcp($inner) => $call,
             AppSocket::Marked($inner) => $call,
             AppSocket::Unix($inner) => $call,
+            AppSocket::Accepted(_) => {
+                let $error = not_yet();
+                $failed
+            }
         }
     };
 }
 
+/// A bug of ours, for which no application should lose more than its connection.
+fn not_yet() -> io::Error {
+    io::Error::other("the socket is in no runtime yet")
+}
+
 impl AppStream {
-    /// A TCP socket that `peer` has connected to and that does not block, [`Self::marked`] in the current runtime.
-    pub fn accepted(socket: Socket, peer: SocketAddr) -> io::Result<Self> {
-        let socket = MarkedSocket::new(socket, false)?;
-        Ok(Self::with(AppSocket::Marked(socket), Some(peer)))
+    /// A TCP socket that `peer` has connected to and that does not block. It is of use only once it is [`Self::marked`], in
+    /// the runtime of whoever uses it.
+    pub fn accepted(socket: Socket, peer: SocketAddr) -> Self {
+        Self::with(AppSocket::Accepted(socket), Some(peer))
     }
 
     /// One that has connected to `peer`, and was [registered](super::register) in the current runtime before it had.
@@ -129,12 +140,15 @@ impl AppStream {
                 let socket = Socket::from(socket.into_std()?);
                 AppSocket::Marked(MarkedSocket::new(socket, self.tally.is_some())?)
             }
+            AppSocket::Accepted(socket) => {
+                AppSocket::Marked(MarkedSocket::new(socket, self.tally.is_some())?)
+            }
             AppSocket::Marked(mut socket) => {
                 socket.past_tcp = self.tally.is_some();
                 AppSocket::Marked(socket)
             }
             // A Unix stream knows none.
-            other @ AppSocket::Unix(_) => other,
+            AppSocket::Unix(socket) => AppSocket::Unix(UnixStream::from_std(socket.into_std()?)?),
         };
         Ok(Self { socket, ..self })
     }
@@ -158,6 +172,7 @@ impl AppStream {
             AppSocket::Tcp(socket) => plain(socket.try_read_buf(buf)?),
             AppSocket::Marked(socket) => socket.try_read(buf)?,
             AppSocket::Unix(socket) => plain(socket.try_read_buf(buf)?),
+            AppSocket::Accepted(_) => return Err(not_yet()),
         };
         if let Some(tally) = &self.tally {
             tally.have_read(taken.bytes);
@@ -167,14 +182,14 @@ impl AppStream {
 
     /// As [`TcpStream::try_write_vectored`].
     pub fn try_write_vectored(&mut self, slices: &[IoSlice<'_>]) -> io::Result<usize> {
-        each!(&mut self.socket, socket => socket.try_write_vectored(slices))
+        each!(&mut self.socket, socket => socket.try_write_vectored(slices), error => Err(error))
     }
 
     /// Writes one byte as urgent data. Where there is none, it goes as any other.
     pub fn try_write_urgent(&mut self, byte: u8) -> io::Result<usize> {
         match &mut self.socket {
             AppSocket::Marked(socket) => socket.try_write_urgent(byte),
-            AppSocket::Tcp(_) | AppSocket::Unix(_) => {
+            AppSocket::Tcp(_) | AppSocket::Unix(_) | AppSocket::Accepted(_) => {
                 self.try_write_vectored(&[IoSlice::new(&[byte])])
             }
         }
@@ -182,12 +197,12 @@ impl AppStream {
 
     /// As [`TcpStream::poll_read_ready`].
     pub fn poll_read_ready(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        each!(&self.socket, socket => socket.poll_read_ready(cx))
+        each!(&self.socket, socket => socket.poll_read_ready(cx), error => Poll::Ready(Err(error)))
     }
 
     /// As [`TcpStream::poll_write_ready`].
     pub fn poll_write_ready(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        each!(&self.socket, socket => socket.poll_write_ready(cx))
+        each!(&self.socket, socket => socket.poll_write_ready(cx), error => Poll::Ready(Err(error)))
     }
 
     /// Address of the other end, if it has one.
@@ -201,6 +216,7 @@ impl AppStream {
         match &self.socket {
             AppSocket::Tcp(socket) => Some(SockRef::from(socket)),
             AppSocket::Marked(socket) => Some(SockRef::from(socket.fd.get_ref())),
+            AppSocket::Accepted(socket) => Some(SockRef::from(socket)),
             AppSocket::Unix(_) => None,
         }
     }
@@ -210,6 +226,7 @@ impl AppStream {
         match &self.socket {
             AppSocket::Tcp(socket) => SockRef::from(socket).shutdown(how),
             AppSocket::Marked(socket) => socket.fd.get_ref().shutdown(how),
+            AppSocket::Accepted(socket) => socket.shutdown(how),
             AppSocket::Unix(socket) => SockRef::from(socket).shutdown(how),
         }
     }

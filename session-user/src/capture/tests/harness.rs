@@ -156,12 +156,13 @@ pub fn serve(capture: Rc<Capture>) -> mpsc::UnboundedReceiver<Seen> {
 /// Says the original destination and the peer, then reads to the end.
 pub async fn answer(
     Captured {
-        mut socket,
+        socket,
         original,
         peer,
         ..
     }: Captured,
 ) -> Seen {
+    let mut socket = socket.marked().expect("a runtime that takes the socket");
     let mut data = Vec::new();
     // An application that has left already does not hear the greeting; what it sent is still to be read.
     let _ = socket

@@ -12,7 +12,7 @@ use session_benches::counting::{Counted, Counting, Watch};
 use session_benches::samples;
 use session_lab::{Lab, LabConfig, LinkName, Netns};
 use session_tests::eventually;
-use session_user::agent;
+use session_user::agent::{self, Workers};
 use session_user::config::Config;
 use session_user::pki;
 
@@ -35,17 +35,18 @@ const ROUNDS: usize = 8;
 /// Allocations of such a round, at most: a hundredth of one for each record at each agent.
 const FEW: u64 = WRITES as u64 * 2 / 100;
 
-/// One agent, on a thread of its own with the whole of it.
+/// One agent, on threads of its own with the whole of it.
 fn start(netns: &Netns, file: PathBuf, watch: &'static Watch) -> anyhow::Result<JoinHandle<()>> {
     let config = Config::load(&file)?;
     let job = move || {
         watch.join();
+        let workers = Workers::start(1, || watch.join()).expect("a thread can be started");
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_all()
             .build()
             .expect("a runtime can be made");
         runtime
-            .block_on(agent::run(&file, config))
+            .block_on(agent::run(&file, config, workers))
             .expect("the agent ends in order");
     };
     Ok(netns.thread(job)?)

@@ -12,11 +12,12 @@ use tokio::sync::{Semaphore, mpsc, watch};
 
 use super::packets::PACKETS_WAITING_MAX;
 use super::registry::{Entry, Registry};
+use super::workers::{Place, Places};
 use crate::dial::{AllowList, Caller, PeerAddresses};
 use crate::driver::{Command, Common, Driver, Listening, Responder, Side, establish};
 use crate::handshake::PeerIdentity;
 use crate::link::LinkSnapshot;
-use crate::transport::{PacketSocket, tune_accepted};
+use crate::transport::{PacketSocket, adopt, tune_accepted};
 
 /// Handshakes that may run at once: each costs a fraction of a millisecond of CPU and a socket.
 const HANDSHAKES_MAX: usize = 256;
@@ -33,6 +34,8 @@ const ACCEPT_RETRY: Duration = Duration::from_millis(100);
 pub struct Acceptor {
     /// The sessions.
     pub registry: Registry,
+    /// Where they are driven.
+    pub places: Places,
     /// What is the same for every session.
     pub common: Common,
     /// Limits of a session.
@@ -139,11 +142,24 @@ impl Acceptor {
                     .await;
                 Ok(())
             }
-            Kind::Full => self.admit_full(stream, input).await,
+            Kind::Full => {
+                let place = self.places.take();
+                let runtime = place.runtime().clone();
+                let admitted = runtime.spawn(self.admit_full(stream, input, place));
+                // A panic was printed where it happened.
+                admitted.await.unwrap_or(Ok(()))
+            }
         }
     }
 
-    async fn admit_full(self, mut stream: TcpStream, input: BytesMut) -> Result<(), Refused> {
+    /// In the runtime of `place`, where the session that begins stays.
+    async fn admit_full(
+        self,
+        stream: TcpStream,
+        input: BytesMut,
+        place: Place,
+    ) -> Result<(), Refused> {
+        let mut stream = adopt(stream)?;
         if self.admit.is_closed() {
             reply(&mut stream, Status::Draining).await;
             return Err(Refused::Limit("this unit is shutting down"));
@@ -167,12 +183,12 @@ impl Acceptor {
         )
         .await?;
         drop(permit);
-        self.begin(pending).await;
+        self.begin(pending, place).await;
         Ok(())
     }
 
     /// The peer is who it says: its session begins.
-    async fn begin(self, pending: establish::Pending) {
+    async fn begin(self, pending: establish::Pending, place: Place) {
         let peer = pending.peer.name.to_string();
         let continued = match pending.hello.continues {
             None => None,
@@ -221,6 +237,7 @@ impl Acceptor {
         // A task of its own: this one has the room that a handshake takes, and a session lasts.
         let registry = self.registry;
         tokio::spawn(async move {
+            let _place = place;
             let ended = driver.run(&mut inbox).await;
             registry.remove(id);
             tracing::info!(%peer, session = %hex::encode(id), ?ended, "a session has ended");

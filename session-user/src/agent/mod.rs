@@ -21,8 +21,10 @@ pub mod registry;
 mod reports;
 mod routes;
 mod runs;
+mod settings;
 mod surveys;
 mod wake;
+mod workers;
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -30,9 +32,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
-use ring::rand::{SecureRandom, SystemRandom};
-use session_proto::session::SharedMemory;
-use session_proto::wire::{Service, close_code};
+use session_proto::wire::close_code;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinSet;
@@ -42,19 +42,23 @@ use crate::config::Config;
 use crate::dial::{AllowList, AllowRule, PeerAddresses};
 use crate::door::{Door, Doors};
 use crate::driver::{Command, Common};
-use crate::handshake::{Identity, IdentityPaths};
+use crate::handshake::Identity;
 use crate::link::{LinkMonitor, LinkSnapshot, MonitorConfig};
 use crate::names::Listening;
-use crate::policy::{Lanes, PolicyConfig, ServiceRule, ServiceRules, StandbyConfig};
 use crate::requests::RequestQueue;
 use crate::trace::Trace;
-use crate::transport::{Congestion, InitialWindow, TransportOptions};
 use acceptor::Acceptor;
 use captures::Captures;
 use commands::Shared;
 use peer::{Peer, PeerState};
 use registry::Registry;
 use routes::{Names, Routes};
+pub use settings::identity_paths;
+use settings::{
+    initial_window, lanes, policy_config, service_rules, session_config, transport_options,
+};
+use workers::Places;
+pub use workers::Workers;
 
 /// Time for a dialled transport to authenticate.
 const RESUME_TIMEOUT: Duration = Duration::from_secs(5);
@@ -69,9 +73,9 @@ const FLUSH_TIMEOUT: Duration = Duration::from_secs(1);
 /// How often a draining agent looks whether the last stream is over.
 const DRAIN_LOOK: Duration = Duration::from_millis(100);
 
-/// Runs the agent until a signal ends it.
-pub async fn run(path: &Path, config: Config) -> anyhow::Result<ExitCode> {
-    let agent = Agent::start(path, config).await?;
+/// Runs the agent until a signal ends it; `workers` drive its sessions.
+pub async fn run(path: &Path, config: Config, workers: Workers) -> anyhow::Result<ExitCode> {
+    let agent = Agent::start(path, config, workers).await?;
     tracing::info!(config = %path.display(), unit = %agent.shared.common.identity.name(), "the agent is ready");
     agent.serve().await
 }
@@ -84,10 +88,12 @@ struct Agent {
     /// The port where questions about names are answered.
     answering: Listening,
     _links: LinkMonitor,
+    /// The last to go: what runs there is told first.
+    workers: Workers,
 }
 
 impl Agent {
-    async fn start(path: &Path, config: Config) -> anyhow::Result<Self> {
+    async fn start(path: &Path, config: Config, workers: Workers) -> anyhow::Result<Self> {
         raise_descriptor_limit();
         let identity = Arc::new(Identity::load(&identity_paths(&config))?);
         let control =
@@ -111,6 +117,7 @@ impl Agent {
             trace: Arc::new(trace),
             tokens: Arc::new(registry.clone()),
             transport: transport_options(&config),
+            busy_poll: config.agent.busy_poll,
             window: initial_window(&config),
             hold: config.session.hold,
             resume_timeout: RESUME_TIMEOUT,
@@ -120,16 +127,18 @@ impl Agent {
         let session = session_config(&config)?;
         let memory = session.shared_memory.clone();
         let admit = Acceptor::admission();
+        let places = workers.places();
         let mut tasks = JoinSet::new();
-        let accepting = Accepting {
+        let parts = Parts {
             common: &common,
             session: &session,
             registry: &registry,
             admit: &admit,
             links: &links,
+            places: &places,
         };
-        let addresses = accept_sessions(&config, &accepting, &mut tasks)?;
-        let peers = keep_sessions(&config, &common, &session, &registry, &links, &mut tasks);
+        let addresses = accept_sessions(&config, &parts, &mut tasks)?;
+        let peers = keep_sessions(&config, &parts, &mut tasks);
         let queues: Vec<_> = peers.iter().map(|p| Arc::clone(&p.requests)).collect();
         let names = Names::open(&config, &common.identity.name().to_string())?;
         let doors = open_doors(&config, &queues, names.as_ref())?;
@@ -168,6 +177,7 @@ impl Agent {
             doors,
             answering,
             _links: links,
+            workers,
         })
     }
 
@@ -183,6 +193,9 @@ impl Agent {
                 _ = interrupt.recv() => break,
                 _ = hangup.recv() => self.shared.reread().await,
                 _ = reread.tick() => self.shared.reread().await,
+                () = self.workers.failed() => {
+                    anyhow::bail!("a thread of the agent has failed: please report this");
+                }
                 Some(ended) = self.tasks.join_next() => {
                     // Without it the agent would look alive and do nothing: end, and be started anew.
                     ended.context("a task of the agent has failed: please report this")?;
@@ -269,139 +282,19 @@ fn raise_descriptor_limit() {
     }
 }
 
-/// The files of the configured identity.
-pub fn identity_paths(config: &Config) -> IdentityPaths {
-    let identity = &config.identity;
-    IdentityPaths {
-        certificate: identity.certificate.clone(),
-        key: identity.key.clone(),
-        ca: identity.ca.clone(),
-        crl: identity.crl.clone(),
-    }
-}
-
-fn session_config(config: &Config) -> anyhow::Result<session_proto::session::Config> {
-    let mut instance = [0; 16];
-    SystemRandom::new()
-        .fill(&mut instance)
-        .map_err(|_| anyhow::anyhow!("the kernel gives no random bytes"))?;
-    Ok(session_proto::session::Config {
-        instance,
-        software: format!("holdfast {}", env!("CARGO_PKG_VERSION")),
-        memory_bytes: config.session.memory_bytes,
-        shared_memory: SharedMemory::new(memory_total(&config.session)),
-        max_streams: config.accept.as_ref().map_or(4096, |a| a.max_streams),
-        rekey_records: config.session.rekey_records,
-        rekey_after: config.session.rekey_after,
-        compression: compression::of_all(config),
-        // Without [accept] nobody is dialled for.
-        max_flows: config.accept.as_ref().map_or(0, |a| a.max_flows),
-        flow_idle: config.session.flow_idle,
-        ..session_proto::session::Config::default()
-    })
-}
-
-/// Bytes that all sessions may hold: as the operator says, or a part of what the host has.
-fn memory_total(session: &crate::config::Session) -> usize {
-    let of_host = || {
-        let info = nix::sys::sysinfo::sysinfo().ok()?;
-        usize::try_from(info.ram_total() / 4).ok()
-    };
-    session
-        .memory_total_bytes
-        .or_else(of_host)
-        .map_or(usize::MAX, |bytes| bytes.max(session.memory_bytes))
-}
-
-/// The lift of initial windows; without it transports start as slowly as the kernel has them start.
-fn initial_window(config: &Config) -> Option<Arc<InitialWindow>> {
-    let listen = config.accept.as_ref().map(|a| a.listen.as_slice());
-    let attached = crate::capture::cgroup::own()
-        .map_err(anyhow::Error::from)
-        .and_then(|own| Ok(InitialWindow::attach(&own, listen.unwrap_or_default())?));
-    match attached {
-        Ok(window) => Some(Arc::new(window)),
-        Err(error) => {
-            tracing::warn!(%error, "initial windows stay as they are, so that handovers under load take longer; CAP_BPF and CAP_NET_ADMIN lift them");
-            None
-        }
-    }
-}
-
-fn transport_options(config: &Config) -> TransportOptions {
-    let usual = TransportOptions::default();
-    TransportOptions {
-        // The kernel waits for so long after each probe, answered or not.
-        keepalive_interval: usual.keepalive_interval.min(config.transport.keepalive),
-        notsent_lowat: config.transport.notsent_lowat,
-        user_timeout: config.transport.user_timeout,
-        keepalive_idle: config.transport.keepalive,
-        fast_open: config.transport.fast_open,
-        congestion: match config.transport.congestion.as_str() {
-            "host" => Congestion::Host,
-            "auto" => Congestion::Auto,
-            name => Congestion::Named(name.to_owned()),
-        },
-        ..usual
-    }
-}
-
-/// Which links are wanted, and what for.
-fn lanes(configured: crate::config::Lanes) -> Lanes {
-    match configured {
-        crate::config::Lanes::Bulk(0) => Lanes::Shared,
-        crate::config::Lanes::Bulk(n) => Lanes::Bulk(n),
-        crate::config::Lanes::PerStream => Lanes::PerStream,
-    }
-}
-
-/// What streams get. With a lane for each, all have one of their own that no rule names.
-pub(crate) fn service_rules(config: &Config) -> ServiceRules {
-    let rule = |s: &crate::config::Stream| ServiceRule {
-        to: s.to.clone(),
-        ports: s.ports.clone(),
-        cgroups: s.cgroups.clone(),
-        service: compression::said(config, s.service),
-    };
-    ServiceRules {
-        rules: config.streams.iter().map(rule).collect(),
-        default: compression::said(
-            config,
-            Service {
-                own_lane: config.transport.lanes == crate::config::Lanes::PerStream,
-                ..Service::default()
-            },
-        ),
-    }
-}
-
-pub(crate) fn policy_config(config: &Config) -> PolicyConfig {
-    let links = &config.links;
-    PolicyConfig {
-        prefer: links.prefer.clone(),
-        exclude: links.exclude.clone(),
-        standby: StandbyConfig {
-            metered: links.metered.clone(),
-            warm: links.warm.clone(),
-            cold: links.cold.clone(),
-            never: links.never.clone(),
-        },
-        manual: None,
-    }
-}
-
-/// What the acceptor takes from the agent.
-struct Accepting<'a> {
+/// What sessions take from the agent.
+struct Parts<'a> {
     common: &'a Common,
     session: &'a session_proto::session::Config,
     registry: &'a Registry,
     admit: &'a Arc<Semaphore>,
     links: &'a LinkMonitor,
+    places: &'a Places,
 }
 
 fn accept_sessions(
     config: &Config,
-    agent: &Accepting<'_>,
+    agent: &Parts<'_>,
     tasks: &mut JoinSet<()>,
 ) -> anyhow::Result<Option<Arc<PeerAddresses>>> {
     let Some(accept) = &config.accept else {
@@ -427,6 +320,7 @@ fn accept_sessions(
     let acceptor = Acceptor {
         packets: Arc::clone(&packets),
         registry: agent.registry.clone(),
+        places: agent.places.clone(),
         common: agent.common.clone(),
         session: agent.session.clone(),
         links: agent.links.subscribe(),
@@ -450,10 +344,7 @@ fn accept_sessions(
 
 fn keep_sessions(
     config: &Config,
-    common: &Common,
-    session: &session_proto::session::Config,
-    registry: &Registry,
-    links: &LinkMonitor,
+    agent: &Parts<'_>,
     tasks: &mut JoinSet<()>,
 ) -> Vec<commands::PeerHandle> {
     let mut handles = Vec::new();
@@ -465,15 +356,15 @@ fn keep_sessions(
             remotes: configured.addresses.clone(),
             udp: config.transport.udp,
             requests: Arc::clone(&requests),
-            links: links.subscribe(),
+            links: agent.links.subscribe(),
             policy: policy_config(config),
             services: Arc::new(service_rules(config)),
             lanes: lanes(config.transport.lanes),
-            registry: registry.clone(),
-            common: common.clone(),
+            registry: agent.registry.clone(),
+            common: agent.common.clone(),
             session: session_proto::session::Config {
                 codecs_on_request: compression::on_request(config),
-                ..session.clone()
+                ..agent.session.clone()
             },
             dial_timeout: config.transport.dial_timeout,
             handshake_timeout: HANDSHAKE_TIMEOUT,
@@ -487,7 +378,13 @@ fn keep_sessions(
             state: seen,
             stop,
         });
-        tasks.spawn(peer.run(stopped));
+        let place = agent.places.take();
+        let runtime = place.runtime().clone();
+        let running = async move {
+            let _place = place;
+            peer.run(stopped).await;
+        };
+        tasks.spawn_on(running, &runtime);
     }
     handles
 }

@@ -1,13 +1,16 @@
 //! Commands that need no agent, and the agent itself.
 
+use std::num::NonZero;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::{Duration, SystemTime};
 
+use anyhow::Context as _;
 use clap::Subcommand;
 use tracing_subscriber::EnvFilter;
 
 use super::exit::{Exit, Failure};
+use crate::agent::Workers;
 use crate::config::{Config, ConfigError, duration};
 use crate::handshake::Identity;
 use crate::pki;
@@ -167,10 +170,12 @@ pub fn agent(path: &Path) -> Result<ExitCode, Failure> {
         .with_writer(std::io::stderr)
         .with_ansi(ansi)
         .init();
-    // One worker for the sessions, one for the rest: a session is a task of its own.
-    let runtime = tokio::runtime::Builder::new_multi_thread()
+    // Sessions have a thread for each processor; what captures, listens and answers commands has this one.
+    let processors = std::thread::available_parallelism().map_or(1, NonZero::get);
+    let workers = Workers::start(processors, || {}).context("sessions have no threads")?;
+    let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
         .map_err(anyhow::Error::from)?;
-    Ok(runtime.block_on(crate::agent::run(path, config))?)
+    Ok(runtime.block_on(crate::agent::run(path, config, workers))?)
 }

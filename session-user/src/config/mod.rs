@@ -18,12 +18,13 @@ use std::time::Duration;
 use captures::{captures, local_bypass};
 use dns::dns;
 use listen::listens;
-use sections::{accept, peers, session, streams, transport};
+use sections::{accept, busy_poll, peers, session, streams, transport};
 use source::Source;
 pub use types::{
     Accept, Agent, Capture, Compression, Dns, Identity, Lanes, Links, Listen, Peer, Session,
     Stream, Trace, Transport,
 };
+use units::short_duration;
 pub use units::{duration, size};
 
 /// Where the configuration is unless said otherwise.
@@ -133,6 +134,12 @@ impl Config {
                     raw.agent.local_bypass.as_ref(),
                     crate::capture::LocalBypass::Off,
                     local_bypass,
+                )?,
+                busy_poll: source.or(
+                    "agent.busy_poll",
+                    raw.agent.busy_poll.as_ref(),
+                    Duration::from_micros(100),
+                    busy_poll,
                 )?,
             },
             captures: captures(&source, &raw.capture, &peers)?,

@@ -55,6 +55,7 @@ pub(super) struct Agent {
     pub capture_cgroups: Vec<PathBuf>,
     pub bpffs: Option<PathBuf>,
     pub local_bypass: Option<Text>,
+    pub busy_poll: Option<Text>,
 }
 
 #[derive(Debug, Deserialize)]

@@ -13,7 +13,7 @@ use toml::Spanned;
 
 use super::{
     Accept, Compression, DEFAULT_STATE, Lanes, Peer, Result, Session, Stream, Transport, duration,
-    raw, size,
+    raw, short_duration, size,
 };
 
 pub(super) fn address(text: &str) -> std::result::Result<SocketAddr, String> {
@@ -223,6 +223,18 @@ pub(super) fn accept(source: &Source<'_>, raw: &raw::Accept) -> Result<Accept> {
         )?,
         allow,
     })
+}
+
+/// `busy_poll`. A processor that is busy for longer, for nothing, is better woken.
+pub(super) fn busy_poll(text: &str) -> std::result::Result<Duration, String> {
+    let most = Duration::from_millis(1);
+    let expected = || format!("`{text}` is neither \"off\" nor at most 1ms, such as \"50us\"");
+    match text {
+        "off" => Ok(Duration::ZERO),
+        time => short_duration(time)
+            .filter(|time| *time <= most)
+            .ok_or_else(expected),
+    }
 }
 
 pub(super) fn session(source: &Source<'_>, raw: &raw::Session) -> Result<Session> {

@@ -99,6 +99,10 @@ fn errors_name_file_line_key_and_what_was_expected() {
             "[agent]\nlocal_bypass = \"yes\"\n",
             "test.toml:6: agent.local_bypass: `yes` is none of \"off\", \"auto\" and \"on\"",
         ),
+        (
+            "[agent]\nbusy_poll = \"2ms\"\n",
+            "test.toml:6: agent.busy_poll: `2ms` is neither \"off\" nor at most 1ms",
+        ),
         ("[agent]\nlog = 7\n", "test.toml:6: "),
         ("[agent\n", "test.toml:5: "),
     ] {

@@ -41,6 +41,8 @@ pub struct Agent {
     pub bpffs: PathBuf,
     /// Whether what captured applications send comes past TCP.
     pub local_bypass: LocalBypass,
+    /// How long a session looks for news before it sleeps, where news comes that soon; zero: never.
+    pub busy_poll: Duration,
 }
 
 /// A unit to reach.

@@ -24,6 +24,15 @@ pub fn duration(text: &str) -> Result<Duration, String> {
         .ok_or_else(expected)
 }
 
+/// `"100us"`, `"1ms"`.
+pub fn short_duration(text: &str) -> Option<Duration> {
+    match split(text)? {
+        (micros, "us") => Some(Duration::from_micros(micros)),
+        (millis, "ms") => Some(Duration::from_millis(millis)),
+        _ => None,
+    }
+}
+
 /// `"4096"`, `"128KiB"`, `"64MiB"`, `"1GiB"`.
 pub fn size(text: &str) -> Result<usize, String> {
     let expected = || {
@@ -60,6 +69,9 @@ mod tests {
     fn reads_what_people_write() {
         assert_eq!(duration("100ms"), Ok(Duration::from_millis(100)));
         assert_eq!(duration("24h"), Ok(Duration::from_secs(86_400)));
+        assert_eq!(short_duration("50us"), Some(Duration::from_micros(50)));
+        assert_eq!(short_duration("2ms"), Some(Duration::from_millis(2)));
+        assert_eq!(short_duration("1s"), None);
         assert_eq!(size("64MiB"), Ok(64 << 20));
         assert_eq!(size("4096"), Ok(4096));
         for bad in [

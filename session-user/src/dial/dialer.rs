@@ -28,7 +28,7 @@ const ADDRESSES_MAX: usize = 16;
 const ATTEMPT_MIN: Duration = Duration::from_millis(1500);
 /// And at most this, while there are others to try.
 const ATTEMPT_MAX: Duration = Duration::from_secs(10);
-/// Names resolved at once. getaddrinfo blocks a thread of tokio's pool (512) for as long as the
+/// Names resolved at once. getaddrinfo blocks a thread of a pool of tokio's (512) for as long as the
 /// name server pleases, even after nobody waits for it; files need that pool as well.
 const LOOKUPS_MAX: usize = 64;
 /// Of these, for one peer: it may ask for names whose name servers never answer.

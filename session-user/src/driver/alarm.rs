@@ -1,9 +1,9 @@
 //! The driver's one timer.
 //!
 //! Nearly every turn moves the next deadline: what is acknowledged within milliseconds, and comes again with the next
-//! record. A timer that is set to an earlier time than the runtime sleeps until makes it wake another thread, through a
-//! descriptor, at once (tokio's `time::Handle::reregister`); done in each turn that is a system call, and often a switch of
-//! threads, per record. So the timer stays where it is when the deadline moves away, and is set anew once it fires.
+//! record. A timer that is set to an earlier time than the runtime sleeps until has it wake itself through a
+//! descriptor at once (tokio's `time::Handle::reregister`); done in each turn that is a system call per record, and another
+//! wait that ends at once. So the timer stays where it is when the deadline moves away, and is set anew once it fires.
 
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};

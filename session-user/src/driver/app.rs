@@ -234,6 +234,7 @@ impl Driver {
             Ok(Taken { bytes, urgent }) => {
                 let before = app.bytes_read;
                 app.bytes_read += bytes as u64;
+                self.busy.moved(bytes);
                 app.bound_once(before);
                 app.had_its_turn = true;
                 app.chunk = next_chunk(app.chunk, bytes, want);

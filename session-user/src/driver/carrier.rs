@@ -21,7 +21,7 @@ use super::ready::Source;
 use super::{Driver, Name, Side};
 use crate::trace::Trigger;
 use crate::transport::{
-    Losses, Pacing, TcpInfo, slices_within, tcp_info, write_apart, write_together,
+    Losses, Pacing, TcpInfo, adopt, slices_within, tcp_info, write_apart, write_together,
 };
 
 /// Reads of one socket in one turn, before the others get theirs.
@@ -174,6 +174,11 @@ impl Driver {
             tracing::warn!(%error, "a resume is refused");
             return self.close_for_identity(&error);
         }
+        // It was accepted in another runtime, whose thread would have to tell this one of all that comes.
+        let socket = match adopt(socket) {
+            Ok(socket) => socket,
+            Err(error) => return tracing::warn!(%error, "a transport cannot be taken over"),
+        };
         let (Ok(local), Ok(remote)) = (socket.local_addr(), socket.peer_addr()) else {
             return;
         };
@@ -224,6 +229,7 @@ impl Driver {
             Poll::Ready(Ok(n)) => {
                 let now = Instant::now();
                 carrier.bytes_in += n as u64;
+                self.busy.moved(n);
                 carrier.heard_at = now;
                 carrier.input.filled(n, room);
                 if carrier.opening.is_some() {

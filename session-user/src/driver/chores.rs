@@ -1,7 +1,6 @@
 //! What a driver does beside its turns without a task of its own: dials of targets, and waits for those who wait for them.
 //!
-//! Each connection has one. As a task it would cost a switch of threads at its beginning, and another for the news of its
-//! end; here it is one more source, which is polled when it was woken.
+//! Each connection has one. As a task it would be scheduled at its beginning, and tell of its end through a channel; here it is one more source, which is polled when it was woken.
 
 use std::collections::BTreeMap;
 use std::pin::Pin;

@@ -8,6 +8,7 @@
 mod alarm;
 mod app;
 mod blocked;
+mod busy;
 mod carrier;
 mod chores;
 mod datagrams;
@@ -51,6 +52,7 @@ use tokio::sync::{mpsc, oneshot};
 
 use app::App;
 use blocked::Blocked;
+use busy::BusyPoll;
 use carrier::Carrier;
 use chores::{ChoreId, Chores};
 use datagrams::Datagrams;
@@ -149,6 +151,8 @@ pub struct Common {
     pub hold: Duration,
     /// Options of transport sockets.
     pub transport: TransportOptions,
+    /// How long news is looked for before a driver sleeps; zero: it sleeps at once.
+    pub busy_poll: Duration,
     /// Sets how much a new transport may send at once, where the kernel allows it.
     pub window: Option<Arc<InitialWindow>>,
     /// Time for a dialled transport to authenticate.
@@ -203,6 +207,18 @@ enum Name {
     News(news::Kind),
 }
 
+impl Name {
+    /// What it is to whoever waits.
+    fn news(self) -> busy::News {
+        match self {
+            Self::App(_) => busy::News::Socket(busy::Side::Near),
+            Self::Carrier(_) => busy::News::Socket(busy::Side::Far),
+            Self::News(news::Kind::Alarm) => busy::News::Deadline,
+            _ => busy::News::Others,
+        }
+    }
+}
+
 /// What the driver's own tasks bring back.
 enum Internal {
     Dialled(dialling::Dialled),
@@ -233,6 +249,7 @@ pub struct Driver {
     peer: PeerIdentity,
     side: Side,
     ready: ReadySet<Name>,
+    busy: BusyPoll,
     news: News,
     chores: Chores,
     apps: BTreeMap<StreamId, App>,
@@ -299,6 +316,7 @@ impl Driver {
         let mut driver = Box::new(Self {
             session,
             clock,
+            busy: BusyPoll::new(common.busy_poll),
             common,
             peer,
             side,

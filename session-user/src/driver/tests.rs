@@ -101,6 +101,7 @@ pub(super) async fn gateway(caller: &str, to: &str) -> (Box<Driver>, TcpStream) 
 
 fn common(identity: Arc<Identity>) -> Common {
     Common {
+        busy_poll: Duration::from_micros(50),
         identity,
         trace: Arc::new(Trace::new(None).unwrap()),
         tokens: Arc::new(NoTokens),

@@ -7,6 +7,7 @@ use session_proto::wire::close_code;
 use tokio::sync::mpsc;
 use tokio::task::coop::cooperative;
 
+use super::busy::{News, Wait};
 use super::{Command, Driver, Ended, Name};
 
 /// Ready sources handled in one turn before the others get theirs.
@@ -23,11 +24,38 @@ impl Driver {
                 return ended;
             }
             self.set_alarm();
-            let next = poll_fn(|cx| self.ready.poll_next(cx));
-            let name = cooperative(next).await;
+            let name = self.next_name().await;
             self.handle_ready(name, commands);
             self.settle();
         }
+    }
+
+    /// The next source that is ready.
+    async fn next_name(&mut self) -> Name {
+        let Self { ready, busy, .. } = self;
+        let next = cooperative(poll_fn(|cx| ready.poll_next(cx)));
+        if !ready.is_empty() {
+            return next.await;
+        }
+        let wait = busy.begin();
+        if wait == Wait::Sleep {
+            return next.await;
+        }
+        let began = Instant::now();
+        let mut now = began;
+        while wait == Wait::Look && ready.is_empty() && busy.may_look(began, now) {
+            // The runtime has its other tasks run and looks for news of sockets before this goes on.
+            tokio::task::yield_now().await;
+            if ready.is_empty() {
+                // And whoever else wants this processor goes first.
+                std::thread::yield_now();
+            }
+            let last = std::mem::replace(&mut now, Instant::now());
+            busy.looked(last, now);
+        }
+        let name = next.await;
+        self.busy.end(name.news(), began.elapsed());
+        name
     }
 
     /// Handles sources that became ready, `first` among them.
@@ -35,6 +63,9 @@ impl Driver {
         let mut next = Some(first);
         for _ in 0..SOURCES_PER_TURN {
             let Some(name) = next.take() else { break };
+            if name.news() == News::Others {
+                self.busy.interrupted();
+            }
             match name {
                 Name::App(id) => self.app_ready(id),
                 Name::Carrier(handle) => self.carrier_ready(handle),

@@ -37,6 +37,12 @@ const FAST_OPEN_QUEUE: i32 = 256;
 /// would come to by itself. An agent never stops reading a transport, so this much is not held for long.
 const RECEIVE_BYTES: usize = 4 << 20;
 
+/// The same connection in the current runtime, for one that was made in another: its thread would have to tell this one of
+/// all that comes.
+pub fn adopt(socket: TcpStream) -> std::io::Result<TcpStream> {
+    TcpStream::from_std(socket.into_std()?)
+}
+
 /// Options of transport sockets, at both ends.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TransportOptions {

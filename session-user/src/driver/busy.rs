@@ -155,7 +155,16 @@ mod tests {
     const LATE: Duration = Duration::from_micros(101);
     const MICRO: Duration = Duration::from_micros(1);
 
-    /// One that has heard both sides in turn, `RUN` times.
+    impl BusyPoll {
+        /// One that looks for news for `limit`, since it has heard both sides in turn.
+        pub fn in_conversation(limit: Duration) -> Self {
+            let mut busy = Self::new(limit);
+            busy.run = RUN_MAX;
+            busy
+        }
+    }
+
+    /// One that has just come to look.
     fn in_conversation() -> BusyPoll {
         let mut busy = BusyPoll::new(LIMIT);
         for _ in 0..RUN / 2 {

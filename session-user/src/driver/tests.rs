@@ -11,6 +11,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::timeout;
 
+use super::busy::BusyPoll;
 use super::establish::{Request, initiate_over, respond};
 use super::{Command, Common, Driver, Responder, Side, TokenBook};
 use crate::dial::{AllowList, AllowRule, Caller};
@@ -156,6 +157,25 @@ async fn links_that_have_changed_already_hold_nobody_up() {
         let report = timeout(PATIENCE, heard).await;
         report.expect("it turns round and round").unwrap();
         change.send_replace(no_links(version));
+    }
+    running.abort();
+}
+
+/// In a runtime of one thread, where nothing else would run if it did not give way.
+#[tokio::test]
+async fn a_driver_that_looks_for_news_hears_it() {
+    let (mut driver, _near) = gateway("lorry", "127.0.0.0/8:9").await;
+    driver.busy = BusyPoll::in_conversation(100 * PATIENCE);
+    let (orders, mut inbox) = mpsc::channel(1);
+    let running = tokio::spawn(async move { driver.run(&mut inbox).await });
+    for _ in 0..3 {
+        // What is done meanwhile takes turns of the runtime, which it has between two looks.
+        for _ in 0..100 {
+            tokio::task::yield_now().await;
+        }
+        let (reply, heard) = oneshot::channel();
+        orders.send(Command::Report(reply)).await.unwrap();
+        timeout(PATIENCE, heard).await.expect("an answer").unwrap();
     }
     running.abort();
 }

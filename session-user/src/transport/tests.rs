@@ -9,8 +9,8 @@ use socket2::SockRef;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use super::{
-    Congestion, DialSpec, TcpInfo, TransportError, TransportOptions, be_patient, dial, listen,
-    tcp_info,
+    Congestion, DialSpec, TcpInfo, TransportError, TransportOptions, adopt, be_patient, dial,
+    listen, tcp_info,
 };
 
 /// Longer than anything here takes on a busy machine.
@@ -337,4 +337,31 @@ fn both_families_listen_on_one_port() {
         let taken = listen(SocketAddr::new("::".parse().unwrap(), port), true).unwrap_err();
         assert_eq!(taken.kind(), std::io::ErrorKind::AddrInUse);
     });
+}
+
+#[test]
+fn an_adopted_connection_needs_its_old_runtime_no_more() {
+    let runtime = || {
+        tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .unwrap()
+    };
+    let (old, new) = (runtime(), runtime());
+    let (near, mut far) = old.block_on(async {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let far = std::net::TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        (listener.accept().await.unwrap().0, far)
+    });
+    let mut near = new.block_on(async { adopt(near).unwrap() });
+    drop(old);
+    for word in [*b"some", *b"more"] {
+        let mut read = [0; 4];
+        new.block_on(async {
+            let say = async { far.write_all(&word).unwrap() };
+            let (heard, ()) = tokio::join!(near.read_exact(&mut read), say);
+            heard.unwrap();
+        });
+        assert_eq!(read, word);
+    }
 }

@@ -8,7 +8,7 @@ use bytes::{Buf, BytesMut};
 use session_proto::wire::{Kind, Preamble, Reply, Status};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{Semaphore, mpsc, watch};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, watch};
 
 use super::packets::PACKETS_WAITING_MAX;
 use super::registry::{Entry, Registry};
@@ -142,24 +142,11 @@ impl Acceptor {
                     .await;
                 Ok(())
             }
-            Kind::Full => {
-                let place = self.places.take();
-                let runtime = place.runtime().clone();
-                let admitted = runtime.spawn(self.admit_full(stream, input, place));
-                // A panic was printed where it happened.
-                admitted.await.unwrap_or(Ok(()))
-            }
+            Kind::Full => self.admit_full(stream, input).await,
         }
     }
 
-    /// In the runtime of `place`, where the session that begins stays.
-    async fn admit_full(
-        self,
-        stream: TcpStream,
-        input: BytesMut,
-        place: Place,
-    ) -> Result<(), Refused> {
-        let mut stream = adopt(stream)?;
+    async fn admit_full(self, mut stream: TcpStream, input: BytesMut) -> Result<(), Refused> {
         if self.admit.is_closed() {
             reply(&mut stream, Status::Draining).await;
             return Err(Refused::Limit("this unit is shutting down"));
@@ -172,6 +159,22 @@ impl Acceptor {
             reply(&mut stream, Status::Busy).await;
             return Err(Refused::Limit("max_sessions is reached"));
         }
+        let place = self.places.take();
+        let runtime = place.runtime().clone();
+        let admitted = runtime.spawn(self.establish(stream, input, permit, place));
+        // A panic was printed where it happened.
+        admitted.await.unwrap_or(Ok(()))
+    }
+
+    /// In the runtime of `place`, where the session that begins stays.
+    async fn establish(
+        self,
+        stream: TcpStream,
+        input: BytesMut,
+        permit: OwnedSemaphorePermit,
+        place: Place,
+    ) -> Result<(), Refused> {
+        let mut stream = adopt(stream)?;
         stream.write_all(&Reply::new(Status::Ok).encode()).await?;
         let identity = Arc::clone(&self.common.identity);
         let pending = establish::respond(

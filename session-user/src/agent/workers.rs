@@ -191,15 +191,17 @@ mod tests {
     }
 
     #[test]
-    fn a_thread_that_ends_is_told_of() {
-        let mut workers = Workers::start(2, || {}).unwrap();
+    fn a_thread_that_fails_is_told_of() {
         let own = Builder::new_current_thread().enable_all().build().unwrap();
+        let mut workers = Workers::start(2, || {}).unwrap();
         let soon = std::time::Duration::from_millis(50);
-        let waited = |workers: &mut Workers| {
-            own.block_on(async { tokio::time::timeout(soon, workers.failed()).await })
-        };
-        assert!(waited(&mut workers).is_err());
-        drop(workers.threads[1].stop.take());
+        let none = own.block_on(async { tokio::time::timeout(soon, workers.failed()).await });
+        assert!(none.is_err());
+        let mut workers = Workers::start(2, || {
+            let here = std::thread::current();
+            assert_ne!(here.name(), Some("sessions-1"), "as a fault does");
+        })
+        .unwrap();
         own.block_on(workers.failed());
     }
 
@@ -211,7 +213,7 @@ mod tests {
                 self.0.send(()).unwrap();
             }
         }
-        let workers = Workers::start(1, || {}).unwrap();
+        let workers = Workers::start(2, || {}).unwrap();
         let place = workers.places().take();
         let (ends, ended) = std::sync::mpsc::channel();
         let ends = Ends(ends);

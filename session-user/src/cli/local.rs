@@ -170,10 +170,11 @@ pub fn agent(path: &Path) -> Result<ExitCode, Failure> {
         .with_writer(std::io::stderr)
         .with_ansi(ansi)
         .init();
-    // Sessions have a thread for each processor; what captures, listens and answers commands has this one.
+    // Sessions have a thread for each processor. What captures, listens and answers commands has threads of its own, so that
+    // it holds no session up, nor one of these another.
     let processors = std::thread::available_parallelism().map_or(1, NonZero::get);
     let workers = Workers::start(processors, || {}).context("sessions have no threads")?;
-    let runtime = tokio::runtime::Builder::new_current_thread()
+    let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .build()
         .map_err(anyhow::Error::from)?;

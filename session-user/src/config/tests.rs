@@ -294,3 +294,20 @@ fn rules_for_names_are_read_and_their_mistakes_told() {
         );
     }
 }
+
+#[test]
+fn busy_poll_is_a_short_time_or_off() {
+    let busy_poll = |typed: &str| {
+        let text = format!("{IDENTITY}[agent]\n{typed}\n");
+        Config::parse(&text, "test.toml").unwrap().agent.busy_poll
+    };
+    assert_eq!(busy_poll(""), Duration::from_micros(100));
+    for (typed, expected) in [("off", 0), ("0us", 0), ("40us", 40), ("1ms", 1000)] {
+        let typed = format!("busy_poll = \"{typed}\"");
+        assert_eq!(
+            busy_poll(&typed),
+            Duration::from_micros(expected),
+            "{typed}"
+        );
+    }
+}

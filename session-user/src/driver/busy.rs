@@ -5,17 +5,17 @@
 //! within a short time, it is looked for so long before anybody sleeps, as the kernel does for network cards
 //! (`net.core.busy_poll`) and idle guests (Documentation/virt/guest-halt-polling.rst). A conversation that waits for a
 //! network, or for a person, is none of that kind: one wait that takes longer ends it. Nor is a stream that only comes from one
-//! side: what the next piece is waited for gains nothing.
+//! side: nothing is gained by looking for its next piece.
 
 use std::time::{Duration, Instant};
 
 /// Who moves more than this between two waits, in bytes, is woken seldom for what it moves, and needs its processor.
 const BULK: usize = 16 * 1024;
-/// So many short waits for the one side and the other in turn are a conversation that goes on.
+/// So many short waits in a row, for both sides, are a conversation that goes on.
 const RUN: u8 = 8;
-/// No more are counted, and so many fewer where the same side is heard twice: now and then an acknowledgement comes by itself.
-const RUN_MAX: u8 = 16;
-const TWICE: u8 = 4;
+/// Who speaks more often than this without an answer holds no conversation. It is less than [`RUN`], so that the waits for
+/// one who streams, and is acknowledged now and then, are never enough.
+const SPEECH_MAX: u8 = 6;
 /// Whoever looks gives way each time, and comes back within this unless somebody else has more to do than to answer.
 const AWAY: Duration = Duration::from_micros(300);
 /// So long nobody looks then, at first and at most: to give way to such a one costs the time that the scheduler lets it
@@ -30,10 +30,11 @@ const SOON: u32 = 8;
 pub(super) struct BusyPoll {
     /// It is looked for so long; zero: never.
     limit: Duration,
-    /// How often in a row news came within the limit, from one side and the other in turn.
+    /// How often in a row news came within the limit, from both sides.
     run: u8,
-    /// Who was heard last.
+    /// Who was heard last, and how often in a row.
     heard: Option<Side>,
+    speech: u8,
     /// Bytes moved since it was last waited.
     moved: usize,
     /// The latest pause, and when it is over: nobody looks before that.
@@ -79,6 +80,7 @@ impl BusyPoll {
             limit,
             run: 0,
             heard: None,
+            speech: 0,
             moved: 0,
             pause: PAUSE_FIRST,
             resume_at: None,
@@ -109,9 +111,9 @@ impl BusyPoll {
         !pausing && now.saturating_duration_since(began) < self.limit
     }
 
-    /// It was looked for news; `last` is when it was before.
-    pub fn looked(&mut self, last: Instant, now: Instant) {
-        if now.saturating_duration_since(last) > AWAY {
+    /// Whoever looks gave way at `then`, and is back `now`.
+    pub fn gave_way(&mut self, then: Instant, now: Instant) {
+        if now.saturating_duration_since(then) > AWAY {
             self.make_pause(now);
         }
     }
@@ -130,14 +132,20 @@ impl BusyPoll {
 
     /// News came after so long.
     pub fn end(&mut self, from: News, after: Duration) {
+        if let News::Socket(side) = from {
+            let again = self.heard.replace(side) == Some(side);
+            self.speech = if again {
+                self.speech.saturating_add(1)
+            } else {
+                1
+            };
+        }
         self.run = match from {
             News::Others => 0,
             _ if after > self.limit => 0,
             News::Deadline => self.run,
-            News::Socket(side) if self.heard.replace(side) == Some(side) => {
-                self.run.saturating_sub(TWICE)
-            }
-            News::Socket(_) => RUN_MAX.min(self.run + 1),
+            News::Socket(_) if self.speech > SPEECH_MAX => 0,
+            News::Socket(_) => RUN.min(self.run + 1),
         };
     }
 
@@ -159,7 +167,7 @@ mod tests {
         /// One that looks for news for `limit`, since it has heard both sides in turn.
         pub fn in_conversation(limit: Duration) -> Self {
             let mut busy = Self::new(limit);
-            busy.run = RUN_MAX;
+            busy.run = RUN;
             busy
         }
     }
@@ -201,30 +209,30 @@ mod tests {
 
     #[test]
     fn a_stream_from_one_side_is_none() {
-        for side in [Side::Near, Side::Far] {
+        for (side, other) in [(Side::Near, Side::Far), (Side::Far, Side::Near)] {
             let mut busy = BusyPoll::new(LIMIT);
-            for _ in 0..100 {
-                for _ in 0..3 {
+            for _ in 0..10 {
+                for _ in 0..32 {
                     busy.end(News::Socket(side), MICRO);
                     assert_eq!(busy.begin(), Wait::Measure);
                 }
-                let other = [Side::Near, Side::Far].into_iter().find(|s| *s != side);
-                busy.end(News::Socket(other.unwrap()), MICRO);
+                // It is acknowledged.
+                busy.end(News::Socket(other), MICRO);
+                assert_eq!(busy.begin(), Wait::Measure);
             }
         }
     }
 
     #[test]
-    fn an_acknowledgement_now_and_then_ends_no_conversation() {
+    fn answers_in_several_pieces_end_no_conversation() {
         let mut busy = in_conversation();
         for _ in 0..100 {
-            for _ in 0..4 {
-                busy.end(News::Socket(Side::Near), MICRO);
-                assert_eq!(busy.begin(), Wait::Look);
-                busy.end(News::Socket(Side::Far), MICRO);
-                assert_eq!(busy.begin(), Wait::Look);
+            for side in [Side::Near, Side::Far] {
+                for _ in 0..SPEECH_MAX {
+                    busy.end(News::Socket(side), MICRO);
+                    assert_eq!(busy.begin(), Wait::Look);
+                }
             }
-            busy.end(News::Socket(Side::Far), MICRO);
         }
     }
 
@@ -244,12 +252,11 @@ mod tests {
 
     #[test]
     fn it_looks_for_as_long_as_it_may() {
-        let mut busy = in_conversation();
+        let busy = in_conversation();
         let began = Instant::now();
         let mut now = began;
         let mut looks = 0;
         while busy.may_look(began, now) {
-            busy.looked(now, now + 10 * MICRO);
             now += 10 * MICRO;
             looks += 1;
         }
@@ -260,10 +267,10 @@ mod tests {
     fn who_was_off_its_processor_leaves_it_to_others_for_a_while() {
         let mut busy = in_conversation();
         let began = Instant::now();
-        busy.looked(began, began + AWAY);
+        busy.gave_way(began, began + AWAY);
         assert!(busy.may_look(began, began));
         let away = began + AWAY + MICRO;
-        busy.looked(began, away);
+        busy.gave_way(began, away);
         let later = away + PAUSE_FIRST.saturating_sub(MICRO);
         assert!(!busy.may_look(later, later));
         let then = away + PAUSE_FIRST;
@@ -276,7 +283,7 @@ mod tests {
         let mut now = Instant::now();
         let mut pauses = Vec::new();
         for _ in 0..10 {
-            busy.looked(now, now + LATE + AWAY);
+            busy.gave_way(now, now + LATE + AWAY);
             now += LATE + AWAY + busy.pause + Duration::from_millis(1);
             pauses.push(busy.pause);
         }
@@ -284,7 +291,7 @@ mod tests {
         assert_eq!(pauses[..4], [first, 2 * first, 4 * first, 8 * first]);
         assert_eq!(pauses[8..], [PAUSE_MAX; 2]);
         now += (SOON + 1) * PAUSE_MAX;
-        busy.looked(now, now + LATE + AWAY);
+        busy.gave_way(now, now + LATE + AWAY);
         assert_eq!(busy.pause, first);
     }
 

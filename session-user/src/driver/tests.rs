@@ -1,5 +1,7 @@
 //! A driver of a session that a unit has just made on loopback.
 
+use std::future::poll_fn;
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
@@ -161,21 +163,33 @@ async fn links_that_have_changed_already_hold_nobody_up() {
     running.abort();
 }
 
-/// In a runtime of one thread, where nothing else would run if it did not give way.
+/// In a runtime of one thread, where nothing else would run, nor a socket be heard, if whoever looks did not give way.
 #[tokio::test]
 async fn a_driver_that_looks_for_news_hears_it() {
-    let (mut driver, _near) = gateway("lorry", "127.0.0.0/8:9").await;
-    driver.busy = BusyPoll::in_conversation(100 * PATIENCE);
-    let (orders, mut inbox) = mpsc::channel(1);
-    let running = tokio::spawn(async move { driver.run(&mut inbox).await });
-    for _ in 0..3 {
-        // What is done meanwhile takes turns of the runtime, which it has between two looks.
-        for _ in 0..100 {
-            tokio::task::yield_now().await;
-        }
-        let (reply, heard) = oneshot::channel();
-        orders.send(Command::Report(reply)).await.unwrap();
-        timeout(PATIENCE, heard).await.expect("an answer").unwrap();
+    let (mut driver, mut near) = gateway("lorry", "127.0.0.0/8:9").await;
+    let (_orders, mut inbox) = mpsc::channel(1);
+    // What it begins with.
+    while let Some(name) = driver.ready.try_next() {
+        driver.handle_ready(name, &mut inbox);
+        driver.settle();
     }
-    running.abort();
+    driver.busy = BusyPoll::in_conversation(PATIENCE);
+    let looking = tokio::spawn(async move {
+        let mut polled = 0;
+        let mut next = pin!(driver.next_name());
+        let name = poll_fn(|cx| {
+            polled += 1;
+            next.as_mut().poll(cx)
+        });
+        (name.await, polled)
+    });
+    for _ in 0..100 {
+        tokio::task::yield_now().await;
+    }
+    // Half of a record: news, and nothing to do.
+    near.write_all(&[0]).await.unwrap();
+    let (name, polled) = timeout(PATIENCE, looking).await.unwrap().unwrap();
+    assert!(matches!(name, super::Name::Carrier(_)), "{name:?}");
+    // Whoever sleeps is polled when it begins and when it is woken.
+    assert!(polled > 2, "{polled}");
 }

@@ -31,7 +31,7 @@ impl Driver {
     }
 
     /// The next source that is ready.
-    async fn next_name(&mut self) -> Name {
+    pub(super) async fn next_name(&mut self) -> Name {
         let Self { ready, busy, .. } = self;
         let next = cooperative(poll_fn(|cx| ready.poll_next(cx)));
         if !ready.is_empty() {
@@ -46,12 +46,13 @@ impl Driver {
         while wait == Wait::Look && ready.is_empty() && busy.may_look(began, now) {
             // The runtime has its other tasks run and looks for news of sockets before this goes on.
             tokio::task::yield_now().await;
+            now = Instant::now();
             if ready.is_empty() {
                 // And whoever else wants this processor goes first.
                 std::thread::yield_now();
+                let then = std::mem::replace(&mut now, Instant::now());
+                busy.gave_way(then, now);
             }
-            let last = std::mem::replace(&mut now, Instant::now());
-            busy.looked(last, now);
         }
         let name = next.await;
         self.busy.end(name.news(), began.elapsed());
@@ -59,7 +60,7 @@ impl Driver {
     }
 
     /// Handles sources that became ready, `first` among them.
-    fn handle_ready(&mut self, first: Name, commands: &mut mpsc::Receiver<Command>) {
+    pub(super) fn handle_ready(&mut self, first: Name, commands: &mut mpsc::Receiver<Command>) {
         let mut next = Some(first);
         for _ in 0..SOURCES_PER_TURN {
             let Some(name) = next.take() else { break };

@@ -21,6 +21,7 @@ fn the_example_shows_the_defaults() {
     assert_eq!(example.transport, least.transport);
     assert_eq!(example.links.debounce, least.links.debounce);
     assert_eq!(example.agent.control, least.agent.control);
+    assert_eq!(example.agent.busy_poll, least.agent.busy_poll);
     assert_eq!(example.captures[1].rule.ports, vec![], "all");
     assert_eq!(example.captures[0].rule.uids, vec![0..=0, 1000..=60000]);
     assert_eq!(example.peers[0].addresses.len(), 2);

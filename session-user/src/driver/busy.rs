@@ -33,7 +33,7 @@ pub(super) struct BusyPoll {
     /// How often in a row news came within the limit, from both sides.
     run: u8,
     /// Who was heard last, and how often in a row.
-    heard: Option<Side>,
+    last: Option<Speaker>,
     speech: u8,
     /// Bytes moved since it was last waited.
     moved: usize,
@@ -55,7 +55,7 @@ pub(super) enum Wait {
 
 /// Between whom an agent stands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Side {
+pub(super) enum Speaker {
     /// Applications, or targets.
     Near,
     /// The peer.
@@ -64,9 +64,9 @@ pub(super) enum Side {
 
 /// What ended a wait.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum News {
+pub(super) enum Heard {
     /// A socket of one side.
-    Socket(Side),
+    Socket(Speaker),
     /// The driver's own deadline, which says nothing of who speaks.
     Deadline,
     /// What other threads may have to do with, which need a processor as well; and datagrams, for which nobody waits.
@@ -79,7 +79,7 @@ impl BusyPoll {
         Self {
             limit,
             run: 0,
-            heard: None,
+            last: None,
             speech: 0,
             moved: 0,
             pause: PAUSE_FIRST,
@@ -131,25 +131,25 @@ impl BusyPoll {
     }
 
     /// News came after so long.
-    pub fn end(&mut self, from: News, after: Duration) {
-        if let News::Socket(side) = from {
-            let again = self.heard.replace(side) == Some(side);
+    pub fn end(&mut self, what: Heard, after: Duration) {
+        if let Heard::Socket(side) = what {
+            let again = self.last.replace(side) == Some(side);
             self.speech = if again {
                 self.speech.saturating_add(1)
             } else {
                 1
             };
         }
-        self.run = match from {
-            News::Others => 0,
+        self.run = match what {
+            Heard::Others => 0,
             _ if after > self.limit => 0,
-            News::Deadline => self.run,
-            News::Socket(_) if self.speech > SPEECH_MAX => 0,
-            News::Socket(_) => RUN.min(self.run + 1),
+            Heard::Deadline => self.run,
+            Heard::Socket(_) if self.speech > SPEECH_MAX => 0,
+            Heard::Socket(_) => RUN.min(self.run + 1),
         };
     }
 
-    /// Something came that is [`News::Others`], whether it was waited for or not.
+    /// Something came that is [`Heard::Others`], whether it was waited for or not.
     pub fn interrupted(&mut self) {
         self.run = 0;
     }
@@ -176,9 +176,9 @@ mod tests {
     fn in_conversation() -> BusyPoll {
         let mut busy = BusyPoll::new(LIMIT);
         for _ in 0..RUN / 2 {
-            for side in [Side::Near, Side::Far] {
+            for side in [Speaker::Near, Speaker::Far] {
                 assert_eq!(busy.begin(), Wait::Measure);
-                busy.end(News::Socket(side), LIMIT);
+                busy.end(Heard::Socket(side), LIMIT);
             }
         }
         assert_eq!(busy.begin(), Wait::Look);
@@ -187,7 +187,7 @@ mod tests {
 
     #[test]
     fn one_long_wait_ends_a_conversation() {
-        let long = [News::Socket(Side::Near), News::Deadline];
+        let long = [Heard::Socket(Speaker::Near), Heard::Deadline];
         for news in long {
             let mut busy = in_conversation();
             busy.end(news, LIMIT);
@@ -203,21 +203,21 @@ mod tests {
         busy.interrupted();
         assert_eq!(busy.begin(), Wait::Measure);
         let mut busy = in_conversation();
-        busy.end(News::Others, MICRO);
+        busy.end(Heard::Others, MICRO);
         assert_eq!(busy.begin(), Wait::Measure);
     }
 
     #[test]
     fn a_stream_from_one_side_is_none() {
-        for (side, other) in [(Side::Near, Side::Far), (Side::Far, Side::Near)] {
+        for (side, other) in [(Speaker::Near, Speaker::Far), (Speaker::Far, Speaker::Near)] {
             let mut busy = BusyPoll::new(LIMIT);
             for _ in 0..10 {
                 for _ in 0..32 {
-                    busy.end(News::Socket(side), MICRO);
+                    busy.end(Heard::Socket(side), MICRO);
                     assert_eq!(busy.begin(), Wait::Measure);
                 }
                 // It is acknowledged.
-                busy.end(News::Socket(other), MICRO);
+                busy.end(Heard::Socket(other), MICRO);
                 assert_eq!(busy.begin(), Wait::Measure);
             }
         }
@@ -227,9 +227,9 @@ mod tests {
     fn answers_in_several_pieces_end_no_conversation() {
         let mut busy = in_conversation();
         for _ in 0..100 {
-            for side in [Side::Near, Side::Far] {
+            for side in [Speaker::Near, Speaker::Far] {
                 for _ in 0..SPEECH_MAX {
-                    busy.end(News::Socket(side), MICRO);
+                    busy.end(Heard::Socket(side), MICRO);
                     assert_eq!(busy.begin(), Wait::Look);
                 }
             }
@@ -300,8 +300,8 @@ mod tests {
         let mut busy = BusyPoll::new(Duration::ZERO);
         for _ in 0..2 * RUN {
             assert_eq!(busy.begin(), Wait::Sleep);
-            busy.end(News::Socket(Side::Near), Duration::ZERO);
-            busy.end(News::Socket(Side::Far), Duration::ZERO);
+            busy.end(Heard::Socket(Speaker::Near), Duration::ZERO);
+            busy.end(Heard::Socket(Speaker::Far), Duration::ZERO);
         }
     }
 }

@@ -209,12 +209,12 @@ enum Name {
 
 impl Name {
     /// What it is to whoever waits.
-    fn news(self) -> busy::News {
+    fn heard(self) -> busy::Heard {
         match self {
-            Self::App(_) => busy::News::Socket(busy::Side::Near),
-            Self::Carrier(_) => busy::News::Socket(busy::Side::Far),
-            Self::News(news::Kind::Alarm) => busy::News::Deadline,
-            _ => busy::News::Others,
+            Self::App(_) => busy::Heard::Socket(busy::Speaker::Near),
+            Self::Carrier(_) => busy::Heard::Socket(busy::Speaker::Far),
+            Self::News(news::Kind::Alarm) => busy::Heard::Deadline,
+            _ => busy::Heard::Others,
         }
     }
 }

@@ -7,7 +7,7 @@ use session_proto::wire::close_code;
 use tokio::sync::mpsc;
 use tokio::task::coop::cooperative;
 
-use super::busy::{News, Wait};
+use super::busy::{Heard, Wait};
 use super::{Command, Driver, Ended, Name};
 
 /// Ready sources handled in one turn before the others get theirs.
@@ -55,7 +55,7 @@ impl Driver {
             }
         }
         let name = next.await;
-        self.busy.end(name.news(), began.elapsed());
+        self.busy.end(name.heard(), began.elapsed());
         name
     }
 
@@ -64,7 +64,7 @@ impl Driver {
         let mut next = Some(first);
         for _ in 0..SOURCES_PER_TURN {
             let Some(name) = next.take() else { break };
-            if name.news() == News::Others {
+            if name.heard() == Heard::Others {
                 self.busy.interrupted();
             }
             match name {

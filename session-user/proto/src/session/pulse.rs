@@ -154,13 +154,20 @@ impl Pulse {
 
     /// The best size of a record: what the path carries in [`RECORD_TIME`].
     pub fn record_bytes(&self) -> usize {
-        let Some(rate) = self.rate() else {
-            return RECORD_DATA_BYTES_UNKNOWN;
-        };
-        let bytes = u128::from(rate) * RECORD_TIME.as_micros() / 1_000_000;
-        usize::try_from(bytes)
-            .unwrap_or(usize::MAX)
-            .clamp(RECORD_DATA_BYTES_MIN, STREAM_DATA_BYTES_MAX)
+        self.record_bytes_from(RECORD_DATA_BYTES_UNKNOWN)
+    }
+
+    /// The same, which is `assumed` at least while the rate is not known.
+    pub fn record_bytes_from(&self, assumed: usize) -> usize {
+        let least = self.rate().map_or(assumed, |_| RECORD_DATA_BYTES_MIN);
+        self.carries_in(RECORD_TIME)
+            .clamp(least, STREAM_DATA_BYTES_MAX)
+    }
+
+    /// Bytes that the path carries in `time`, as far as that is known: at least, where [`Self::rate`] has none.
+    pub fn carries_in(&self, time: Duration) -> usize {
+        let bytes = u128::from(self.rate.at_least()) * time.as_micros() / 1_000_000;
+        usize::try_from(bytes).unwrap_or(usize::MAX)
     }
 
     /// Whether nothing has come on it for a while, and nobody asks.

@@ -12,6 +12,8 @@ pub(super) struct Rate {
     written: u64,
     delivered: u64,
     bytes_per_s: Option<u64>,
+    /// The best sample so far, whoever set the pace.
+    at_least: u64,
 }
 
 /// What stood when a record went out.
@@ -44,8 +46,9 @@ impl Rate {
         };
         let bytes = sent.written - sent.delivered.min(sent.written);
         let sample = bytes.saturating_mul(1_000_000) / micros;
+        self.at_least = self.at_least.max(sample);
         self.bytes_per_s = match self.bytes_per_s {
-            None => busy.then_some(sample),
+            None => busy.then_some(self.at_least),
             Some(known) if sample >= known => Some(sample),
             // One bad sample is no slow path.
             Some(known) if busy => Some(known - (known - sample) / 8),
@@ -60,6 +63,12 @@ impl Rate {
 
     pub fn bytes_per_s(&self) -> Option<u64> {
         self.bytes_per_s
+    }
+
+    /// What it carries at least, in bytes a second: all that is known as long as the application, or the processor, sets
+    /// the pace.
+    pub fn at_least(&self) -> u64 {
+        self.bytes_per_s.unwrap_or(self.at_least)
     }
 
     pub fn in_flight(&self) -> u64 {
@@ -96,6 +105,7 @@ mod tests {
         let sent = rate.written(100);
         rate.delivered(sent, MS * 40, Some(false));
         assert_eq!(rate.bytes_per_s(), None);
+        assert_eq!(rate.at_least(), 2_500);
         let sent = rate.written(50_000);
         rate.delivered(sent, MS * 10, Some(true));
         let sent = rate.written(100);
@@ -107,5 +117,6 @@ mod tests {
             rate.delivered(sent, MS * 10, Some(true));
         }
         assert!(rate.bytes_per_s().is_some_and(|r| r < 1_100_000));
+        assert_eq!(Some(rate.at_least()), rate.bytes_per_s());
     }
 }

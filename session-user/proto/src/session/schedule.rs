@@ -267,8 +267,8 @@ impl Session {
         }
         let others = self.transports.values().filter(known);
         let most = others.map(|t| t.pulse.record_bytes()).max();
-        most.unwrap_or(RECORD_DATA_BYTES_UNKNOWN)
-            .min(RECORD_DATA_BYTES_UNKNOWN)
+        let assumed = most.unwrap_or(RECORD_DATA_BYTES_UNKNOWN);
+        (transport.pulse).record_bytes_from(assumed.min(RECORD_DATA_BYTES_UNKNOWN))
     }
 
     /// A record that is sent again keeps its size: it must not be most of what a standby may send

@@ -36,7 +36,7 @@ pub(super) enum Phase {
 
 /// Bytes staged for one vectored write, at most.
 const STAGE_BYTES: usize = 512 * 1024;
-/// The same while the rate is not known, and on slow transports.
+/// At least as many while the rate is not known.
 const STAGE_BYTES_UNKNOWN: usize = 64 * 1024;
 const STAGE_BYTES_MIN: usize = 16 * 1024;
 /// In between it is what goes out in this time.
@@ -196,13 +196,10 @@ impl Transport {
     /// Bytes in the queue above which no new data is sealed for it: what it sends in
     /// [`QUEUE_TIME`](crate::limits::QUEUE_TIME), within bounds.
     pub fn queue_limit(&self) -> usize {
-        let Some(rate) = self.pulse.rate() else {
+        if self.pulse.rate().is_none() {
             return TRANSPORT_QUEUE_BYTES;
-        };
-        let bytes = u128::from(rate) * QUEUE_TIME.as_micros() / 1_000_000;
-        usize::try_from(bytes)
-            .unwrap_or(usize::MAX)
-            .clamp(TRANSPORT_QUEUE_BYTES_MIN, TRANSPORT_QUEUE_BYTES)
+        }
+        (self.pulse.carries_in(QUEUE_TIME)).clamp(TRANSPORT_QUEUE_BYTES_MIN, TRANSPORT_QUEUE_BYTES)
     }
 
     /// Whether no new data is to be sealed for it.
@@ -255,12 +252,10 @@ impl Transport {
     }
 
     fn datagram_limit(&self) -> usize {
-        let Some(rate) = self.pulse.rate() else {
+        if self.pulse.rate().is_none() {
             return DATAGRAM_QUEUE_BYTES;
-        };
-        let bytes = u128::from(rate) * DATAGRAM_QUEUE_TIME.as_micros() / 1_000_000;
-        usize::try_from(bytes)
-            .unwrap_or(usize::MAX)
+        }
+        (self.pulse.carries_in(DATAGRAM_QUEUE_TIME))
             .clamp(DATAGRAM_QUEUE_BYTES_MIN, DATAGRAM_QUEUE_BYTES)
     }
 
@@ -373,13 +368,9 @@ impl Transport {
 
     /// Bytes to stage: what goes out in [`STAGE_TIME`]. Acknowledgements wait behind them.
     fn stage_limit(&self) -> usize {
-        let Some(rate) = self.pulse.rate() else {
-            return STAGE_BYTES_UNKNOWN;
-        };
-        let bytes = u128::from(rate) * STAGE_TIME.as_micros() / 1_000_000;
-        usize::try_from(bytes)
-            .unwrap_or(usize::MAX)
-            .clamp(STAGE_BYTES_MIN, STAGE_BYTES)
+        let rate = self.pulse.rate();
+        let least = rate.map_or(STAGE_BYTES_UNKNOWN, |_| STAGE_BYTES_MIN);
+        self.pulse.carries_in(STAGE_TIME).clamp(least, STAGE_BYTES)
     }
 
     /// Moves queued items into the stage. Records acknowledged meanwhile (over another transport)

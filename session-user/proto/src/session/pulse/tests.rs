@@ -208,6 +208,34 @@ fn a_socket_that_takes_nothing_is_silent() {
     assert!(pulse.falls_silent(at(200)));
 }
 
+/// One that is always ready for more, because the processor is the limit, never shows what its path takes at most.
+#[test]
+fn records_grow_with_what_was_carried_though_nothing_ever_waited() {
+    let mut pulse = known();
+    let mut retained = kept(2);
+    let mut carry = |number, len| {
+        let (fresh, busy) = (true, false);
+        let written = Written {
+            number,
+            len,
+            fresh,
+            busy,
+        };
+        pulse.written(written, at(number * 10));
+        let ack = crate::wire::Ack {
+            cumulative: number + 1,
+            ranges: Vec::new(),
+        };
+        retained.acknowledge(&ack).unwrap();
+        pulse.acknowledged(&retained, true, Duration::ZERO, at(number * 10 + 2));
+        assert_eq!(pulse.rate(), None);
+        pulse.record_bytes()
+    };
+    assert_eq!(carry(0, 100), RECORD_DATA_BYTES_UNKNOWN);
+    assert_eq!(carry(1, 80_000), 40_000);
+    assert_eq!(pulse.record_bytes_from(1_000), 40_000);
+}
+
 #[test]
 fn a_quiet_receiver_asks_once() {
     let mut pulse = known();

@@ -11,6 +11,8 @@ use std::time::{Duration, Instant};
 
 /// Who moves more than this between two waits, in bytes, is woken seldom for what it moves, and needs its processor.
 const BULK: usize = 16 * 1024;
+/// Who has moved so much without a wait lets the other tasks of its thread have their turn, in bytes.
+const STRETCH: usize = 256 * 1024;
 /// So many short waits in a row, for both sides, are a conversation that goes on.
 const RUN: u8 = 8;
 /// Who speaks more often than this without an answer holds no conversation. It is less than [`RUN`], so that the waits for
@@ -37,6 +39,8 @@ pub(super) struct BusyPoll {
     speech: u8,
     /// Bytes moved since it was last waited.
     moved: usize,
+    /// Bytes moved since the other tasks of this thread had their turn.
+    stretch: usize,
     /// The latest pause, and when it is over: nobody looks before that.
     pause: Duration,
     resume_at: Option<Instant>,
@@ -82,6 +86,7 @@ impl BusyPoll {
             last: None,
             speech: 0,
             moved: 0,
+            stretch: 0,
             pause: PAUSE_FIRST,
             resume_at: None,
         }
@@ -90,10 +95,21 @@ impl BusyPoll {
     /// So many bytes came.
     pub fn moved(&mut self, bytes: usize) {
         self.moved = self.moved.saturating_add(bytes);
+        self.stretch = self.stretch.saturating_add(bytes);
+    }
+
+    /// There is more to do: whether the other tasks of this thread, and its sockets, come first.
+    pub fn is_others_turn(&mut self) -> bool {
+        let is = self.stretch >= STRETCH;
+        if is {
+            self.stretch = 0;
+        }
+        is
     }
 
     /// There is nothing to do.
     pub fn begin(&mut self) -> Wait {
+        self.stretch = 0;
         if std::mem::take(&mut self.moved) > BULK {
             self.run = 0;
             return Wait::Sleep;
@@ -183,6 +199,22 @@ mod tests {
         }
         assert_eq!(busy.begin(), Wait::Look);
         busy
+    }
+
+    #[test]
+    fn others_have_their_turn_though_there_is_always_more_to_do() {
+        let mut busy = BusyPoll::new(LIMIT);
+        busy.moved(STRETCH - 1);
+        assert!(!busy.is_others_turn());
+        busy.moved(1);
+        assert!(busy.is_others_turn());
+        assert!(!busy.is_others_turn());
+        busy.moved(STRETCH);
+        busy.begin();
+        assert!(!busy.is_others_turn());
+        busy.moved(usize::MAX);
+        busy.moved(usize::MAX);
+        assert!(busy.is_others_turn());
     }
 
     #[test]

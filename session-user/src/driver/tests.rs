@@ -3,6 +3,7 @@
 use std::future::poll_fn;
 use std::pin::pin;
 use std::sync::Arc;
+use std::task::Poll;
 use std::time::{Duration, Instant, SystemTime};
 
 use bytes::BytesMut;
@@ -192,4 +193,21 @@ async fn a_driver_that_looks_for_news_hears_it() {
     assert!(matches!(name, super::Name::Carrier(_)), "{name:?}");
     // Whoever sleeps is polled when it begins and when it is woken.
     assert!(polled > 2, "{polled}");
+}
+
+/// What is always ready would otherwise keep everything else of its thread waiting, such as whoever lets connections in.
+#[tokio::test]
+async fn a_driver_with_more_to_do_lets_others_have_their_turn() {
+    let (mut driver, _near) = gateway("lorry", "127.0.0.0/8:9").await;
+    for (moved, gives_way) in [(0, false), (usize::MAX, true), (0, false)] {
+        let carrier = driver.carriers.values().next().expect("a transport");
+        carrier.source.requeue();
+        driver.busy.moved(moved);
+        let mut next = pin!(driver.next_name());
+        let first = poll_fn(|cx| Poll::Ready(next.as_mut().poll(cx))).await;
+        assert_eq!(first.is_pending(), gives_way, "after {moved} bytes");
+        if gives_way {
+            timeout(PATIENCE, next).await.expect("its turn comes again");
+        }
+    }
 }

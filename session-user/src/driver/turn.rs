@@ -35,6 +35,9 @@ impl Driver {
         let Self { ready, busy, .. } = self;
         let next = cooperative(poll_fn(|cx| ready.poll_next(cx)));
         if !ready.is_empty() {
+            if busy.is_others_turn() {
+                tokio::task::yield_now().await;
+            }
             return next.await;
         }
         let wait = busy.begin();

@@ -1,25 +1,23 @@
-//! The task that owns the capture: accepts captured sockets, and attaches cgroups on request.
+//! The task that owns the capture: attaches cgroups on request, and listens in network namespaces.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::sync::{mpsc, oneshot, watch};
+use tokio::runtime::Handle;
+use tokio::sync::{Notify, mpsc, oneshot, watch};
 use tokio::task::JoinSet;
 
 use super::cgroup_watch::CgroupWatch;
-use super::held::HeldConnections;
+use super::entrance::{ACCEPT_RETRY, Porter, Stranger};
+use super::held::{HeldConnections, Waiting};
 use super::native::native;
 use super::routes::Routes;
 use super::surveys::Surveys;
 use crate::capture::{
-    Capture, CaptureError, Counters, Entered, Explanation, Filter, Gate, GateEvent, NamespaceError,
-    Native, Question,
+    Capture, CaptureError, Counters, Entered, Explanation, Filter, NamespaceError, Native, Question,
 };
 use crate::link::LinkSnapshot;
-
-/// Wait after `accept()` failed for want of descriptors or memory.
-const ACCEPT_RETRY: Duration = Duration::from_millis(100);
 
 enum Request {
     Attach(PathBuf, Filter, oneshot::Sender<Result<(), CaptureError>>),
@@ -68,16 +66,35 @@ pub enum Error {
 }
 
 impl Captures {
-    /// Starts the task. Captured sockets go where the routes say; a flow of theirs without a datagram for `flow_idle` is
-    /// over.
+    /// Starts the task among `tasks`, and with it the one that lets connections in, which the runtime `entrance` runs:
+    /// the one that the capture was loaded for. Captured sockets go where the routes say; a flow of theirs without a
+    /// datagram for `flow_idle` is over.
     pub fn start(
-        capture: Capture,
+        mut capture: Capture,
         routes: Routes,
         links: watch::Receiver<Arc<LinkSnapshot>>,
         flow_idle: Duration,
+        entrance: &Handle,
+        tasks: &mut JoinSet<()>,
     ) -> Self {
         let (requests, inbox) = mpsc::channel(16);
-        tokio::spawn(serve(capture, routes, links, flow_idle, inbox));
+        let (strangers, announced) = mpsc::channel(1);
+        let held = HeldConnections::default();
+        let porch = Porch {
+            announced,
+            waiting: held.waiting(),
+            changed: Arc::default(),
+        };
+        let porter = Porter {
+            gate: capture.take_gate(),
+            entrance: capture.entrance(),
+            held,
+            routes: routes.clone(),
+            strangers,
+            changed: Arc::clone(&porch.changed),
+        };
+        tasks.spawn_on(porter.run(), entrance);
+        tasks.spawn(serve(capture, routes, links, flow_idle, inbox, porch));
         Self { requests }
     }
 
@@ -137,12 +154,21 @@ impl Captures {
     }
 }
 
+/// What the task has to do with the one that lets connections in.
+struct Porch {
+    announced: mpsc::Receiver<Stranger>,
+    waiting: Waiting,
+    /// To be told when listeners have come or gone.
+    changed: Arc<Notify>,
+}
+
 async fn serve(
     mut capture: Capture,
     routes: Routes,
     mut links: watch::Receiver<Arc<LinkSnapshot>>,
     flow_idle: Duration,
     mut inbox: mpsc::Receiver<Request>,
+    mut porch: Porch,
 ) {
     let watch = CgroupWatch::new();
     if let Err(error) = &watch {
@@ -154,8 +180,6 @@ async fn serve(
     if let Some(taken) = capture.take_datagrams() {
         datagrams.spawn(taken.run(routes.clone(), flow_idle));
     }
-    let mut gate = capture.take_gate();
-    let mut held = HeldConnections::default();
     links.mark_changed();
     let mut native = Native::default();
     let mut surveys = Surveys::default();
@@ -168,6 +192,13 @@ async fn serve(
                 }
                 None => return,
             },
+            Some((newcomer, done)) = porch.announced.recv() => {
+                if capture.welcome(&newcomer) {
+                    surveys.want();
+                }
+                // Whoever waits goes with the agent.
+                let _ = done.send(());
+            }
             seen = links.changed() => match seen {
                 Ok(()) => tell_native(&mut capture, &mut native, &links.borrow_and_update()),
                 // The monitor ends with the agent.
@@ -181,44 +212,17 @@ async fn serve(
                 capture.forget_departed(departed);
                 surveys.want();
             }
-            found = surveys.next(&capture) => if capture.settle(&found, &held.namespaces()) {
-                surveys.want();
-            },
+            found = surveys.next(&capture) => {
+                if capture.settle(&found, &porch.waiting.namespaces()) {
+                    surveys.want();
+                }
+                porch.changed.notify_one();
+            }
             opened = capture.opened() => {
                 capture.take_in(opened);
                 surveys.want();
+                porch.changed.notify_one();
             }
-            event = next(gate.as_mut()) => match event {
-                // Here and now: the SYN that waits for it comes next.
-                Ok(GateEvent::Newcomer(newcomer)) => {
-                    capture.note_answered();
-                    if capture.welcome(&newcomer) {
-                        surveys.want();
-                    }
-                }
-                Ok(event) => {
-                    capture.note_answered();
-                    held.event(event, &routes, gate.as_mut());
-                }
-                Err(error) => {
-                    tracing::error!(%error, "held connections cannot be heard of");
-                    tokio::time::sleep(ACCEPT_RETRY).await;
-                }
-            },
-            answered = held.answered(), if gate.is_some() => {
-                if let Some(gate) = &mut gate {
-                    held.answer(answered, gate);
-                }
-            }
-            accepted = capture.accept() => match accepted {
-                Ok(captured) => if let Some(captured) = held.arrived(captured) {
-                    routes.dispatch(captured);
-                },
-                Err(error) => {
-                    tracing::error!(%error, "a captured connection could not be accepted");
-                    tokio::time::sleep(ACCEPT_RETRY).await;
-                }
-            },
         }
     }
 }
@@ -290,12 +294,4 @@ fn apply(capture: &mut Capture, request: Request) -> bool {
         }
     }
     changes
-}
-
-/// What the gate tells; nothing for ever where there is none.
-async fn next(gate: Option<&mut Gate>) -> std::io::Result<GateEvent> {
-    match gate {
-        Some(gate) => gate.next().await,
-        None => std::future::pending().await,
-    }
 }

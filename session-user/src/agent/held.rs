@@ -5,6 +5,7 @@
 //! application may give up.
 
 use std::collections::{BTreeSet, HashMap};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use futures_util::StreamExt as _;
@@ -48,11 +49,44 @@ struct Held {
 /// All applications that wait.
 #[derive(Default)]
 pub(super) struct HeldConnections {
-    held: HashMap<Hop, Held>,
+    waiting: Waiting,
     answers: FuturesUnordered<Abortable<BoxFuture<'static, (Hop, Heard)>>>,
 }
 
+/// Those who wait, as others may look at them. Cheap to clone; all clones are one.
+#[derive(Clone, Default)]
+pub(super) struct Waiting(Arc<Mutex<HashMap<Hop, Held>>>);
+
+impl Waiting {
+    fn held(&self) -> MutexGuard<'_, HashMap<Hop, Held>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn insert(&self, hop: Hop, held: Held) {
+        self.held().insert(hop, held);
+    }
+
+    fn remove(&self, hop: Hop) -> Option<Held> {
+        self.held().remove(&hop)
+    }
+
+    /// Cookies of the network namespaces in which somebody waits. Those who were let through and have not come for so long
+    /// do not wait any more: when a cgroup is no longer captured, nobody tells.
+    pub fn namespaces(&self) -> BTreeSet<u64> {
+        let mut held = self.held();
+        held.retain(|hop, held| {
+            matches!(held.step, Step::Asked { .. }) || hop.age() < LONGEST_CONNECT
+        });
+        held.keys().map(Hop::netns).collect()
+    }
+}
+
 impl HeldConnections {
+    /// Those who wait.
+    pub fn waiting(&self) -> Waiting {
+        self.waiting.clone()
+    }
+
     /// Acts on what the gate tells.
     pub fn event(&mut self, event: GateEvent, routes: &Routes, gate: Option<&mut Gate>) {
         match event {
@@ -86,24 +120,15 @@ impl HeldConnections {
             forget,
             arrived: None,
         };
-        self.held.insert(hop, Held { knock, step, lease });
+        self.waiting.insert(hop, Held { knock, step, lease });
         routes.ask(route, app, cgroup, Supply::Waiting(asker));
     }
 
     /// The application gave up: the stream is not wanted.
     fn forget(&mut self, hop: Hop) {
-        if let Some(Step::Asked { forget, .. }) = self.held.remove(&hop).map(|held| held.step) {
+        if let Some(Step::Asked { forget, .. }) = self.waiting.remove(hop).map(|held| held.step) {
             forget.abort();
         }
-    }
-
-    /// Cookies of the network namespaces in which somebody waits. Those who were let through and have not come for so long
-    /// do not wait any more: when a cgroup is no longer captured, nobody tells.
-    pub fn namespaces(&mut self) -> BTreeSet<u64> {
-        self.held.retain(|hop, held| {
-            matches!(held.step, Step::Asked { .. }) || hop.age() < LONGEST_CONNECT
-        });
-        self.held.keys().map(Hop::netns).collect()
     }
 
     /// The next answer. Cancel-safe.
@@ -118,7 +143,7 @@ impl HeldConnections {
     /// Tells the application what its target said.
     pub fn answer(&mut self, answered: Answered, gate: &mut Gate) {
         let Some((hop, heard)) = answered else { return };
-        let Some(Held { knock, step, lease }) = self.held.remove(&hop) else {
+        let Some(Held { knock, step, lease }) = self.waiting.remove(hop) else {
             return;
         };
         let Step::Asked { arrived, .. } = step else {
@@ -146,13 +171,13 @@ impl HeldConnections {
         // Dropping the seat ends the stream.
         if admitted(&knock, gate) {
             let step = Step::Admitted(seat);
-            self.held.insert(knock.hop, Held { knock, step, lease });
+            self.waiting.insert(knock.hop, Held { knock, step, lease });
         }
     }
 
     /// A connection was made: it belongs to one that waits, or is given back.
     pub fn arrived(&mut self, captured: Captured) -> Option<Captured> {
-        let Some(held) = self.held.remove(&captured.hop) else {
+        let Some(held) = self.waiting.remove(captured.hop) else {
             return Some(captured);
         };
         let lease = held.lease.clone();
@@ -166,7 +191,7 @@ impl HeldConnections {
                     forget,
                     arrived: Some(socket),
                 };
-                self.held.insert(hop, Held { step, ..held });
+                self.waiting.insert(hop, Held { step, ..held });
             }
         }
         None

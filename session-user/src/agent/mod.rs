@@ -12,6 +12,7 @@ mod captures;
 mod cgroup_watch;
 mod commands;
 mod compression;
+mod entrance;
 mod explain;
 mod held;
 mod native;
@@ -43,7 +44,7 @@ use crate::dial::{AllowList, AllowRule, PeerAddresses};
 use crate::door::{Door, Doors};
 use crate::driver::{Command, Common};
 use crate::handshake::Identity;
-use crate::link::{LinkMonitor, LinkSnapshot, MonitorConfig};
+use crate::link::{LinkMonitor, MonitorConfig};
 use crate::names::Listening;
 use crate::requests::RequestQueue;
 use crate::trace::Trace;
@@ -153,7 +154,7 @@ impl Agent {
         for answering in routes.answering() {
             tasks.spawn(answering);
         }
-        let captures = start_capture(&config, routes, names.as_ref(), links.subscribe()).await?;
+        let captures = start_capture(&config, routes, names.as_ref(), &parts, &mut tasks).await?;
         let shared = Arc::new(Shared {
             file: path.to_owned(),
             config,
@@ -428,7 +429,8 @@ async fn start_capture(
     config: &Config,
     routes: Routes,
     names: Option<&Names>,
-    links: watch::Receiver<Arc<LinkSnapshot>>,
+    agent: &Parts<'_>,
+    tasks: &mut JoinSet<()>,
 ) -> anyhow::Result<Option<Captures>> {
     if config.captures.is_empty() {
         return Ok(None);
@@ -442,6 +444,7 @@ async fn start_capture(
     runs::Runs::remove_stale();
     let orphans = Orphans::find(&config.agent.bpffs);
     let pin_at = pin_at(&rules, &config.agent.bpffs);
+    let entrance = agent.places.first();
     let loaded = Capture::load(&CaptureConfig {
         rules,
         log,
@@ -449,6 +452,7 @@ async fn start_capture(
         names: reserved.is_some(),
         pin_at,
         bypass: config.agent.local_bypass,
+        accepted_in: Some(entrance.clone()),
     });
     let capture = match loaded {
         Err(error) if serves_without_capture(config) => {
@@ -457,7 +461,14 @@ async fn start_capture(
         }
         loaded => loaded?,
     };
-    let captures = Captures::start(capture, routes, links, config.session.flow_idle);
+    let captures = Captures::start(
+        capture,
+        routes,
+        agent.links.subscribe(),
+        config.session.flow_idle,
+        entrance,
+        tasks,
+    );
     for cgroup in &config.agent.capture_cgroups {
         captures
             .attach(cgroup, &Filter::default())

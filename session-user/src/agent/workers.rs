@@ -122,6 +122,11 @@ impl Drop for Thread {
 }
 
 impl Places {
+    /// The runtime of the thread where the first session goes.
+    pub fn first(&self) -> &Handle {
+        &self.workers[0].runtime
+    }
+
     /// A place on the thread where the fewest are taken.
     pub fn take(&self) -> Place {
         let fewest = self

@@ -7,12 +7,12 @@ use std::time::Duration;
 
 use aya::maps::{MapData, RingBuf};
 use nix::time::{ClockId, clock_gettime};
-use session_ebpf_common::{FlowKey, Knock as Told, Newcomer, SYN_BYTES_MAX, knock};
+use session_ebpf_common::{FlowKey, Knock as Told, Newcomer, SYN_BYTES_MAX, counter, knock};
 use tokio::io::unix::AsyncFd;
 
 use super::CaptureError;
 use super::injector::Injectors;
-use super::kernel::{Handshakes, Kernel, socket_addr};
+use super::kernel::{CountersMap, Handshakes, Kernel, socket_addr};
 use super::syn::{Refusal, Syn};
 
 /// `BPF_EXIST`: change what is there, add nothing.
@@ -99,6 +99,7 @@ pub enum GateEvent {
 pub struct Gate {
     ring: AsyncFd<RingBuf<MapData>>,
     handshakes: Handshakes,
+    counters: CountersMap,
     injectors: Injectors,
     /// What waits for a namespace to be opened, by its cookie.
     postponed: BTreeMap<u64, HashMap<Hop, Box<Knock>>>,
@@ -112,7 +113,7 @@ impl std::fmt::Debug for Gate {
 
 impl Gate {
     pub(super) fn open(kernel: &mut Kernel, injectors: Injectors) -> Result<Self, CaptureError> {
-        let (ring, handshakes) = kernel.take_gate()?;
+        let (ring, handshakes, counters) = kernel.take_gate()?;
         // SAFETY: the ring keeps its descriptor for its whole life, and the registration owns it.
         let ring = unsafe { AsyncFd::register_with_interest(ring, tokio::io::Interest::READABLE) };
         Ok(Self {
@@ -121,12 +122,16 @@ impl Gate {
                 source: error.into_parts().1,
             })?,
             handshakes,
+            counters,
             injectors,
             postponed: BTreeMap::new(),
         })
     }
 
     /// What happens next. Cancel-safe; to be asked anew after [`super::Capture::take_in`].
+    ///
+    /// To be asked again and again: connections that are made more than a second after one that nobody asked for go direct,
+    /// or are refused, as their rules say.
     pub async fn next(&mut self) -> io::Result<GateEvent> {
         loop {
             if let Some(knock) = self.due() {
@@ -139,10 +144,22 @@ impl Gate {
             };
             let event = decode(&told);
             drop(told);
+            self.note_answered();
             match event {
                 Some(event) => return Ok(self.postpone(event)),
                 None => tracing::error!("the gate told of something that is no SYN"),
             }
+        }
+    }
+
+    /// The agent looks at what it was told: it does not hang.
+    fn note_answered(&mut self) {
+        // Written only where it changes something: a look costs less, and most are made for other reasons.
+        let index = counter::UNANSWERED_SINCE;
+        if self.counters.get(&index, 0).is_ok_and(|since| since != 0)
+            && let Err(error) = self.counters.set(index, 0, 0)
+        {
+            tracing::warn!(%error, "the programs may take this agent to hang");
         }
     }
 

@@ -4,7 +4,7 @@ use std::{
     collections::BTreeMap,
     fs::File,
     net::{IpAddr, Ipv6Addr, SocketAddr},
-    os::{fd::AsRawFd, unix::fs::MetadataExt as _},
+    os::unix::fs::MetadataExt as _,
     path::{Path, PathBuf},
 };
 
@@ -39,6 +39,9 @@ static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/se
 
 /// Handshakes between a captured `connect()` and the agent's accept queue.
 pub type Handshakes = HashMap<MapData, FlowKey, Original>;
+
+/// What the programs count, by the numbers of [`counter`].
+pub type CountersMap = Array<MapData, u64>;
 
 /// What the programs have counted since they were loaded.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -117,8 +120,7 @@ enum Held {
 /// The loaded object.
 pub struct Kernel {
     ebpf: Ebpf,
-    accepted: SkStorage<MapData, Original>,
-    counters: Array<MapData, u64>,
+    counters: CountersMap,
     settings: (Array<MapData, Settings>, Settings),
     /// Network namespaces by cookie.
     namespaces: HashMap<MapData, u64, Namespace>,
@@ -175,8 +177,7 @@ impl Kernel {
         let mut kernel = Self {
             ids: Some(ids(&mut ebpf)?),
             bypass,
-            accepted: take(&mut ebpf, "ACCEPTED")?,
-            counters: take(&mut ebpf, "COUNTERS")?,
+            counters: again(&ebpf, "COUNTERS")?,
             settings: (take(&mut ebpf, "SETTINGS")?, settings),
             namespaces: take(&mut ebpf, "NAMESPACES")?,
             agent_socket: take(&mut ebpf, "AGENT")?,
@@ -237,12 +238,20 @@ impl Kernel {
         })
     }
 
-    /// What the gate needs: the ring of held SYNs, and the filed handshakes. Can be had once.
-    pub fn take_gate(&mut self) -> Result<(RingBuf<MapData>, Handshakes), CaptureError> {
+    /// What the gate needs: the ring of held SYNs, the filed handshakes, and the counters. Can be had once.
+    pub fn take_gate(
+        &mut self,
+    ) -> Result<(RingBuf<MapData>, Handshakes, CountersMap), CaptureError> {
         Ok((
             take(&mut self.ebpf, "KNOCKS")?,
             take(&mut self.ebpf, "HANDSHAKES")?,
+            again(&self.ebpf, "COUNTERS")?,
         ))
+    }
+
+    /// What the programs stored with accepted sockets. Can be had once.
+    pub fn take_accepted(&mut self) -> Result<SkStorage<MapData, Original>, CaptureError> {
+        take(&mut self.ebpf, "ACCEPTED")
     }
 
     /// The ids of UDP destinations. Can be had once.
@@ -402,22 +411,6 @@ impl Kernel {
     /// The attached cgroups.
     pub fn attached(&self) -> Vec<PathBuf> {
         self.attached.keys().cloned().collect()
-    }
-
-    /// What the programs stored with an accepted socket, if they did.
-    pub fn destination(&self, socket: &impl AsRawFd) -> Option<Original> {
-        self.accepted.get(socket, 0).ok()
-    }
-
-    /// The agent looks at what it was told: it does not hang.
-    pub fn note_answered(&mut self) {
-        // Written only where it changes something: a look costs less, and most are made for other reasons.
-        let index = counter::UNANSWERED_SINCE;
-        if self.counters.get(&index, 0).is_ok_and(|since| since != 0)
-            && let Err(error) = self.counters.set(index, 0, 0)
-        {
-            tracing::warn!(%error, "the programs may take this agent to hang");
-        }
     }
 
     /// All counters.

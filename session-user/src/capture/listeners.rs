@@ -12,7 +12,10 @@ use std::{
 
 use session_ebpf_common::{Ports, V6_PORTS};
 use socket2::{Domain, Protocol, SockAddr, Socket, Type};
-use tokio::io::{Interest, unix::AsyncFd};
+use tokio::{
+    io::{Interest, unix::AsyncFd},
+    runtime::Handle,
+};
 
 use super::{CaptureError, Hop};
 
@@ -90,8 +93,9 @@ impl Opened {
         netns_cookie(&self.v4)
     }
 
-    /// Has the current runtime drive them.
-    pub fn register(self) -> Result<Listeners, CaptureError> {
+    /// Has `runtime` drive them.
+    pub fn register(self, runtime: &Handle) -> Result<Listeners, CaptureError> {
+        let _driven_there = runtime.enter();
         let netns_cookie = self
             .netns_cookie()
             .map_err(|source| CaptureError::Runtime {

@@ -4,7 +4,7 @@
 //!    network namespaces get listeners there, as soon as the agent knows of them.
 //! 2. [`Capture::attach`] attaches the programs to a cgroup: from now on a `connect()` in it that matches a rule ends at
 //!    one of the listeners.
-//! 3. [`Capture::accept`] returns such a connection with the destination that the application wanted.
+//! 3. [`Capture::entrance`] is where such connections come in, with the destination that the application wanted.
 //!    [`Capture::take_datagrams`] gives what hands datagrams on ([`udp`]).
 //!
 //! Nothing outside of the attached cgroups changes, and nothing remains: the programs live as long as the [`Capture`],
@@ -16,6 +16,7 @@ mod bypass;
 pub mod cgroup;
 mod cgroup_id;
 mod detach;
+mod entrance;
 mod error;
 mod explain;
 mod filter;
@@ -54,10 +55,12 @@ use std::{
     sync::Arc,
 };
 
+use tokio::runtime::Handle;
 use tokio::sync::oneshot;
 use tracing::level_filters::LevelFilter;
 
 pub use bypass::LocalBypass;
+pub use entrance::Entrance;
 pub use error::CaptureError;
 pub use explain::{Explanation, Verdict};
 pub use filter::{Destination, Filter, FilterError};
@@ -106,6 +109,8 @@ pub struct CaptureConfig {
     pub pin_at: Option<PathBuf>,
     /// Whether what applications send comes past TCP.
     pub bypass: LocalBypass,
+    /// The runtime of whoever takes the gate and accepts; the one that loads, unless said otherwise.
+    pub accepted_in: Option<Handle>,
 }
 
 impl Default for CaptureConfig {
@@ -117,6 +122,7 @@ impl Default for CaptureConfig {
             names: false,
             pin_at: None,
             bypass: LocalBypass::Off,
+            accepted_in: None,
         }
     }
 }
@@ -169,6 +175,7 @@ pub struct Capture {
     /// Behind the kernel: when the routes go, no program may send anything there.
     namespaces: Namespaces,
     gate: Option<Gate>,
+    entrance: Arc<Entrance>,
     /// The agent lives while this is open.
     #[cfg_attr(not(test), expect(dead_code, reason = "held to be dropped"))]
     marker: Marker,
@@ -184,10 +191,11 @@ impl Capture {
     /// The agent's own connections are told by its process id: in a pid namespace of its own the agent must not capture
     /// the cgroup that it lives in.
     pub fn load(config: &CaptureConfig) -> Result<Self, CaptureError> {
-        tokio::runtime::Handle::try_current().map_err(|error| CaptureError::Runtime {
+        let current = Handle::try_current().map_err(|error| CaptureError::Runtime {
             what: "load capture outside of a tokio runtime",
             source: io::Error::other(error),
         })?;
+        let accepted_in = config.accepted_in.clone().unwrap_or(current);
         let plan = udp::Plan::new(&config.rules)?;
         let (own, sockets) = own_sockets(config.gate, plan)?;
         let pins = config.pin_at.as_deref().map(Pins::open).transpose()?;
@@ -201,18 +209,32 @@ impl Capture {
         kernel.set_names(config.names)?;
         let marker = Marker::open()?;
         kernel.show_life(&marker)?;
-        let namespaces = Namespaces::begin(&mut kernel, own, sockets, elsewhere, udp)?;
+        let namespaces = Namespaces::begin(
+            &mut kernel,
+            accepted_in.clone(),
+            own,
+            sockets,
+            elsewhere,
+            udp,
+        )?;
         kernel.set_own(namespaces.own_cookie(), plan.mark.0)?;
-        let gate = config
-            .gate
-            .then(|| Gate::open(&mut kernel, namespaces.injectors.clone()));
+        let gate = config.gate.then(|| {
+            let _driven_there = accepted_in.enter();
+            Gate::open(&mut kernel, namespaces.injectors.clone())
+        });
         let gate = gate.transpose()?;
+        let entrance = Entrance::new(
+            Arc::clone(&namespaces.arrivals),
+            kernel.take_accepted()?,
+            kernel.bypass.clone(),
+        );
         let log = log::LogTask::start(&mut kernel)?;
         kernel.attach_agent(&cgroup::own()?)?;
         Ok(Self {
             kernel,
             namespaces,
             gate,
+            entrance: Arc::new(entrance),
             marker,
             _log: log,
         })
@@ -222,6 +244,11 @@ impl Capture {
     /// application waits in connect(). It also tells of network namespaces: see [`Capture::welcome`].
     pub fn take_gate(&mut self) -> Option<Gate> {
         self.gate.take()
+    }
+
+    /// Where captured connections come in.
+    pub fn entrance(&self) -> Arc<Entrance> {
+        Arc::clone(&self.entrance)
     }
 
     /// What hands captured datagrams on, once. Whoever takes it must run it: until then they wait, and then are dropped.
@@ -260,12 +287,6 @@ impl Capture {
     /// The attached cgroups, in order of their paths.
     pub fn attached(&self) -> Vec<PathBuf> {
         self.kernel.attached()
-    }
-
-    /// To be called whenever the [`Gate`] has told something: connections that are made more than a second after one
-    /// that nobody looked at go direct, or are refused, as their rules say.
-    pub fn note_answered(&mut self) {
-        self.kernel.note_answered();
     }
 
     /// What the programs have counted since they were loaded.
@@ -388,35 +409,6 @@ impl Capture {
     /// In how many network namespaces beside its own the agent listens.
     pub fn other_namespaces(&self) -> usize {
         self.namespaces.others()
-    }
-
-    /// The next captured connection. Cancel-safe.
-    ///
-    /// Connections that somebody makes to the listeners by hand are reset and not returned. An error is the system's,
-    /// such as EMFILE: the caller decides how long to wait before it asks again.
-    pub async fn accept(&self) -> io::Result<Captured> {
-        loop {
-            let arrival = poll_fn(|cx| self.namespaces.arrivals.poll_next(cx)).await;
-            let (listeners, accepted) = arrival;
-            let (socket, app) = accepted?;
-            // Without a destination the socket is dropped here, and its zero linger makes that a reset.
-            if let Some(original) = self.kernel.destination(&socket) {
-                let hop = listeners.hop(&socket, app, original.called_at)?;
-                let bypass = self.kernel.bypass.as_ref();
-                // The programs leave questions about names out.
-                let bypass = bypass.filter(|_| original.port != DNS_PORT);
-                return Ok(Captured {
-                    tally: bypass.and_then(|bypass| bypass.join(&socket, hop.key())),
-                    socket: AppStream::accepted(socket, app),
-                    app,
-                    original: kernel::socket_addr(&original),
-                    peer: original.peer,
-                    cgroup: original.cgroup,
-                    hop,
-                });
-            }
-            tracing::debug!(%app, "reset a connection to a capture port that was not captured");
-        }
     }
 }
 

@@ -12,6 +12,7 @@ use std::time::Duration;
 use futures_util::future::AbortHandle;
 use nix::time::{ClockId, clock_gettime};
 use session_ebpf_common::{NAMES_KNOWN, NAMESPACES_MAX, Namespace, Native, Newcomer, Ports};
+use tokio::runtime::Handle;
 use tokio::sync::oneshot;
 
 use super::CaptureError;
@@ -85,7 +86,9 @@ pub struct Namespaces {
     refused: Refused,
     troubles: Troubles,
     pub(super) injectors: Injectors,
-    pub(super) arrivals: Arrivals,
+    pub(super) arrivals: Arc<Arrivals>,
+    /// The runtime of whoever accepts.
+    accepted_in: Handle,
     pub(super) witnesses: Witnesses,
     pub(super) udp: udp::Half,
     /// The ports that are tried first; all 0 where this process may not enter other namespaces.
@@ -103,9 +106,10 @@ impl std::fmt::Debug for Namespaces {
 }
 
 impl Namespaces {
-    /// Begins with the agent's own: `sockets` were opened in it.
+    /// Begins with the agent's own: `sockets` were opened in it. Whoever accepts does so in the runtime `accepted_in`.
     pub fn begin(
         kernel: &mut Kernel,
+        accepted_in: Handle,
         inode: u64,
         sockets: NamespaceSockets,
         usual: Ports,
@@ -119,7 +123,8 @@ impl Namespaces {
             refused: Refused::default(),
             troubles: Troubles::default(),
             injectors: Injectors::default(),
-            arrivals: Arrivals::default(),
+            arrivals: Arc::default(),
+            accepted_in,
             witnesses: Witnesses::default(),
             udp,
             usual,
@@ -346,7 +351,7 @@ impl Namespaces {
         sockets: NamespaceSockets,
         own: bool,
     ) -> Result<u64, CaptureError> {
-        let listeners = Arc::new(sockets.listeners.register()?);
+        let listeners = Arc::new(sockets.listeners.register(&self.accepted_in)?);
         let cookie = listeners.netns_cookie();
         match sockets.udp.map(|ground| self.udp.add(cookie, ground)) {
             // Nobody would know that what the rules say of datagrams does not hold.

@@ -32,7 +32,7 @@ fn capture(bypass: LocalBypass) -> (Capture, Scope) {
 fn serve(capture: Rc<Capture>) -> mpsc::UnboundedReceiver<Option<usize>> {
     let (report, reports) = mpsc::unbounded_channel();
     tokio::task::spawn_local(async move {
-        while let Ok(captured) = capture.accept().await {
+        while let Ok(captured) = capture.entrance().accept().await {
             let report = report.clone();
             tokio::task::spawn_local(async move {
                 let _ = report.send(take(captured).await.unwrap_or(None));
@@ -128,7 +128,7 @@ fn who_is_not_read_is_held_back() {
         let (capture, scope) = capture(LocalBypass::On);
         let capture = Rc::new(capture);
         let accepting = capture.clone();
-        let kept = tokio::task::spawn_local(async move { accepting.accept().await });
+        let kept = tokio::task::spawn_local(async move { accepting.entrance().accept().await });
         let taken = run(&scope, || {
             let mut stream = TcpStream::connect(TO[0])?;
             stream.set_nonblocking(true)?;
@@ -160,7 +160,7 @@ fn an_abort_of_the_agent_is_a_reset() {
         let capture = Rc::new(capture);
         let accepting = capture.clone();
         tokio::task::spawn_local(async move {
-            while let Ok(captured) = accepting.accept().await {
+            while let Ok(captured) = accepting.entrance().accept().await {
                 let Ok(mut stream) = captured.into_stream().marked() else {
                     return;
                 };

@@ -81,6 +81,7 @@ impl Agent {
 
 async fn live(mut capture: Capture, mut inbox: mpsc::UnboundedReceiver<Ask>) {
     let mut gate = capture.take_gate().expect("a gate");
+    let entrance = capture.entrance();
     loop {
         tokio::select! {
             asked = inbox.recv() => match asked {
@@ -107,11 +108,10 @@ async fn live(mut capture: Capture, mut inbox: mpsc::UnboundedReceiver<Ask>) {
                         UNREACHABLE => gate.refuse(&knock, libc::EHOSTUNREACH),
                         _ => gate.admit(&knock).map(|_| ()),
                     }.expect("a raw socket");
-                    capture.note_answered();
                 }
                 GateEvent::Gone(_) | GateEvent::Postponed => {}
             },
-            connection = capture.accept() => {
+            connection = entrance.accept() => {
                 let connection = connection.expect("a connection");
                 tokio::task::spawn_local(answer(connection));
             }

@@ -54,7 +54,8 @@ fn the_cgroup_of_the_application_is_told() {
     in_netns(async || {
         let (capture, scope) = capture(&[everything()]);
         let app = run(&scope, || TcpStream::connect(FAR4).map(|_| String::new()));
-        let (outcome, captured) = tokio::join!(app, capture.accept());
+        let entrance = capture.entrance();
+        let (outcome, captured) = tokio::join!(app, entrance.accept());
         assert_eq!(outcome, Ok(String::new()));
         let name = cgroup::name_of(captured.expect("a captured connection").cgroup);
         let root = cgroup::cgroup2_root().expect("cgroup v2");

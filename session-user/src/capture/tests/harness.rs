@@ -143,7 +143,7 @@ pub struct Seen {
 pub fn serve(capture: Rc<Capture>) -> mpsc::UnboundedReceiver<Seen> {
     let (report, reports) = mpsc::unbounded_channel();
     tokio::task::spawn_local(async move {
-        while let Ok(captured) = capture.accept().await {
+        while let Ok(captured) = capture.entrance().accept().await {
             let report = report.clone();
             tokio::task::spawn_local(async move {
                 let _ = report.send(answer(captured).await);

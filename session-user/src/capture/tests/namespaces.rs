@@ -371,7 +371,14 @@ fn without_sockets_for_datagrams_in_its_own_namespace_the_agent_does_not_begin()
         let mut kernel =
             Kernel::load(Ports::default(), false, LevelFilter::OFF, None, None).unwrap();
         let udp = Half::new(&mut kernel, plan, &[everything()]).unwrap();
-        let begun = Namespaces::begin(&mut kernel, own, sockets, Ports::default(), udp);
+        let begun = Namespaces::begin(
+            &mut kernel,
+            tokio::runtime::Handle::current(),
+            own,
+            sockets,
+            Ports::default(),
+            udp,
+        );
         let error = begun.unwrap_err();
         assert!(matches!(error, CaptureError::Runtime { .. }), "{error}");
     });

@@ -1,0 +1,84 @@
+//! The task that lets captured connections in: one that begins is held, a stream is asked for, and its socket goes there.
+//!
+//! It runs on the thread of the first session, which is where most of what it asks for is done: a connection is handed to
+//! and fro three times, and between two threads each of them costs a switch. What may take longer, such as attaching to a
+//! cgroup, is the capture's task's.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::{Notify, mpsc, oneshot};
+
+use super::held::HeldConnections;
+use super::routes::Routes;
+use crate::capture::{Entrance, Gate, GateEvent, Newcomer};
+
+/// Wait after `accept()` failed for want of descriptors or memory.
+pub(super) const ACCEPT_RETRY: Duration = Duration::from_millis(100);
+
+/// An application in a network namespace where nobody listens yet, and who waits until somebody does.
+pub(super) type Stranger = (Newcomer, oneshot::Sender<()>);
+
+/// What the task needs.
+pub(super) struct Porter {
+    pub gate: Option<Gate>,
+    pub entrance: Arc<Entrance>,
+    pub held: HeldConnections,
+    pub routes: Routes,
+    /// To the capture's task.
+    pub strangers: mpsc::Sender<Stranger>,
+    /// The capture's task has opened network namespaces, or closed some.
+    pub changed: Arc<Notify>,
+}
+
+impl Porter {
+    /// Runs until the capture has ended.
+    pub async fn run(mut self) {
+        loop {
+            tokio::select! {
+                // The gate and the entrance are asked anew.
+                () = self.changed.notified() => {}
+                event = next(self.gate.as_mut()) => match event {
+                    // Here and now: the SYN that waits for it comes next.
+                    Ok(GateEvent::Newcomer(newcomer)) => if self.announce(newcomer).await.is_none() {
+                        return;
+                    },
+                    Ok(event) => self.held.event(event, &self.routes, self.gate.as_mut()),
+                    Err(error) => {
+                        tracing::error!(%error, "held connections cannot be heard of");
+                        tokio::time::sleep(ACCEPT_RETRY).await;
+                    }
+                },
+                answered = self.held.answered(), if self.gate.is_some() => {
+                    if let Some(gate) = &mut self.gate {
+                        self.held.answer(answered, gate);
+                    }
+                }
+                accepted = self.entrance.accept() => match accepted {
+                    Ok(captured) => if let Some(captured) = self.held.arrived(captured) {
+                        self.routes.dispatch(captured);
+                    },
+                    Err(error) => {
+                        tracing::error!(%error, "a captured connection could not be accepted");
+                        tokio::time::sleep(ACCEPT_RETRY).await;
+                    }
+                },
+            }
+        }
+    }
+
+    /// Has the capture's task listen where the newcomer is. `None`: that one has ended.
+    async fn announce(&mut self, newcomer: Newcomer) -> Option<()> {
+        let (done, welcomed) = oneshot::channel();
+        self.strangers.send((newcomer, done)).await.ok()?;
+        welcomed.await.ok()
+    }
+}
+
+/// What the gate tells; nothing for ever where there is none.
+async fn next(gate: Option<&mut Gate>) -> std::io::Result<GateEvent> {
+    match gate {
+        Some(gate) => gate.next().await,
+        None => std::future::pending().await,
+    }
+}

@@ -164,9 +164,9 @@ impl Pulse {
             .clamp(least, STREAM_DATA_BYTES_MAX)
     }
 
-    /// Bytes that the path carries in `time`, as far as that is known: at least, where [`Self::rate`] has none.
+    /// Bytes that the path carries in `time`; where [`Self::rate`] has none, what it has carried lately.
     pub fn carries_in(&self, time: Duration) -> usize {
-        let bytes = u128::from(self.rate.at_least()) * time.as_micros() / 1_000_000;
+        let bytes = u128::from(self.rate.carried()) * time.as_micros() / 1_000_000;
         usize::try_from(bytes).unwrap_or(usize::MAX)
     }
 

@@ -12,8 +12,8 @@ pub(super) struct Rate {
     written: u64,
     delivered: u64,
     bytes_per_s: Option<u64>,
-    /// The best sample so far, whoever set the pace.
-    at_least: u64,
+    /// The same with what the application's pace allowed.
+    carried: u64,
 }
 
 /// What stood when a record went out.
@@ -46,12 +46,10 @@ impl Rate {
         };
         let bytes = sent.written - sent.delivered.min(sent.written);
         let sample = bytes.saturating_mul(1_000_000) / micros;
-        self.at_least = self.at_least.max(sample);
+        self.carried = towards(self.carried, sample);
         self.bytes_per_s = match self.bytes_per_s {
-            None => busy.then_some(self.at_least),
-            Some(known) if sample >= known => Some(sample),
-            // One bad sample is no slow path.
-            Some(known) if busy => Some(known - (known - sample) / 8),
+            None => busy.then_some(sample),
+            Some(known) if busy || sample >= known => Some(towards(known, sample)),
             known => known,
         };
     }
@@ -65,15 +63,20 @@ impl Rate {
         self.bytes_per_s
     }
 
-    /// What it carries at least, in bytes a second: all that is known as long as the application, or the processor, sets
+    /// What it has carried lately, in bytes a second: all that is known as long as the application, or the processor, sets
     /// the pace.
-    pub fn at_least(&self) -> u64 {
-        self.bytes_per_s.unwrap_or(self.at_least)
+    pub fn carried(&self) -> u64 {
+        self.bytes_per_s.unwrap_or(self.carried)
     }
 
     pub fn in_flight(&self) -> u64 {
         self.written - self.delivered
     }
+}
+
+/// The estimate after one more sample: one bad sample is no slow path.
+fn towards(known: u64, sample: u64) -> u64 {
+    sample.max(known - known.saturating_sub(sample) / 8)
 }
 
 impl Sent {
@@ -105,7 +108,7 @@ mod tests {
         let sent = rate.written(100);
         rate.delivered(sent, MS * 40, Some(false));
         assert_eq!(rate.bytes_per_s(), None);
-        assert_eq!(rate.at_least(), 2_500);
+        assert_eq!(rate.carried(), 2_500);
         let sent = rate.written(50_000);
         rate.delivered(sent, MS * 10, Some(true));
         let sent = rate.written(100);
@@ -117,6 +120,23 @@ mod tests {
             rate.delivered(sent, MS * 10, Some(true));
         }
         assert!(rate.bytes_per_s().is_some_and(|r| r < 1_100_000));
-        assert_eq!(Some(rate.at_least()), rate.bytes_per_s());
+        assert_eq!(Some(rate.carried()), rate.bytes_per_s());
+    }
+
+    /// It was fast while the application set the pace, and has become slow.
+    #[test]
+    fn the_first_time_that_a_path_is_busy_counts_alone() {
+        let mut rate = Rate::default();
+        let sent = rate.written(1_000_000);
+        rate.delivered(sent, MS * 10, Some(false));
+        assert_eq!(rate.carried(), 100_000_000);
+        for _ in 0..40 {
+            let sent = rate.written(1_000);
+            rate.delivered(sent, MS * 10, Some(false));
+        }
+        assert!(rate.carried() < 1_000_000, "{}", rate.carried());
+        let sent = rate.written(5_000);
+        rate.delivered(sent, MS * 10, Some(true));
+        assert_eq!(rate.bytes_per_s(), Some(500_000));
     }
 }

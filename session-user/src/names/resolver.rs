@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use session_proto::wire::Target;
 use tokio::net::{TcpStream, UdpSocket, UnixStream};
+use tokio::runtime::Handle;
 use tokio::sync::{Semaphore, mpsc};
 use tokio::time::timeout;
 
@@ -63,15 +64,18 @@ pub struct Resolver {
     answers: Answers,
     waiting: Arc<Semaphore>,
     streams: Arc<Semaphore>,
+    /// Where conversations are held, whoever brings them.
+    runtime: Handle,
 }
 
 impl Resolver {
-    /// One that answers so.
+    /// One that answers so, and holds conversations in the runtime that this is called in.
     pub fn new(answers: Answers) -> Self {
         Self {
             answers,
             waiting: Arc::new(Semaphore::new(WAITING_MAX)),
             streams: Arc::new(Semaphore::new(STREAMS_MAX)),
+            runtime: Handle::current(),
         }
     }
 
@@ -149,7 +153,7 @@ impl Resolver {
             return;
         };
         let resolver = self.clone();
-        tokio::spawn(async move {
+        self.runtime.spawn(async move {
             let _permit = permit;
             resolver.meet(conversation).await;
         });

@@ -98,18 +98,19 @@ impl BusyPoll {
         self.stretch = self.stretch.saturating_add(bytes);
     }
 
-    /// There is more to do: whether the other tasks of this thread, and its sockets, come first.
-    pub fn is_others_turn(&mut self) -> bool {
-        let is = self.stretch >= STRETCH;
-        if is {
-            self.stretch = 0;
-        }
-        is
+    /// Whether the other tasks of this thread, and its sockets, come first though there is more to do.
+    pub fn is_others_turn(&self) -> bool {
+        self.stretch >= STRETCH
+    }
+
+    /// They had it.
+    pub fn let_others(&mut self) {
+        self.stretch = 0;
     }
 
     /// There is nothing to do.
     pub fn begin(&mut self) -> Wait {
-        self.stretch = 0;
+        self.let_others();
         if std::mem::take(&mut self.moved) > BULK {
             self.run = 0;
             return Wait::Sleep;
@@ -208,6 +209,7 @@ mod tests {
         assert!(!busy.is_others_turn());
         busy.moved(1);
         assert!(busy.is_others_turn());
+        busy.let_others();
         assert!(!busy.is_others_turn());
         busy.moved(STRETCH);
         busy.begin();

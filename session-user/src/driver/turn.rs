@@ -36,6 +36,7 @@ impl Driver {
         let next = cooperative(poll_fn(|cx| ready.poll_next(cx)));
         if !ready.is_empty() {
             if busy.is_others_turn() {
+                busy.let_others();
                 tokio::task::yield_now().await;
             }
             return next.await;
@@ -79,6 +80,9 @@ impl Driver {
                 Name::Chore(id) => self.chore_ready(id),
                 // What it brings has a turn to itself.
                 Name::News(kind) => return self.news_ready(kind, commands),
+            }
+            if self.busy.is_others_turn() {
+                break;
             }
             next = self.ready.try_next();
             if matches!(next, Some(Name::News(_))) {

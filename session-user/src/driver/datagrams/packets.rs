@@ -62,6 +62,7 @@ impl Driver {
             self.settle_flows();
         }
         self.datagrams.room = Some(room);
+        self.busy.moved(bytes);
         if let Some(local) = self.datagrams.locals.get(&path)
             && let Which::Own(socket, source) = &local.socket
             && socket.poll_recv_ready(&mut source.context()).is_ready()

@@ -1,8 +1,9 @@
 //! The task that lets captured connections in: one that begins is held, a stream is asked for, and its socket goes there.
 //!
-//! It runs on the thread of the first session, which is where most of what it asks for is done: a connection is handed to
-//! and fro three times, and between two threads each of them costs a switch. What may take longer, such as attaching to a
-//! cgroup, is the capture's task's.
+//! It runs on the thread of the first session, which is the only one in most units: a connection is handed to and fro three
+//! times between the two, and between two threads each of them costs a switch. What may take longer, such as attaching to a
+//! cgroup, is the capture's task's: only where an application comes from a network namespace that nobody listens in yet is
+//! that one waited for.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -15,6 +16,9 @@ use crate::capture::{Entrance, Gate, GateEvent, Newcomer};
 
 /// Wait after `accept()` failed for want of descriptors or memory.
 pub(super) const ACCEPT_RETRY: Duration = Duration::from_millis(100);
+
+/// So much is done before the session of this thread has its turn.
+const AT_ONCE: u32 = 16;
 
 /// An application in a network namespace where nobody listens yet, and who waits until somebody does.
 pub(super) type Stranger = (Newcomer, oneshot::Sender<()>);
@@ -34,8 +38,15 @@ pub(super) struct Porter {
 impl Porter {
     /// Runs until the capture has ended.
     pub async fn run(mut self) {
+        let mut done = 0_u32;
         loop {
+            done += 1;
+            if done.is_multiple_of(AT_ONCE) {
+                done = 0;
+                tokio::task::yield_now().await;
+            }
             tokio::select! {
+                () = self.strangers.closed() => return,
                 // The gate and the entrance are asked anew.
                 () = self.changed.notified() => {}
                 event = next(self.gate.as_mut()) => match event {

@@ -4,6 +4,7 @@
 //! is let through, and the connection that it makes is accepted; its socket goes to the stream. At any of them the
 //! application may give up.
 
+use std::collections::hash_map::Entry;
 use std::collections::{BTreeSet, HashMap};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -143,56 +144,46 @@ impl HeldConnections {
     /// Tells the application what its target said.
     pub fn answer(&mut self, answered: Answered, gate: &mut Gate) {
         let Some((hop, heard)) = answered else { return };
-        let Some(Held { knock, step, lease }) = self.waiting.remove(hop) else {
+        // Kept meanwhile: whoever looks on must not find that nobody waits.
+        let mut held = self.waiting.held();
+        let Entry::Occupied(mut waits) = held.entry(hop) else {
             return;
         };
+        let Held { knock, step, .. } = waits.get_mut();
         let Step::Asked { arrived, .. } = step else {
             return;
         };
         match heard {
-            Some(Answer::Connected(seat)) => match arrived {
+            Some(Answer::Connected(seat)) => match arrived.take() {
                 // If nobody takes it, the session has ended, and the socket is reset with it.
                 Some(socket) => drop(seat.send(socket)),
-                None => self.admit(knock, seat, lease, gate),
+                None if admitted(knock, gate) => {
+                    *step = Step::Admitted(seat);
+                    return;
+                }
+                // Dropping the seat ends the stream.
+                None => {}
             },
-            Some(Answer::Refused(errno)) => refuse(&knock, errno, gate),
+            Some(Answer::Refused(errno)) => refuse(knock, errno, gate),
             // Nobody knows what the target would say; the session, or the room in it, is over.
-            None => refuse(&knock, libc::EHOSTUNREACH, gate),
+            None => refuse(knock, libc::EHOSTUNREACH, gate),
         }
-    }
-
-    fn admit(
-        &mut self,
-        knock: Box<Knock>,
-        seat: oneshot::Sender<AppStream>,
-        lease: Option<Lease>,
-        gate: &mut Gate,
-    ) {
-        // Dropping the seat ends the stream.
-        if admitted(&knock, gate) {
-            let step = Step::Admitted(seat);
-            self.waiting.insert(knock.hop, Held { knock, step, lease });
-        }
+        waits.remove();
     }
 
     /// A connection was made: it belongs to one that waits, or is given back.
     pub fn arrived(&mut self, captured: Captured) -> Option<Captured> {
-        let Some(held) = self.waiting.remove(captured.hop) else {
+        let mut held = self.waiting.held();
+        let Entry::Occupied(mut waits) = held.entry(captured.hop) else {
             return Some(captured);
         };
-        let lease = held.lease.clone();
-        let hop = captured.hop;
+        let lease = waits.get().lease.clone();
         let socket = captured.into_stream().keeping(lease);
-        match held.step {
+        if let Step::Asked { arrived, .. } = &mut waits.get_mut().step {
+            *arrived = Some(socket);
+        } else if let Step::Admitted(seat) = waits.remove().step {
             // If nobody takes it, the session has ended, and the socket is reset with it.
-            Step::Admitted(seat) => drop(seat.send(socket)),
-            Step::Asked { forget, .. } => {
-                let step = Step::Asked {
-                    forget,
-                    arrived: Some(socket),
-                };
-                self.waiting.insert(hop, Held { step, ..held });
-            }
+            drop(seat.send(socket));
         }
         None
     }

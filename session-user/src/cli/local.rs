@@ -170,7 +170,7 @@ pub fn agent(path: &Path) -> Result<ExitCode, Failure> {
         .with_writer(std::io::stderr)
         .with_ansi(ansi)
         .init();
-    // Sessions have a thread for each processor. What captures, listens and answers commands has threads of its own, so that
+    // Sessions have a thread for each processor. What attaches, listens and answers commands has threads of its own, so that
     // it holds no session up, nor one of these another.
     let processors = std::thread::available_parallelism().map_or(1, NonZero::get);
     let workers = Workers::start(processors, || {}).context("sessions have no threads")?;

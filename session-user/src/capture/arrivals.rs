@@ -26,7 +26,8 @@ impl Arrivals {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Waits at these listeners too, until the handle is used and [`Arrivals::poll_next`] has been called again.
+    /// Waits at these listeners too, from the next call of [`Arrivals::poll_next`] on: whoever waits already is not woken for
+    /// that. Until the handle is used, and it has been called again.
     pub fn add(&self, listeners: Arc<Listeners>) -> AbortHandle {
         let (handle, registration) = AbortHandle::new_pair();
         let each = poll_fn(move |cx| {

@@ -11,6 +11,14 @@ fn at(ms: u64) -> Time {
     Time::from_nanos(ms * 1_000_000)
 }
 
+/// Acknowledges all records before that one.
+fn up_to(cumulative: u64) -> crate::wire::Ack {
+    crate::wire::Ack {
+        cumulative,
+        ranges: Vec::new(),
+    }
+}
+
 fn record(number: u64) -> Written {
     Written {
         number,
@@ -60,10 +68,7 @@ fn a_path_that_is_known_to_be_alive_is_given_time_while_answers_come() {
     pulse.vouch(due + patience * 10);
     assert_eq!(pulse.deadline(), Some(at(100) + patience * 3));
     pulse.vouch(due + Duration::from_millis(30));
-    let ack = crate::wire::Ack {
-        cumulative: 1,
-        ranges: Vec::new(),
-    };
+    let ack = up_to(1);
     retained.acknowledge(&ack).unwrap();
     pulse.acknowledged(&retained, true, Duration::ZERO, at(160));
     let second = pulse.deadline().unwrap();
@@ -85,10 +90,7 @@ fn a_path_that_answers_piece_by_piece_is_given_time() {
         now = now + step;
         pulse.vouch(now + step);
         assert!(!pulse.falls_silent(now), "{cumulative}");
-        let ack = crate::wire::Ack {
-            cumulative,
-            ranges: Vec::new(),
-        };
+        let ack = up_to(cumulative);
         retained.acknowledge(&ack).unwrap();
         pulse.acknowledged(&retained, true, Duration::ZERO, now);
     }
@@ -124,10 +126,7 @@ fn the_oldest_record_under_way_counts() {
     }
     let first = pulse.deadline().unwrap();
     assert!(first > at(140) && first < at(180), "{first:?}");
-    let ack = crate::wire::Ack {
-        cumulative: 1,
-        ranges: Vec::new(),
-    };
+    let ack = up_to(1);
     retained.acknowledge(&ack).unwrap();
     pulse.acknowledged(&retained, true, Duration::ZERO, at(140));
     let second = pulse.deadline().unwrap();
@@ -167,10 +166,7 @@ fn what_is_written_when_there_are_marks_enough_is_waited_for() {
         pulse.written(record(number), at(number * 2));
     }
     assert_eq!(pulse.marks.len(), MARKS_MAX);
-    let ack = crate::wire::Ack {
-        cumulative: all - 1,
-        ranges: Vec::new(),
-    };
+    let ack = up_to(all - 1);
     retained.acknowledge(&ack).unwrap();
     pulse.acknowledged(&retained, true, Duration::ZERO, at(all * 2));
     assert_eq!(pulse.oldest(), Some(at((all - 1) * 2)));
@@ -222,10 +218,7 @@ fn records_grow_with_what_was_carried_though_nothing_ever_waited() {
             busy,
         };
         pulse.written(written, at(number * 10));
-        let ack = crate::wire::Ack {
-            cumulative: number + 1,
-            ranges: Vec::new(),
-        };
+        let ack = up_to(number + 1);
         retained.acknowledge(&ack).unwrap();
         pulse.acknowledged(&retained, true, Duration::ZERO, at(number * 10 + 2));
         assert_eq!(pulse.rate(), None);

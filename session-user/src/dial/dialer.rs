@@ -237,15 +237,14 @@ async fn connect(
     }
     socket.set_tcp_nodelay(true)?;
     socket.set_linger(Some(Duration::ZERO))?;
-    match socket.connect(&addr.into()) {
-        Err(error) if error.raw_os_error() != Some(libc::EINPROGRESS) => return Err(error),
-        _ => {}
-    }
+    let at_once = begin(&socket, addr)?;
     let fd = register(socket)?;
-    // Nothing has been written: it becomes writable when it is connected, or has failed.
-    drop(fd.writable().await?);
-    if let Some(error) = fd.get_ref().take_error()? {
-        return Err(error);
+    if !at_once {
+        // Nothing has been written: it becomes writable when it is connected, or has failed.
+        drop(fd.writable().await?);
+        if let Some(error) = fd.get_ref().take_error()? {
+            return Err(error);
+        }
     }
     let local = fd.get_ref().local_addr()?.as_socket();
     if local == Some(addr) {
@@ -262,6 +261,28 @@ async fn connect(
         }
     }
     Ok(AppStream::dialled(fd, addr))
+}
+
+/// Begins to connect. True: it is connected already, as to a target on this host. The kernel handles the answer only when
+/// connect() lets go of the socket, so that it takes a second call to hear of it (`__inet_stream_connect` of net/ipv4/af_inet.c).
+fn begin(socket: &Socket, addr: SocketAddr) -> io::Result<bool> {
+    let addr = addr.into();
+    for _ in 0..2 {
+        match socket.connect(&addr) {
+            Ok(()) => return Ok(true),
+            Err(error) if is_under_way(&error) => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(false)
+}
+
+/// Of a socket that does not block.
+fn is_under_way(error: &io::Error) -> bool {
+    matches!(
+        error.raw_os_error(),
+        Some(libc::EINPROGRESS | libc::EALREADY)
+    )
 }
 
 /// Binds a socket to an address; its port is chosen when it connects: there are as many of them for each target as there

@@ -2,11 +2,20 @@
 //! that hand credentials to whoever asks from the right machine.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::sync::LazyLock;
 
 use ipnet::IpNet;
 
 /// A range with its name in messages.
-const RANGES: &[(&str, &str)] = &[
+type Range = (IpNet, &'static str);
+
+/// Read once: every dial asks.
+static RANGES: LazyLock<Vec<Range>> = LazyLock::new(|| {
+    let read = |(range, name): &(&str, &'static str)| Some((range.parse().ok()?, *name));
+    WRITTEN.iter().filter_map(read).collect()
+});
+
+const WRITTEN: &[(&str, &str)] = &[
     // RFC 1122 3.2.1.3: "this host on this network"; Linux connects 0.0.0.0 to itself.
     ("0.0.0.0/8", "unspecified"),
     ("127.0.0.0/8", "loopback"),
@@ -28,11 +37,9 @@ const RANGES: &[(&str, &str)] = &[
 ];
 
 /// The special ranges that hold `ip`, each with its name. A metadata address may be in two.
-pub(super) fn ranges_of(ip: IpAddr) -> impl Iterator<Item = (IpNet, &'static str)> {
-    RANGES
-        .iter()
-        .filter_map(|(range, name)| Some((range.parse::<IpNet>().ok()?, *name)))
-        .filter(move |(range, _)| range.contains(&ip))
+pub(super) fn ranges_of(ip: IpAddr) -> impl Iterator<Item = Range> {
+    let holds = move |(range, _): &Range| range.contains(&ip);
+    RANGES.iter().copied().filter(holds)
 }
 
 /// The IPv4 address that an IPv6 address leads to through a translator or a tunnel. It is judged
@@ -61,7 +68,7 @@ mod tests {
 
     #[test]
     fn every_range_in_the_table_is_one() {
-        for (range, name) in RANGES {
+        for (range, name) in WRITTEN {
             let net: IpNet = range.parse().expect(range);
             assert_eq!(net, net.trunc(), "{range}");
             assert!(ranges_of(net.addr()).any(|(_, found)| found == *name));

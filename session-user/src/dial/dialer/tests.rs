@@ -129,6 +129,21 @@ fn an_unreachable_route_is_host_unreachable() {
     });
 }
 
+/// On one CPU the kernel does all of the handshake within connect().
+#[test]
+fn a_target_on_this_host_is_connected_at_once_or_refuses_at_once() {
+    let socket = || Socket::new(Domain::IPV4, Type::STREAM.nonblocking(), None).unwrap();
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let addr = listener.local_addr().unwrap();
+    // The softirq may be put off to a thread of the kernel's where there is much to do.
+    let mut tries = (0..100).map(|_| begin(&socket(), addr).unwrap());
+    assert!(tries.any(|connected| connected));
+    drop(listener);
+    let mut tries = (0..100).map(|_| begin(&socket(), addr));
+    let refused = tries.find_map(Result::err).unwrap();
+    assert_eq!(refused.raw_os_error(), Some(libc::ECONNREFUSED));
+}
+
 #[test]
 fn silence_is_a_timeout() {
     isolated(|| async {

@@ -3,8 +3,8 @@
 use std::net::IpAddr;
 
 use etherparse::{
-    Icmpv4Type, Icmpv6Type, IpHeaders, NetHeaders, PacketBuilder, PacketHeaders, TcpHeader,
-    TransportHeader, icmpv4::DestUnreachableHeader, icmpv6::DestUnreachableCode,
+    Icmpv4Type, Icmpv6Type, IpHeaders, NetSlice, PacketBuilder, SlicedPacket, TcpHeader,
+    TransportSlice, icmpv4::DestUnreachableHeader, icmpv6::DestUnreachableCode,
 };
 
 /// Hop limit of the packets made here, which never leave loopback.
@@ -53,21 +53,13 @@ impl Syn {
     /// Reads a packet that the gate has told of; `None` if it is no SYN.
     pub fn parse(bytes: &[u8]) -> Option<Self> {
         let bytes = alone(bytes)?;
-        let packet = PacketHeaders::from_ip_slice(&bytes).ok()?;
-        let (from, to) = match packet.net? {
-            NetHeaders::Ipv4(ip, _) => (ip.source.into(), ip.destination.into()),
-            NetHeaders::Ipv6(ip, _) => (ip.source.into(), ip.destination.into()),
-            NetHeaders::Arp(_) => return None,
-        };
-        match packet.transport? {
-            TransportHeader::Tcp(tcp) if tcp.syn && !tcp.ack => Some(Self {
-                bytes: bytes.clone(),
-                from,
-                to,
-                tcp,
-            }),
-            _ => None,
-        }
+        let (from, to, tcp) = headers(&bytes)?;
+        Some(Self {
+            bytes,
+            from,
+            to,
+            tcp,
+        })
     }
 
     /// Where the packet was sent to.
@@ -139,6 +131,27 @@ impl Syn {
     }
 }
 
+/// Where a SYN comes from and goes to, and its TCP header. What is read is looked at where it is: as a whole, headers with
+/// all that may be among them take kilobytes.
+fn headers(bytes: &[u8]) -> Option<(IpAddr, IpAddr, TcpHeader)> {
+    let packet = SlicedPacket::from_ip(bytes).ok()?;
+    let (from, to) = match packet.net? {
+        NetSlice::Ipv4(ip) => {
+            let ip = ip.header();
+            (ip.source_addr().into(), ip.destination_addr().into())
+        }
+        NetSlice::Ipv6(ip) => {
+            let ip = ip.header();
+            (ip.source_addr().into(), ip.destination_addr().into())
+        }
+        NetSlice::Arp(_) => return None,
+    };
+    match packet.transport? {
+        TransportSlice::Tcp(tcp) if tcp.syn() && !tcp.ack() => Some((from, to, tcp.to_header())),
+        _ => None,
+    }
+}
+
 /// The headers as a packet of their own: where the SYN had data, its length counts them.
 fn alone(bytes: &[u8]) -> Option<Vec<u8>> {
     let mut bytes = bytes.to_vec();
@@ -173,6 +186,7 @@ pub(super) fn ipv6(from: IpAddr, to: IpAddr) -> IpHeaders {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use etherparse::{PacketHeaders, TransportHeader};
     use proptest::prelude::*;
 
     fn syn(v4: bool) -> Vec<u8> {

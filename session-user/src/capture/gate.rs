@@ -17,6 +17,9 @@ use super::syn::{Refusal, Syn};
 
 /// `BPF_EXIST`: change what is there, add nothing.
 const EXISTING: u64 = 2;
+/// After so much that was heard the programs are told that this agent does not hang, although there is more: each time is a
+/// system call.
+const NOTED_AFTER: u32 = 16;
 
 /// A connection between an application and the agent, as both of its ends know it. No two are the same, also if they had
 /// the same addresses one after the other.
@@ -100,6 +103,8 @@ pub struct Gate {
     ring: AsyncFd<RingBuf<MapData>>,
     handshakes: Handshakes,
     counters: CountersMap,
+    /// So much was heard since the programs were told that this agent does not hang.
+    unnoted: u32,
     injectors: Injectors,
     /// What waits for a namespace to be opened, by its cookie.
     postponed: BTreeMap<u64, HashMap<Hop, Box<Knock>>>,
@@ -123,6 +128,7 @@ impl Gate {
             })?,
             handshakes,
             counters,
+            unnoted: 0,
             injectors,
             postponed: BTreeMap::new(),
         })
@@ -140,11 +146,15 @@ impl Gate {
             let mut guard = self.ring.readable_mut().await?;
             let Some(told) = guard.get_inner_mut().next() else {
                 guard.clear_ready();
+                self.note_answered();
                 continue;
             };
             let event = decode(&told);
             drop(told);
-            self.note_answered();
+            self.unnoted += 1;
+            if self.unnoted >= NOTED_AFTER {
+                self.note_answered();
+            }
             match event {
                 Some(event) => return Ok(self.postpone(event)),
                 None => tracing::error!("the gate told of something that is no SYN"),
@@ -154,10 +164,8 @@ impl Gate {
 
     /// The agent looks at what it was told: it does not hang.
     fn note_answered(&mut self) {
-        // Written only where it changes something: a look costs less, and most are made for other reasons.
-        let index = counter::UNANSWERED_SINCE;
-        if self.counters.get(&index, 0).is_ok_and(|since| since != 0)
-            && let Err(error) = self.counters.set(index, 0, 0)
+        if std::mem::take(&mut self.unnoted) > 0
+            && let Err(error) = self.counters.set(counter::UNANSWERED_SINCE, 0, 0)
         {
             tracing::warn!(%error, "the programs may take this agent to hang");
         }

@@ -152,7 +152,9 @@ impl Gate {
             let event = decode(&told);
             drop(told);
             self.unnoted += 1;
-            if self.unnoted >= NOTED_AFTER {
+            // The ring is not asked again before that one's namespace has been opened.
+            let pauses = matches!(event, Some(GateEvent::Newcomer(_)));
+            if pauses || self.unnoted >= NOTED_AFTER {
                 self.note_answered();
             }
             match event {

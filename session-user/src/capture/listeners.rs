@@ -7,7 +7,6 @@ use std::{
     os::fd::{AsRawFd, FromRawFd as _, RawFd},
     sync::atomic::{AtomicUsize, Ordering},
     task::{Context, Poll, ready},
-    time::Duration,
 };
 
 use session_ebpf_common::{Ports, V6_PORTS};
@@ -18,6 +17,7 @@ use tokio::{
 };
 
 use super::{CaptureError, Hop};
+use crate::requests::AppStream;
 
 /// Connections that may wait to be accepted, per listener.
 const BACKLOG: i32 = 4096;
@@ -219,10 +219,7 @@ fn open(addr: SocketAddr, device: Option<&[u8]>, backlog: i32) -> Result<Socket,
         }
         // Connections that were accepted there before do not keep a port from being listened on again.
         socket.set_reuse_address(true)?;
-        // Accepted sockets have all options of the listener: they are not set for each of them.
-        socket.set_tcp_nodelay(true)?;
-        socket.set_linger(Some(Duration::ZERO))?;
-        socket.set_out_of_band_inline(true)?;
+        AppStream::prepare(&socket)?;
         // bbr would pace the loopback hop to half its speed.
         if let Err(error) = socket.set_tcp_congestion(b"cubic") {
             tracing::debug!(%error, "cubic is not available for the loopback hop");
@@ -357,7 +354,8 @@ mod tests {
         };
         assert_eq!(from, app.local_addr().unwrap());
         assert!(socket.tcp_nodelay().unwrap() && socket.out_of_band_inline().unwrap());
-        assert_eq!(socket.linger().unwrap(), Some(Duration::ZERO));
+        assert_eq!(socket.linger().unwrap(), Some(std::time::Duration::ZERO));
+        assert_eq!(socket.tcp_notsent_lowat().unwrap(), 256 * 1024);
         assert!(socket.nonblocking().unwrap());
     }
 }

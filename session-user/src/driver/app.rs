@@ -19,9 +19,6 @@ const CHUNK_MIN: usize = 4 * 1024;
 const CHUNK_MAX: usize = session_proto::limits::STREAM_DATA_BYTES_MAX;
 /// What an application may say to a peer that has aborted, before it is reset though it has not read all.
 const DISCARDED_MAX: usize = 256 * 1024;
-/// What waits in the kernel for an application to read on, beyond what is under way, in bytes: enough that a reader
-/// never waits for us, little enough that a stuck one is felt at the other end.
-const UNSENT_MAX: u32 = 256 * 1024;
 /// What an application on this host may have said that is not read, in bytes: several of the largest reads. The kernel's
 /// own buffer begins with little, and grows to megabytes (`net.ipv4.tcp_rmem`) while it is read fast; an application whose
 /// target then stops reading would notice that only after as much.
@@ -128,7 +125,7 @@ impl Driver {
         target: String,
         connected: bool,
     ) {
-        if let Err(error) = socket.bound_unsent(UNSENT_MAX) {
+        if let Err(error) = socket.bound_unsent() {
             tracing::debug!(%error, "an application socket's queue could not be bounded");
         }
         match socket.marked() {

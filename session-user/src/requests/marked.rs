@@ -53,11 +53,17 @@ pub(super) struct MarkedSocket {
 impl MarkedSocket {
     /// Registers a socket that does not block, in the current runtime.
     pub fn new(socket: Socket, past_tcp: bool) -> io::Result<Self> {
+        socket.set_out_of_band_inline(true)?;
+        Self::prepared(socket, past_tcp)
+    }
+
+    /// The same for one that has SO_OOBINLINE already.
+    pub fn prepared(socket: Socket, past_tcp: bool) -> io::Result<Self> {
         Ok(Self {
             past_tcp,
             unread: true,
             unwritten: true,
-            ..Self::registered(register(socket)?)
+            ..Self::registered(watch(socket)?)
         })
     }
 
@@ -184,6 +190,10 @@ impl MarkedSocket {
 /// Registers a socket that does not block in the current runtime, for all that a [`MarkedSocket`] is to be told.
 pub(crate) fn register(socket: Socket) -> io::Result<AsyncFd<Socket>> {
     socket.set_out_of_band_inline(true)?;
+    watch(socket)
+}
+
+fn watch(socket: Socket) -> io::Result<AsyncFd<Socket>> {
     let interest = Interest::READABLE | Interest::WRITABLE | Interest::PRIORITY;
     // SAFETY: a `Socket` keeps its descriptor for its whole life, and the registration owns it.
     Ok(unsafe { AsyncFd::register_with_interest(socket, interest) }?)

@@ -16,6 +16,9 @@ use tokio::net::{TcpStream, UnixStream};
 
 use super::marked::{MarkedSocket, Taken};
 
+/// See [`AppStream::bound_unsent`], in bytes.
+const UNSENT_MAX: u32 = 256 * 1024;
+
 /// A connected stream socket of an application, or of a target.
 #[derive(Debug)]
 pub struct AppStream {
@@ -84,8 +87,18 @@ fn not_yet() -> io::Error {
 }
 
 impl AppStream {
-    /// A TCP socket that `peer` has connected to and that does not block. It is of use only once it is [`Self::marked`], in
-    /// the runtime of whoever uses it.
+    /// Gives a listener the options that the sockets of [`Self::accepted`] have of it (`sk_clone_lock` of net/core/sock.c), so
+    /// that they are not set for each: what is written goes at once, urgent data is seen at its place, a close that was not
+    /// put in order is a reset, and what waits unsent is bounded as by [`Self::bound_unsent`].
+    pub fn prepare(listener: &Socket) -> io::Result<()> {
+        listener.set_tcp_nodelay(true)?;
+        listener.set_out_of_band_inline(true)?;
+        listener.set_linger(Some(Duration::ZERO))?;
+        listener.set_tcp_notsent_lowat(UNSENT_MAX)
+    }
+
+    /// A TCP socket that `peer` has connected to and that does not block, of a listener that was [prepared](Self::prepare). It
+    /// is of use only once it is [`Self::marked`], in the runtime of whoever uses it.
     pub fn accepted(socket: Socket, peer: SocketAddr) -> Self {
         Self::with(AppSocket::Accepted(socket), Some(peer))
     }
@@ -141,7 +154,7 @@ impl AppStream {
                 AppSocket::Marked(MarkedSocket::new(socket, self.tally.is_some())?)
             }
             AppSocket::Accepted(socket) => {
-                AppSocket::Marked(MarkedSocket::new(socket, self.tally.is_some())?)
+                AppSocket::Marked(MarkedSocket::prepared(socket, self.tally.is_some())?)
             }
             AppSocket::Marked(mut socket) => {
                 socket.past_tcp = self.tally.is_some();
@@ -257,13 +270,17 @@ impl AppStream {
         }
     }
 
-    /// Bounds what the kernel queues of what is written, beyond what is under way (`TCP_NOTSENT_LOWAT`, tcp(7)), in
-    /// bytes. A reader that reads nothing then holds its writer back after that much, instead of after a send buffer.
-    pub fn bound_unsent(&self, bytes: u32) -> io::Result<()> {
-        match self.tcp() {
-            Some(socket) => socket.set_tcp_notsent_lowat(bytes),
+    /// Bounds what the kernel queues of what is written, beyond what is under way (`TCP_NOTSENT_LOWAT`, tcp(7)), to 256 KiB:
+    /// enough that a reader never waits for us, little enough that a stuck one is felt at the other end. A reader that reads
+    /// nothing then holds its writer back after that much, instead of after a send buffer.
+    pub fn bound_unsent(&self) -> io::Result<()> {
+        match &self.socket {
+            // Of its listener.
+            AppSocket::Accepted(_) => Ok(()),
             // The queue of a Unix socket is the reader's, and bounded by the writer's buffer (unix(7)).
-            None => Ok(()),
+            _ => self
+                .tcp()
+                .map_or(Ok(()), |socket| socket.set_tcp_notsent_lowat(UNSENT_MAX)),
         }
     }
 

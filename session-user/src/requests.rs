@@ -8,6 +8,8 @@ mod marked;
 mod stream;
 
 use std::collections::VecDeque;
+use std::fmt;
+use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use session_proto::wire::Target;
@@ -30,11 +32,41 @@ pub struct StreamRequest {
     /// Where it goes.
     pub target: Target,
     /// The application's end, for logs.
-    pub app: String,
+    pub app: AppEnd,
     /// Id of the application's cgroup, where it is known.
     pub cgroup: Option<u64>,
     /// The application's socket, or who waits for the answer.
     pub supply: Supply,
+}
+
+/// An application's end, for logs. It is put in words only where somebody reads it: most connections are logged by nobody.
+#[derive(Clone, Debug)]
+pub enum AppEnd {
+    /// Its address.
+    Addr(SocketAddr),
+    /// What else it is known by.
+    Named(String),
+}
+
+impl From<SocketAddr> for AppEnd {
+    fn from(addr: SocketAddr) -> Self {
+        Self::Addr(addr)
+    }
+}
+
+impl From<String> for AppEnd {
+    fn from(name: String) -> Self {
+        Self::Named(name)
+    }
+}
+
+impl fmt::Display for AppEnd {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Addr(addr) => addr.fmt(f),
+            Self::Named(name) => name.fmt(f),
+        }
+    }
 }
 
 /// Where the stream's socket comes from.
@@ -174,7 +206,7 @@ mod tests {
         let (asker, answer) = Asker::new();
         let request = StreamRequest {
             target: Target::Name("printer.example".to_owned(), 631),
-            app: "an application".to_owned(),
+            app: "an application".to_owned().into(),
             cgroup: None,
             supply: Supply::Waiting(asker),
         };

@@ -5,14 +5,16 @@
 //! cgroup, is the capture's task's: only where an application comes from a network namespace that nobody listens in yet is
 //! that one waited for.
 
+use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures_util::FutureExt as _;
 use tokio::sync::{Notify, mpsc, oneshot};
 
-use super::held::HeldConnections;
+use super::held::{Answered, HeldConnections};
 use super::routes::Routes;
-use crate::capture::{Entrance, Gate, GateEvent, Newcomer};
+use crate::capture::{Captured, Entrance, Gate, GateEvent, Newcomer};
 
 /// Wait after `accept()` failed for want of descriptors or memory.
 pub(super) const ACCEPT_RETRY: Duration = Duration::from_millis(100);
@@ -35,47 +37,90 @@ pub(super) struct Porter {
     pub changed: Arc<Notify>,
 }
 
+/// What the task waits for.
+enum Happened {
+    /// By the gate.
+    Told(io::Result<GateEvent>),
+    /// By a target.
+    Answered(Answered),
+    Accepted(io::Result<Captured>),
+}
+
+impl Happened {
+    /// Asks whether the same has happened once more, without waiting for it.
+    fn again(&self) -> fn(&mut Porter) -> Option<Self> {
+        match self {
+            Self::Told(_) => |porter| {
+                let told = next(porter.gate.as_mut()).now_or_never();
+                told.map(Self::Told)
+            },
+            Self::Answered(_) => |porter| porter.held.answered().now_or_never().map(Self::Answered),
+            Self::Accepted(_) => |porter| {
+                let accepted = porter.entrance.accept().now_or_never();
+                accepted.map(Self::Accepted)
+            },
+        }
+    }
+}
+
 impl Porter {
     /// Runs until the capture has ended.
     pub async fn run(mut self) {
         let mut done = 0_u32;
         loop {
-            done += 1;
-            if done.is_multiple_of(AT_ONCE) {
-                done = 0;
-                tokio::task::yield_now().await;
-            }
-            tokio::select! {
+            let mut happened = tokio::select! {
                 () = self.strangers.closed() => return,
                 // The gate and the entrance are asked anew.
-                () = self.changed.notified() => {}
-                event = next(self.gate.as_mut()) => match event {
-                    // Here and now: the SYN that waits for it comes next.
-                    Ok(GateEvent::Newcomer(newcomer)) => if self.announce(newcomer).await.is_none() {
-                        return;
-                    },
-                    Ok(event) => self.held.event(event, &self.routes, self.gate.as_mut()),
-                    Err(error) => {
-                        tracing::error!(%error, "held connections cannot be heard of");
-                        tokio::time::sleep(ACCEPT_RETRY).await;
-                    }
-                },
-                answered = self.held.answered(), if self.gate.is_some() => {
-                    if let Some(gate) = &mut self.gate {
-                        self.held.answer(answered, gate);
-                    }
+                () = self.changed.notified() => continue,
+                event = next(self.gate.as_mut()) => Happened::Told(event),
+                answered = self.held.answered(), if self.gate.is_some() => Happened::Answered(answered),
+                accepted = self.entrance.accept() => Happened::Accepted(accepted),
+            };
+            // Connections come, and are answered, several at once: to ask the same again takes less than to ask for all.
+            loop {
+                let again = happened.again();
+                if self.act(happened).await.is_none() {
+                    return;
                 }
-                accepted = self.entrance.accept() => match accepted {
-                    Ok(captured) => if let Some(captured) = self.held.arrived(captured) {
-                        self.routes.dispatch(captured);
-                    },
-                    Err(error) => {
-                        tracing::error!(%error, "a captured connection could not be accepted");
-                        tokio::time::sleep(ACCEPT_RETRY).await;
-                    }
-                },
+                done += 1;
+                if done.is_multiple_of(AT_ONCE) {
+                    done = 0;
+                    tokio::task::yield_now().await;
+                }
+                match again(&mut self) {
+                    Some(next) => happened = next,
+                    None => break,
+                }
             }
         }
+    }
+
+    /// Acts on what has happened. `None`: the capture has ended.
+    async fn act(&mut self, happened: Happened) -> Option<()> {
+        match happened {
+            // Here and now: the SYN that waits for it comes next.
+            Happened::Told(Ok(GateEvent::Newcomer(newcomer))) => self.announce(newcomer).await?,
+            Happened::Told(Ok(event)) => self.held.event(event, &self.routes, self.gate.as_mut()),
+            Happened::Told(Err(error)) => {
+                tracing::error!(%error, "held connections cannot be heard of");
+                tokio::time::sleep(ACCEPT_RETRY).await;
+            }
+            Happened::Answered(answered) => {
+                if let Some(gate) = &mut self.gate {
+                    self.held.answer(answered, gate);
+                }
+            }
+            Happened::Accepted(Ok(captured)) => {
+                if let Some(captured) = self.held.arrived(captured) {
+                    self.routes.dispatch(captured);
+                }
+            }
+            Happened::Accepted(Err(error)) => {
+                tracing::error!(%error, "a captured connection could not be accepted");
+                tokio::time::sleep(ACCEPT_RETRY).await;
+            }
+        }
+        Some(())
     }
 
     /// Has the capture's task listen where the newcomer is. `None`: that one has ended.
@@ -87,7 +132,7 @@ impl Porter {
 }
 
 /// What the gate tells; nothing for ever where there is none.
-async fn next(gate: Option<&mut Gate>) -> std::io::Result<GateEvent> {
+async fn next(gate: Option<&mut Gate>) -> io::Result<GateEvent> {
     match gate {
         Some(gate) => gate.next().await,
         None => std::future::pending().await,

@@ -112,7 +112,7 @@ impl HeldConnections {
             return let_through(&knock, gate);
         }
         let (asker, answer) = Asker::new();
-        let app = knock.app.to_string();
+        let app = knock.app.into();
         let cgroup = knock.cgroup;
         let (forget, aborted) = AbortHandle::new_pair();
         let answer: BoxFuture<'static, _> = Box::pin(async move { (hop, answer.await.ok()) });

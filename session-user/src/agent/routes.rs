@@ -15,7 +15,7 @@ use crate::names::{
     Answers, Book, BookError, Conversation, Decision, Lease, Listening, NameRules, Place, Ranges,
     Resolver, Way,
 };
-use crate::requests::{FlowQueue, RequestQueue, StreamRequest, Supply};
+use crate::requests::{AppEnd, FlowQueue, RequestQueue, StreamRequest, Supply};
 
 /// Where this host says which resolvers it asks.
 const RESOLV_CONF: &str = "/etc/resolv.conf";
@@ -201,7 +201,7 @@ impl Routes {
     }
 
     /// Asks for what a route leads to. A request that nobody takes is dropped, which whoever waits for it sees.
-    pub fn ask(&self, route: Route, app: String, cgroup: u64, supply: Supply) {
+    pub fn ask(&self, route: Route, app: AppEnd, cgroup: u64, supply: Supply) {
         match route {
             Route::Peer { queue, target, .. } => {
                 let request = StreamRequest {
@@ -234,7 +234,7 @@ impl Routes {
         let Ok((route, lease)) = self.find(captured.original, captured.peer, Protocol::Tcp) else {
             return;
         };
-        let (app, cgroup) = (captured.app.to_string(), captured.cgroup);
+        let (app, cgroup) = (captured.app.into(), captured.cgroup);
         let socket = captured.into_stream().keeping(lease);
         self.ask(route, app, cgroup, Supply::Connected(socket));
     }

@@ -246,7 +246,13 @@ async fn connect(
             return Err(error);
         }
     }
-    let local = fd.get_ref().local_addr()?.as_socket();
+    // Bound to another address it has not met itself.
+    let asked = header.is_some() || source.is_none_or(|source| source == addr.ip());
+    let local = if asked {
+        fd.get_ref().local_addr()?.as_socket()
+    } else {
+        None
+    };
     if local == Some(addr) {
         // TCP's simultaneous open with itself: the kernel chose the very port that was dialled,
         // and nobody listens there.

@@ -211,7 +211,7 @@ impl Door {
         let app = client.name();
         let request = StreamRequest {
             target: target.clone(),
-            app,
+            app: app.into(),
             cgroup: None,
             supply: Supply::Connected(client.into_stream()?),
         };
@@ -234,7 +234,7 @@ impl Door {
         let (asker, answer) = Asker::new();
         let request = StreamRequest {
             target,
-            app,
+            app: app.into(),
             cgroup: None,
             supply: Supply::Waiting(asker),
         };

@@ -11,6 +11,7 @@ use super::ready::Source;
 use super::{Driver, Name};
 use crate::requests::{AppStream, Taken};
 use session_proto::session::{Lack, SendBuf, StreamId, own_lane};
+use session_proto::wire::Target;
 
 /// Reads of one socket in one turn, before the others get theirs.
 const READS_PER_TURN: usize = 4;
@@ -33,7 +34,7 @@ pub(super) struct App {
     pub socket: AppStream,
     pub source: Source<Name>,
     /// What the stream leads to, for reports.
-    pub target: String,
+    pub target: Target,
     /// The application's (or our own) end, for reports.
     pub local: Option<SocketAddr>,
     /// Whether the target is known to be connected.
@@ -60,7 +61,7 @@ impl App {
     pub fn new(
         socket: AppStream,
         source: Source<Name>,
-        target: String,
+        target: Target,
         connected: bool,
         lane: Option<u64>,
     ) -> Self {
@@ -122,7 +123,7 @@ impl Driver {
         &mut self,
         id: StreamId,
         socket: AppStream,
-        target: String,
+        target: Target,
         connected: bool,
     ) {
         if let Err(error) = socket.bound_unsent() {
@@ -362,7 +363,10 @@ impl Driver {
         }
         if self.session.take_end(id) {
             app.write_closed = true;
-            if let Err(error) = app.socket.shutdown(Shutdown::Write) {
+            // Where the other direction has ended as well the socket is closed now, which says the same.
+            if !app.read_closed
+                && let Err(error) = app.socket.shutdown(Shutdown::Write)
+            {
                 return self.app_failed(id, &error);
             }
             self.app_finish_if_done(id);

@@ -46,7 +46,7 @@ use std::time::{Duration, Instant};
 use bytes::BytesMut;
 use session_proto::Time;
 use session_proto::session::{Event, FlowId, Handle, Session, StreamId, UdpPath};
-use session_proto::wire::{ConnectionId, ResumeToken};
+use session_proto::wire::{ConnectionId, ResumeToken, Target};
 use tokio::net::TcpStream;
 use tokio::sync::{mpsc, oneshot};
 
@@ -228,6 +228,7 @@ enum Internal {
     },
     Target {
         id: StreamId,
+        target: Target,
         result: Result<AppStream, crate::dial::DialError>,
     },
     Flow {
@@ -237,7 +238,6 @@ enum Internal {
     Seated {
         id: StreamId,
         socket: Option<AppStream>,
-        target: String,
     },
 }
 
@@ -383,9 +383,9 @@ impl Driver {
         match internal {
             Internal::Dialled(dialled) => self.dialled(dialled),
             Internal::Rejoined { path, result } => self.rejoined(&path, result),
-            Internal::Target { id, result } => self.target_dialled(id, result),
+            Internal::Target { id, target, result } => self.target_dialled(id, target, result),
             Internal::Flow { id, addresses } => self.far_resolved(id, addresses),
-            Internal::Seated { id, socket, target } => self.seated(id, socket, target),
+            Internal::Seated { id, socket } => self.seated(id, socket),
         }
     }
 

@@ -139,7 +139,7 @@ impl Driver {
         });
         let streams = self.apps.iter().map(|(&id, app)| StreamReport {
             id,
-            target: app.target.clone(),
+            target: app.target.to_string(),
             local: app.local,
             connected: app.connected,
             service: self.session.service(id).unwrap_or_default(),
@@ -149,7 +149,7 @@ impl Driver {
         });
         let awaiting = self.awaiting.iter().map(|(&id, awaiting)| StreamReport {
             id,
-            target: awaiting.target.clone(),
+            target: awaiting.target.to_string(),
             local: None,
             connected: false,
             service: self.session.service(id).unwrap_or_default(),

@@ -19,7 +19,7 @@ pub(super) struct Awaiting {
     /// Takes what the target said to the task that waits for it on the application's behalf; none once it has.
     verdict: Option<oneshot::Sender<Result<(), i32>>>,
     /// What the stream leads to, for reports.
-    pub target: String,
+    pub target: Target,
 }
 
 /// What a unit that accepts sessions needs to dial for others.
@@ -81,10 +81,9 @@ impl Driver {
             Ok(id) => {
                 tracing::debug!(stream = id, app = %request.app, target = %request.target, "opened");
                 self.report.opened += 1;
-                let target = request.target.to_string();
                 match request.supply {
-                    Supply::Connected(socket) => self.add_app(id, socket, target, false),
-                    Supply::Waiting(asker) => self.await_target(id, asker, target),
+                    Supply::Connected(socket) => self.add_app(id, socket, request.target, false),
+                    Supply::Waiting(asker) => self.await_target(id, asker, request.target),
                 }
                 self.tend_lanes();
                 Ok(())
@@ -98,30 +97,31 @@ impl Driver {
     }
 
     /// The application's socket comes when the target has answered.
-    fn await_target(&mut self, id: StreamId, asker: Asker, target: String) {
+    fn await_target(&mut self, id: StreamId, asker: Asker, target: Target) {
         let (verdict, heard) = oneshot::channel();
         let awaiting = Awaiting {
             verdict: Some(verdict),
-            target: target.clone(),
+            target,
         };
         self.awaiting.insert(id, awaiting);
-        self.begin(seat(id, asker, heard, target));
+        self.begin(seat(id, asker, heard));
     }
 
     /// The application's socket for a stream whose target is connected; none if it has given up.
-    pub(super) fn seated(&mut self, id: StreamId, socket: Option<AppStream>, target: String) {
-        self.awaiting.remove(&id);
-        match socket {
-            Some(socket) if self.session.has_stream(id) => {
-                self.add_app(id, socket, target, true);
+    pub(super) fn seated(&mut self, id: StreamId, socket: Option<AppStream>) {
+        let awaiting = self.awaiting.remove(&id);
+        match (socket, awaiting) {
+            (Some(socket), Some(awaiting)) if self.session.has_stream(id) => {
+                self.add_app(id, socket, awaiting.target, true);
                 // Only now does it count among those that want a lane.
                 self.tend_lanes();
                 self.app_write(id);
             }
             // The stream was reset meanwhile, and so is the socket.
-            Some(_) => {}
-            None => {
-                tracing::debug!(stream = id, %target, "the application gave up");
+            (Some(_), _) => {}
+            (None, awaiting) => {
+                let target = awaiting.map(|a| tracing::field::display(a.target));
+                tracing::debug!(stream = id, target, "the application gave up");
                 self.session
                     .abort(id, libc::ECONNRESET.unsigned_abs().into());
                 self.lanes_may_go();
@@ -143,7 +143,7 @@ impl Driver {
         let dial = self.begin(async move {
             let is_own = |ip| links.links.iter().any(|link| link.holds(ip));
             let result = dial_target(&caller, is_own, &target, &allow, timeout).await;
-            Some(Internal::Target { id, result })
+            Some(Internal::Target { id, target, result })
         });
         if let Side::Responder(responder) = &mut self.side {
             responder.dialling.insert(id, dial);
@@ -153,6 +153,7 @@ impl Driver {
     pub(super) fn target_dialled(
         &mut self,
         id: StreamId,
+        target: Target,
         result: Result<AppStream, crate::dial::DialError>,
     ) {
         if let Side::Responder(responder) = &mut self.side {
@@ -160,9 +161,10 @@ impl Driver {
         }
         match result {
             Ok(socket) if self.session.has_stream(id) => {
-                let target = socket.peer_addr().map(|a| a.to_string());
+                // Which of its addresses it was.
+                let target = socket.peer_addr().map_or(target, Target::Addr);
                 self.session.connected(id);
-                self.add_app(id, socket, target.unwrap_or_default(), true);
+                self.add_app(id, socket, target, true);
             }
             // The application gave up first.
             Ok(_) => {}
@@ -224,7 +226,6 @@ async fn seat(
     id: StreamId,
     mut asker: Asker,
     verdict: oneshot::Receiver<Result<(), i32>>,
-    target: String,
 ) -> Option<Internal> {
     let verdict = tokio::select! {
         verdict = verdict => verdict,
@@ -233,7 +234,7 @@ async fn seat(
     match verdict {
         Ok(Ok(())) => {
             let socket = asker.connected().await;
-            return Some(Internal::Seated { id, socket, target });
+            return Some(Internal::Seated { id, socket });
         }
         Ok(Err(errno)) => asker.refused(errno),
         // The session has ended, which dropping the asker tells.

@@ -18,8 +18,8 @@ use tokio::time::timeout;
 use super::answer::{Answers, Carrier, Reply, belongs};
 use super::stream::{Far, converse};
 use crate::requests::{
-    Answer, AppFlow, AppStream, Asker, FlowEnd, FlowInput, FlowQueue, RequestQueue, StreamRequest,
-    Supply,
+    Answer, AppEnd, AppFlow, AppStream, Asker, FlowEnd, FlowInput, FlowQueue, RequestQueue,
+    StreamRequest, Supply,
 };
 
 /// Questions by UDP that wait for a resolver's answer, at most; each takes a socket. Beyond it they are dropped, and
@@ -51,7 +51,7 @@ pub struct Conversation {
     /// The way to it.
     pub way: Way,
     /// The application's end, for logs.
-    pub app: String,
+    pub app: AppEnd,
     /// Id of the application's cgroup.
     pub cgroup: u64,
     /// The application's socket, or who waits for the resolver to accept.
@@ -172,7 +172,7 @@ impl Resolver {
             Supply::Connected(near) => match dialled.await {
                 Ok(far) => (near, far),
                 Err(errno) => {
-                    tracing::debug!(%resolver, app, errno, "a resolver takes no connection");
+                    tracing::debug!(%resolver, %app, errno, "a resolver takes no connection");
                     return;
                 }
             },
@@ -191,7 +191,7 @@ impl Resolver {
             }
         };
         if let Err(error) = converse(self, near, far).await {
-            tracing::debug!(%resolver, app, %error, "a connection to a resolver has failed");
+            tracing::debug!(%resolver, %app, %error, "a connection to a resolver has failed");
         }
     }
 }
@@ -260,7 +260,7 @@ async fn ask_through(
     }
 }
 
-async fn dial(resolver: SocketAddr, way: &Way, app: &str, cgroup: u64) -> Result<Far, i32> {
+async fn dial(resolver: SocketAddr, way: &Way, app: &AppEnd, cgroup: u64) -> Result<Far, i32> {
     match way {
         Way::Direct => {
             let connected = timeout(CONNECT_TIMEOUT, TcpStream::connect(resolver)).await;
@@ -273,7 +273,7 @@ async fn dial(resolver: SocketAddr, way: &Way, app: &str, cgroup: u64) -> Result
             let (asker, answer) = Asker::new();
             let request = StreamRequest {
                 target: Target::Addr(resolver),
-                app: app.to_owned(),
+                app: app.clone(),
                 cgroup: Some(cgroup),
                 supply: Supply::Waiting(asker),
             };

@@ -161,7 +161,7 @@ async fn a_connection_carries_both_kinds_of_questions_and_ends_in_order() {
     resolver().serve(Conversation {
         resolver: upstream_tcp().await,
         way: Way::Direct,
-        app: "a test".to_owned(),
+        app: "a test".to_owned().into(),
         cgroup: 0,
         supply: Supply::Connected(near),
     });
@@ -182,7 +182,7 @@ async fn who_waits_is_told_what_the_resolver_says() {
         resolver().serve(Conversation {
             resolver: resolver_at,
             way,
-            app: "a test".to_owned(),
+            app: "a test".to_owned().into(),
             cgroup: 0,
             supply: Supply::Waiting(asker),
         });
@@ -270,7 +270,7 @@ async fn captured_datagrams_are_answered_by_their_flow() {
     let end = Box::new(OneAnswer(answered));
     let flow = Arc::new(AppFlow::new(
         Target::Addr(at),
-        "a test".to_owned(),
+        "a test".to_owned().into(),
         None,
         end,
     ));

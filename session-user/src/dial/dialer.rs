@@ -246,14 +246,20 @@ async fn connect(
             return Err(error);
         }
     }
-    // Bound to another address it has not met itself.
-    let asked = header.is_some() || source.is_none_or(|source| source == addr.ip());
-    let local = if asked {
+    // Bound to another address it has not met itself. What is dialled as no address in particular is its own.
+    let anywhere = addr.ip().is_unspecified();
+    let perhaps_itself = anywhere || source.is_none_or(|source| source == addr.ip());
+    let local = if perhaps_itself || header.is_some() {
         fd.get_ref().local_addr()?.as_socket()
     } else {
         None
     };
-    if local == Some(addr) {
+    let remote = if anywhere {
+        fd.get_ref().peer_addr()?.as_socket()
+    } else {
+        Some(addr)
+    };
+    if local == remote {
         // TCP's simultaneous open with itself: the kernel chose the very port that was dialled,
         // and nobody listens there.
         return Err(io::Error::from_raw_os_error(libc::ECONNREFUSED));

@@ -132,16 +132,32 @@ fn an_unreachable_route_is_host_unreachable() {
 /// On one CPU the kernel does all of the handshake within connect().
 #[test]
 fn a_target_on_this_host_is_connected_at_once_or_refuses_at_once() {
-    let socket = || Socket::new(Domain::IPV4, Type::STREAM.nonblocking(), None).unwrap();
-    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-    let addr = listener.local_addr().unwrap();
-    // The softirq may be put off to a thread of the kernel's where there is much to do.
-    let mut tries = (0..100).map(|_| begin(&socket(), addr).unwrap());
-    assert!(tries.any(|connected| connected));
-    drop(listener);
-    let mut tries = (0..100).map(|_| begin(&socket(), addr));
-    let refused = tries.find_map(Result::err).unwrap();
-    assert_eq!(refused.raw_os_error(), Some(libc::ECONNREFUSED));
+    isolated(|| async {
+        let socket = || Socket::new(Domain::IPV4, Type::STREAM.nonblocking(), None).unwrap();
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let addr = listener.local_addr().unwrap();
+        // The softirq may be put off to a thread of the kernel's where there is much to do.
+        let mut tries = (0..100).map(|_| begin(&socket(), addr).unwrap());
+        assert!(tries.any(|connected| connected));
+        drop(listener);
+        let mut tries = (0..100).map(|_| begin(&socket(), addr));
+        let refused = tries.find_map(Result::err).unwrap();
+        assert_eq!(refused.raw_os_error(), Some(libc::ECONNREFUSED));
+    });
+}
+
+/// TCP's simultaneous open: the only port that is left to dial from is the one that is dialled.
+#[test]
+fn a_dial_that_meets_itself_is_refused() {
+    isolated(|| async {
+        let range = "/proc/sys/net/ipv4/ip_local_port_range";
+        std::fs::write(range, "40001 40001").unwrap();
+        let rules = ["127.0.0.0/8:*", "0.0.0.0/8:*"];
+        for addr in ["127.0.0.1:40001", "0.0.0.0:40001"] {
+            let error = fails(&target(addr), &rules, LONG).await;
+            assert_eq!(error.errno(), libc::ECONNREFUSED, "{addr}: {error}");
+        }
+    });
 }
 
 #[test]

@@ -92,8 +92,9 @@ pub mod counter {
     pub const NOT_HELD: u32 = 14;
     /// Matching connections that found an agent that does not answer.
     pub const AGENT_HUNG: u32 = 15;
-    /// When the agent was told of the oldest connection that it has not looked at, in nanoseconds of CLOCK_MONOTONIC; 0
-    /// if there is none. Not a count: the programs set it, and the agent sets it back whenever it looks.
+    /// When the agent was told of a connection since which it has not said that it looks, in nanoseconds of CLOCK_MONOTONIC;
+    /// 0 if there is none. Not a count: the programs set it, and the agent sets it back when it has looked at all that it
+    /// was told of, or at some of it where that does not end.
     pub const UNANSWERED_SINCE: u32 = 16;
     /// Captured `connect()`s of UDP sockets and datagrams that were sent without it, to IPv4 destinations.
     pub const UDP4: u32 = 17;

@@ -62,19 +62,19 @@ impl MarkedSocket {
         Ok(Self {
             past_tcp,
             unread: true,
-            unwritten: true,
             ..Self::registered(watch(socket)?)
         })
     }
 
-    /// One that [`register`] has registered before its connect() was through: events tell of all that comes.
+    /// One that [`register`] has registered, and that is connected. Events tell of all that comes: also of what came before
+    /// (`ep_insert` of fs/eventpoll.c).
     pub fn registered(fd: AsyncFd<Socket>) -> Self {
         Self {
             fd: Arc::new(fd),
             past_tcp: false,
             full: false,
             unread: false,
-            unwritten: false,
+            unwritten: true,
         }
     }
 

@@ -103,7 +103,7 @@ impl AppStream {
         Self::with(AppSocket::Accepted(socket), Some(peer))
     }
 
-    /// One that has connected to `peer`, and was [registered](super::register) in the current runtime before it had.
+    /// One that has connected to `peer`, and is [registered](super::register) in the current runtime.
     pub fn dialled(fd: AsyncFd<Socket>, peer: SocketAddr) -> Self {
         let socket = MarkedSocket::registered(fd);
         Self::with(AppSocket::Marked(socket), Some(peer))

@@ -37,30 +37,13 @@ pub(super) struct Porter {
     pub changed: Arc<Notify>,
 }
 
-/// What the task waits for.
-enum Happened {
-    /// By the gate.
-    Told(io::Result<GateEvent>),
-    /// By a target.
-    Answered(Answered),
-    Accepted(io::Result<Captured>),
-}
-
-impl Happened {
-    /// Asks whether the same has happened once more, without waiting for it.
-    fn again(&self) -> fn(&mut Porter) -> Option<Self> {
-        match self {
-            Self::Told(_) => |porter| {
-                let told = next(porter.gate.as_mut()).now_or_never();
-                told.map(Self::Told)
-            },
-            Self::Answered(_) => |porter| porter.held.answered().now_or_never().map(Self::Answered),
-            Self::Accepted(_) => |porter| {
-                let accepted = porter.entrance.accept().now_or_never();
-                accepted.map(Self::Accepted)
-            },
-        }
-    }
+/// Who tells the task of something.
+#[derive(Clone, Copy)]
+enum Source {
+    Gate,
+    /// Targets.
+    Answers,
+    Entrance,
 }
 
 impl Porter {
@@ -68,59 +51,84 @@ impl Porter {
     pub async fn run(mut self) {
         let mut done = 0_u32;
         loop {
-            let mut happened = tokio::select! {
+            let mut again = tokio::select! {
                 () = self.strangers.closed() => return,
                 // The gate and the entrance are asked anew.
                 () = self.changed.notified() => continue,
-                event = next(self.gate.as_mut()) => Happened::Told(event),
-                answered = self.held.answered(), if self.gate.is_some() => Happened::Answered(answered),
-                accepted = self.entrance.accept() => Happened::Accepted(accepted),
-            };
-            // Connections come, and are answered, several at once: to ask the same again takes less than to ask for all.
-            loop {
-                let again = happened.again();
-                if self.act(happened).await.is_none() {
-                    return;
+                event = next(self.gate.as_mut()) => self.told(event).await,
+                answered = self.held.answered(), if self.gate.is_some() => {
+                    self.answered(answered);
+                    Some(Source::Answers)
                 }
+                accepted = self.entrance.accept() => self.accepted(accepted).await,
+            };
+            // Connections come, and are answered, several at once: to ask the same one again takes less than to ask all.
+            while let Some(source) = again {
                 done += 1;
                 if done.is_multiple_of(AT_ONCE) {
                     done = 0;
                     tokio::task::yield_now().await;
+                    break;
                 }
-                match again(&mut self) {
-                    Some(next) => happened = next,
-                    None => break,
-                }
+                again = self.again(source).await;
             }
         }
     }
 
-    /// Acts on what has happened. `None`: the capture has ended.
-    async fn act(&mut self, happened: Happened) -> Option<()> {
-        match happened {
+    /// The same once more, if there is more of it already.
+    async fn again(&mut self, source: Source) -> Option<Source> {
+        match source {
+            Source::Gate => {
+                let event = next(self.gate.as_mut()).now_or_never()?;
+                self.told(event).await
+            }
+            Source::Answers => {
+                let answered = self.held.answered().now_or_never()?;
+                self.answered(answered);
+                Some(source)
+            }
+            Source::Entrance => {
+                let accepted = self.entrance.accept().now_or_never()?;
+                self.accepted(accepted).await
+            }
+        }
+    }
+
+    /// Acts on what the gate tells. `None`: it is not asked again at once.
+    async fn told(&mut self, event: io::Result<GateEvent>) -> Option<Source> {
+        match event {
             // Here and now: the SYN that waits for it comes next.
-            Happened::Told(Ok(GateEvent::Newcomer(newcomer))) => self.announce(newcomer).await?,
-            Happened::Told(Ok(event)) => self.held.event(event, &self.routes, self.gate.as_mut()),
-            Happened::Told(Err(error)) => {
+            Ok(GateEvent::Newcomer(newcomer)) => self.announce(newcomer).await?,
+            Ok(event) => self.held.event(event, &self.routes, self.gate.as_mut()),
+            Err(error) => {
                 tracing::error!(%error, "held connections cannot be heard of");
                 tokio::time::sleep(ACCEPT_RETRY).await;
+                return None;
             }
-            Happened::Answered(answered) => {
-                if let Some(gate) = &mut self.gate {
-                    self.held.answer(answered, gate);
-                }
-            }
-            Happened::Accepted(Ok(captured)) => {
+        }
+        Some(Source::Gate)
+    }
+
+    fn answered(&mut self, answered: Answered) {
+        if let Some(gate) = &mut self.gate {
+            self.held.answer(answered, gate);
+        }
+    }
+
+    async fn accepted(&mut self, accepted: io::Result<Captured>) -> Option<Source> {
+        match accepted {
+            Ok(captured) => {
                 if let Some(captured) = self.held.arrived(captured) {
                     self.routes.dispatch(captured);
                 }
             }
-            Happened::Accepted(Err(error)) => {
+            Err(error) => {
                 tracing::error!(%error, "a captured connection could not be accepted");
                 tokio::time::sleep(ACCEPT_RETRY).await;
+                return None;
             }
         }
-        Some(())
+        Some(Source::Entrance)
     }
 
     /// Has the capture's task listen where the newcomer is. `None`: that one has ended.

@@ -270,7 +270,7 @@ async fn captured_datagrams_are_answered_by_their_flow() {
     let end = Box::new(OneAnswer(answered));
     let flow = Arc::new(AppFlow::new(
         Target::Addr(at),
-        "a test".to_owned().into(),
+        "a test".to_owned(),
         None,
         end,
     ));

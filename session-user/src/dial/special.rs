@@ -15,6 +15,7 @@ static RANGES: LazyLock<Vec<Range>> = LazyLock::new(|| {
     WRITTEN.iter().filter_map(read).collect()
 });
 
+/// The same as one reads it.
 const WRITTEN: &[(&str, &str)] = &[
     // RFC 1122 3.2.1.3: "this host on this network"; Linux connects 0.0.0.0 to itself.
     ("0.0.0.0/8", "unspecified"),

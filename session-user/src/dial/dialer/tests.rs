@@ -152,9 +152,10 @@ fn a_dial_that_meets_itself_is_refused() {
     isolated(|| async {
         let range = "/proc/sys/net/ipv4/ip_local_port_range";
         std::fs::write(range, "40001 40001").unwrap();
-        let rules = ["127.0.0.0/8:*", "0.0.0.0/8:*"];
-        for addr in ["127.0.0.1:40001", "0.0.0.0:40001"] {
-            let error = fails(&target(addr), &rules, LONG).await;
+        let rules = ["127.0.0.0/8:*", "0.0.0.0/8:*", "[::1]:*", "[::]:*"];
+        for ip in ["127.0.0.1", "0.0.0.0", "[::1]", "[::]"] {
+            let addr = format!("{ip}:40001");
+            let error = fails(&target(&addr), &rules, LONG).await;
             assert_eq!(error.errno(), libc::ECONNREFUSED, "{addr}: {error}");
         }
     });
